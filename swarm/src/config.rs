@@ -8,15 +8,15 @@ use std::time::Duration;
 pub const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 
 /// Maximum number of simultaneous requests for one unit, including those to stalled peers.
-pub const MAX_REQUESTS_PER_UNIT: usize = 3;
+pub(crate) const MAX_REQUESTS_PER_UNIT: usize = 3;
 
 /// Maximum bytes in flight from one peer. Enough for twice 1 Gbit/s over 60 ms, the bytes on the
 /// wire and the requests queued behind them; no single peer can use the whole budget.
-pub const MAX_PEER_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_PEER_BYTES: u64 = 16 << 20;
 
 /// Maximum number of requests to one peer, whatever their size: each is a stream, or part of one,
 /// at the other end.
-pub const MAX_PEER_REQUESTS: u32 = 64;
+pub(crate) const MAX_PEER_REQUESTS: u32 = 64;
 
 /// Maximum number of peers with requests in a crowd. A unit is worth nothing to others before its
 /// last byte, so a large crowd must not request everything from everyone. Too few peers starve
@@ -25,49 +25,49 @@ pub const CROWD_PEERS: u32 = 24;
 
 /// Silence of all partial peers after which they are not a crowd: four times the longest interval
 /// at which a peer announces its changes.
-pub const CROWD_STALL: Duration = Duration::from_secs(1);
+pub(crate) const CROWD_STALL: Duration = Duration::from_secs(1);
 
 /// Number of units that must also have completed here: in a crowd, other peers get theirs about as
 /// fast.
-pub const CROWD_STALL_UNITS: u32 = 16;
+pub(crate) const CROWD_STALL_UNITS: u32 = 16;
 
 /// Data to keep in flight with a complete provider beyond the link's own delay, as time at its
 /// rate. Covers verification and the driver's scheduling, and lets the driver request neighbouring
 /// units in one call.
-pub const PIPELINE_SLACK: Duration = Duration::from_millis(20);
+pub(crate) const PIPELINE_SLACK: Duration = Duration::from_millis(20);
 
 /// Longest silence before other peers may fetch a peer's units. A silent peer costs at most this
 /// and the time of one unit.
-pub const MAX_STALL: Duration = Duration::from_millis(1500);
+pub(crate) const MAX_STALL: Duration = Duration::from_millis(1500);
 
 /// Shortest such silence: less would mistake a scheduling delay for a failure.
-pub const MIN_STALL: Duration = Duration::from_millis(250);
+pub(crate) const MIN_STALL: Duration = Duration::from_millis(250);
 
 /// Silence after which a request is given up and the peer backed off.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How often the endgame looks for requests that another peer would finish sooner.
-pub const ENDGAME_TICK: Duration = Duration::from_millis(50);
+pub(crate) const ENDGAME_TICK: Duration = Duration::from_millis(50);
 
 /// First back-off after a broken connection or a timeout; doubles with each failure in a row.
-pub const BACK_OFF: Duration = Duration::from_millis(500);
+pub(crate) const BACK_OFF: Duration = Duration::from_millis(500);
 
 /// Longest back-off: a peer that comes back is noticed within this time.
-pub const MAX_BACK_OFF: Duration = Duration::from_secs(30);
+pub(crate) const MAX_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// First back-off after BUSY without a delay from the peer; doubles with each BUSY in a row.
-pub const BUSY_BACK_OFF: Duration = Duration::from_millis(50);
+pub(crate) const BUSY_BACK_OFF: Duration = Duration::from_millis(50);
 
 /// Longest back-off after BUSY, with or without a delay from the peer: slots become free sooner
 /// than connections recover.
-pub const MAX_BUSY_BACK_OFF: Duration = Duration::from_secs(5);
+pub(crate) const MAX_BUSY_BACK_OFF: Duration = Duration::from_secs(5);
 
 /// First delay before refused units are requested again; doubles with each refusal in a row. A peer
 /// that hashes a small file again needs a few milliseconds.
-pub const REFUSED_BACK_OFF: Duration = Duration::from_millis(250);
+pub(crate) const REFUSED_BACK_OFF: Duration = Duration::from_millis(250);
 
 /// Longest such delay: units that become available again are noticed within this time.
-pub const MAX_REFUSED_BACK_OFF: Duration = Duration::from_secs(30);
+pub(crate) const MAX_REFUSED_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// Delay before a banned peer may be readmitted, if no other peer can serve; doubles with each ban.
 /// Long enough that a misbehaving peer costs next to nothing, short enough to wait for if a link
@@ -79,13 +79,14 @@ pub const MAX_BAN: Duration = Duration::from_secs(600);
 
 /// Number of units that a readmitted peer must deliver before it gets more than one request at a
 /// time.
-pub const PROBATION_UNITS: u32 = 32;
+pub(crate) const PROBATION_UNITS: u32 = 32;
 
-/// How often to check whether other peers can serve instead of a peer that was banned.
-pub const BAN_LOOK: Duration = Duration::from_secs(1);
+/// How often to check whether a peer whose ban is over must be readmitted: only if no other peer
+/// can serve.
+pub(crate) const READMISSION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Failures in a row before a peer is forgotten: about two minutes of retries.
-pub const MAX_FAILURES: u32 = 10;
+pub(crate) const MAX_FAILURES: u32 = 10;
 
 /// The limits of one swarm.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,10 +95,10 @@ pub struct SwarmConfig {
     /// however large its unit.
     /// [`Swarm::set_max_in_flight_bytes`](crate::Swarm::set_max_in_flight_bytes) changes it later.
     pub max_in_flight_bytes: u64,
-    /// Maximum bytes in flight from one peer; default [`MAX_PEER_BYTES`]. One request is always
+    /// Maximum bytes in flight from one peer, 16 MiB unless set. One request is always
     /// allowed, however large its unit.
     pub max_peer_bytes: u64,
-    /// Maximum number of requests to one peer; default [`MAX_PEER_REQUESTS`].
+    /// Maximum number of requests to one peer, 64 unless set.
     pub max_peer_requests: u32,
     /// Maximum number of peers with requests in a crowd; default [`CROWD_PEERS`].
     pub crowd_peers: u32,

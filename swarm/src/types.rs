@@ -83,17 +83,6 @@ pub enum Failure {
     Refused,
 }
 
-/// The state of a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnitState {
-    /// Neither verified nor requested.
-    Missing,
-    /// Requested from this many peers; at least one.
-    InFlight(u32),
-    /// Verified.
-    Have,
-}
-
 /// The state of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerPhase {
@@ -112,7 +101,7 @@ pub enum PeerPhase {
     },
     /// Refused every missing unit that it has.
     Refusing {
-        /// When it is asked again.
+        /// When some of them are requested again.
         until: Time,
     },
     /// Sent bad bytes or violated the protocol. Gets no requests before `until`, nor while other
@@ -189,7 +178,7 @@ pub enum StuckReason {
     },
     /// Every peer that has a missing unit refused it.
     Refused {
-        /// When the first peer is asked again.
+        /// When a unit is requested again from the first peer.
         until: Time,
         /// Number of retry rounds without success, of the peer with the fewest.
         tries: u32,

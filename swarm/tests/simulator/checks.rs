@@ -11,7 +11,8 @@ impl World {
             };
             assert!(
                 node.finished.is_some() && node.have.is_full() && swarm.is_finished(),
-                "seed {seed}: node {index} is not done after {} s: {:?}, missing {:?}, {:?}, world {:?}",
+                "seed {seed}: node {index} did not finish within {} s: {:?}, missing {:?}, {:?}, \
+                 world {:?}",
                 seconds(self.now),
                 swarm.stuck_reason(),
                 swarm.missing(),
@@ -21,12 +22,12 @@ impl World {
             assert_eq!(
                 *swarm.have(),
                 node.have,
-                "seed {seed}: node {index} has what verified"
+                "seed {seed}: node {index} has exactly the units that verified"
             );
-            let most = self.setup.config.max_in_flight_bytes.max(self.setup.unit_len);
+            let budget = self.setup.config.max_in_flight_bytes.max(self.setup.unit_len);
             assert!(
-                swarm.counters().peak_in_flight_bytes <= most,
-                "seed {seed}: node {index} is within its budget"
+                swarm.counters().peak_in_flight_bytes <= budget,
+                "seed {seed}: node {index} exceeded its budget"
             );
         }
     }

@@ -13,9 +13,9 @@ use crate::{
 
 /// One downloader with a fast downlink and these providers. Returns the world after the download,
 /// and its duration in seconds.
-fn fetch(sources: Vec<Spec>, units: u32, seed: u64) -> (World, f64) {
+fn fetch(providers: Vec<Spec>, units: u32, seed: u64) -> (World, f64) {
     let mut nodes = vec![Spec::peer(10.0 * LINK)];
-    nodes.extend(sources);
+    nodes.extend(providers);
     let mut world = World::new(Setup::new(nodes, units), seed);
     let took = world.run();
     world.assert_sound(seed);
@@ -23,12 +23,12 @@ fn fetch(sources: Vec<Spec>, units: u32, seed: u64) -> (World, f64) {
 }
 
 #[test]
-fn one_source_a_hundred_times_slower_costs_little() {
+fn a_provider_a_hundred_times_slower_costs_little() {
     for seed in 0..5 {
         let (_, without) = fetch(vec![Spec::seed(LINK); 3], 256, seed);
-        let mut sources = vec![Spec::seed(LINK); 3];
-        sources.push(Spec::seed(LINK / 100.0));
-        let (world, with) = fetch(sources, 256, seed);
+        let mut providers = vec![Spec::seed(LINK); 3];
+        providers.push(Spec::seed(LINK / 100.0));
+        let (world, with) = fetch(providers, 256, seed);
         println!("seed {seed}: {without:.3} s without, {with:.3} s with");
         assert!(with < without * 1.05, "seed {seed}: {with} against {without}");
         assert!(
@@ -40,11 +40,11 @@ fn one_source_a_hundred_times_slower_costs_little() {
 }
 
 #[test]
-fn a_source_that_falls_silent_costs_less_than_two_seconds() {
+fn a_provider_that_stalls_costs_less_than_two_seconds() {
     for seed in 0..5 {
-        let mut sources = vec![Spec::seed(LINK); 4];
-        sources[0].stall = Some((0.5, 1e6));
-        let (_, took) = fetch(sources, 512, seed);
+        let mut providers = vec![Spec::seed(LINK); 4];
+        providers[0].stall = Some((0.5, 1e6));
+        let (_, took) = fetch(providers, 512, seed);
         // Half a second of four providers, then three.
         let bound = (512.0 * 0.25 * MIB - 0.5 * 4.0 * LINK) / (3.0 * LINK) + 0.5;
         println!("seed {seed}: {took:.3} s, bound {bound:.3} s");
@@ -53,12 +53,14 @@ fn a_source_that_falls_silent_costs_less_than_two_seconds() {
 }
 
 #[test]
-fn liars_are_banned_and_cost_little() {
+fn misbehaving_peers_are_banned_and_cost_little() {
     for seed in 0..5 {
         let (_, honest) = fetch(vec![Spec::seed(LINK); 4], 512, seed);
-        let mut sources = vec![Spec::seed(LINK); 8];
-        sources[4..].iter_mut().for_each(|source| source.corrupt = 0.05);
-        let (world, took) = fetch(sources, 512, seed);
+        let mut providers = vec![Spec::seed(LINK); 8];
+        providers[4..]
+            .iter_mut()
+            .for_each(|provider| provider.corrupt = 0.05);
+        let (world, took) = fetch(providers, 512, seed);
         println!(
             "seed {seed}: {took:.3} s, {} banned, {honest:.3} s with the honest alone",
             world.nodes[0].banned.len()
@@ -70,40 +72,43 @@ fn liars_are_banned_and_cost_little() {
 /// A provider that hashes its file again refuses for a moment and announces nothing, although its
 /// earlier announcements hold again.
 #[test]
-fn the_only_source_refuses_for_a_moment() {
+fn the_only_provider_refuses_for_a_moment() {
     for seed in 0..20 {
         for lasts in [0.001, 0.05, 0.5, 5.0, 60.0] {
-            let mut source = Spec::seed(LINK);
-            source.refuses = Some((0.01, lasts));
-            let (world, took) = fetch(vec![source], 64, seed);
+            let mut provider = Spec::seed(LINK);
+            provider.refuses = Some((0.01, lasts));
+            let (world, took) = fetch(vec![provider], 64, seed);
             let bound = 64.0 * 0.25 * MIB / LINK + lasts;
             // The last delay may have been as long as all earlier ones together, and a little more.
             assert!(
                 took < bound + 0.5 + 1.5 * lasts,
                 "seed {seed}: {took} s after {lasts} s"
             );
-            let asked = world.nodes[0].asked;
-            assert!(asked < 64 * 12, "seed {seed}: {asked} requests in {lasts} s");
+            let requests = world.nodes[0].requests_made;
+            assert!(
+                requests < 64 * 12,
+                "seed {seed}: {requests} requests in {lasts} s"
+            );
         }
     }
 }
 
 /// The link of the only provider damages all bytes for a while.
 #[test]
-fn the_only_source_is_tried_again_after_its_link_corrupted() {
+fn the_only_provider_is_readmitted_after_its_link_corrupted() {
     for seed in 0..20 {
-        for (sources, lasts) in [(1, 12.0), (3, 12.0), (1, 100.0)] {
-            let mut source = Spec::seed(LINK);
-            (source.corrupt, source.corrupts_until) = (1.0, lasts);
-            let (world, took) = fetch(vec![source; sources], 64, seed);
+        for (providers, lasts) in [(1, 12.0), (3, 12.0), (1, 100.0)] {
+            let mut provider = Spec::seed(LINK);
+            (provider.corrupt, provider.corrupts_until) = (1.0, lasts);
+            let (world, took) = fetch(vec![provider; providers], 64, seed);
             // Delays of 30, 60 and 120 s, each up to a quarter longer.
-            let most = if lasts < 20.0 { 40.0 } else { 265.0 };
-            assert!(took < most, "seed {seed}: {took} s");
+            let max = if lasts < 20.0 { 40.0 } else { 265.0 };
+            assert!(took < max, "seed {seed}: {took} s");
             let swarm = world.nodes[0].swarm.as_ref().unwrap();
             let corrupt = swarm.counters().corrupt_bytes as f64;
             assert!(
                 corrupt <= 8.0 * 0.25 * MIB,
-                "seed {seed}: {corrupt} bytes in vain"
+                "seed {seed}: {corrupt} corrupt bytes"
             );
         }
     }
@@ -111,20 +116,20 @@ fn the_only_source_is_tried_again_after_its_link_corrupted() {
 
 /// A dishonest peer gets no request while another provider serves, however slow and however long.
 #[test]
-fn a_banned_peer_is_left_alone_while_another_serves() {
-    let mut liar = Spec::seed(LINK);
-    liar.corrupt = 1.0;
-    let (world, took) = fetch(vec![liar, Spec::seed(LINK / 500.0)], 32, 1);
+fn a_banned_peer_gets_no_request_while_another_serves() {
+    let mut misbehaving = Spec::seed(LINK);
+    misbehaving.corrupt = 1.0;
+    let (world, took) = fetch(vec![misbehaving, Spec::seed(LINK / 500.0)], 32, 1);
     assert!(took > 100.0, "{took} s");
     let swarm = world.nodes[0].swarm.as_ref().unwrap();
     let corrupt = swarm.counters().corrupt_bytes as f64;
-    assert!(corrupt <= 0.25 * MIB, "{corrupt} bytes in vain");
+    assert!(corrupt <= 0.25 * MIB, "{corrupt} corrupt bytes");
 }
 
 /// A partial peer that makes no progress is not a crowd: deeper pipelines at others take nothing
 /// from it.
 #[test]
-fn an_idle_partial_peer_costs_a_second_at_most() {
+fn an_idle_partial_peer_costs_at_most_a_second() {
     for (seed, delay) in [(0, 0.0005), (1, 0.005), (2, 0.02)] {
         let took = |idle: bool| {
             let mut nodes = vec![Spec::peer(100.0 * LINK)];
@@ -147,7 +152,7 @@ fn an_idle_partial_peer_costs_a_second_at_most() {
 }
 
 #[test]
-fn one_slow_source_is_enough() {
+fn one_slow_provider_is_enough() {
     let (_, took) = fetch(vec![Spec::seed(LINK / 1000.0)], 4, 1);
     assert!(took < 1.05 * MIB / (LINK / 1000.0) + 0.1, "{took}");
 }
@@ -161,19 +166,19 @@ fn one_unit_is_not_fetched_twice() {
 }
 
 #[test]
-fn one_unit_does_not_wait_for_a_silent_source() {
+fn one_unit_does_not_wait_for_a_stalled_provider() {
     for seed in 0..20 {
-        let mut sources = vec![Spec::seed(LINK); 4];
-        sources[..3]
+        let mut providers = vec![Spec::seed(LINK); 4];
+        providers[..3]
             .iter_mut()
-            .for_each(|source| source.stall = Some((0.0, 1e6)));
-        let (_, took) = fetch(sources, 1, seed);
+            .for_each(|provider| provider.stall = Some((0.0, 1e6)));
+        let (_, took) = fetch(providers, 1, seed);
         assert!(took < 5.0, "seed {seed}: {took} s");
     }
 }
 
 /// A provider with a random fault.
-fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
+fn random_peer(rng: &mut Xoshiro256PlusPlus) -> Spec {
     let downloads = rng.random_bool(0.4);
     let rate = LINK * rng.random_range(0.02..2.0);
     let mut spec = if downloads {
@@ -191,7 +196,7 @@ fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
     };
     match rng.random_range(0..8) {
         0 => spec.corrupt = rng.random_range(0.01..1.0),
-        1 => spec.lies = rng.random_range(0.1..1.0),
+        1 => spec.false_claims = rng.random_range(0.1..1.0),
         2 => spec.stall = Some((rng.random_range(0.0..2.0), rng.random_range(0.1..60.0))),
         3 => spec.dies = Some(spec.joins + rng.random_range(0.1..3.0)),
         // Fast enough that a unit fits in a visit.
@@ -206,12 +211,12 @@ fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
 /// One honest complete provider is enough for every downloader to verify every unit in bounded
 /// time, whatever the others do.
 #[test]
-fn every_world_with_an_honest_source_ends() {
+fn every_world_with_an_honest_provider_finishes() {
     for seed in seeds(80) {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut nodes = vec![Spec::peer(LINK), Spec::seed(LINK)];
         let others = rng.random_range(0..10);
-        nodes.extend((0..others).map(|_| strange(&mut rng)));
+        nodes.extend((0..others).map(|_| random_peer(&mut rng)));
         let mut setup = Setup::new(nodes, rng.random_range(1..64));
         setup.delay = rng.random_range(0.0001..0.05);
         setup.limit = 600.0;
@@ -238,29 +243,32 @@ fn every_world_with_an_honest_source_ends() {
 /// Every fault, also at the only complete provider, but for a limited time: no download may wait
 /// for ever for bytes that are available, nor send requests without pause.
 #[test]
-fn every_world_whose_source_recovers_ends() {
+fn every_world_whose_provider_recovers_finishes() {
     for seed in seeds(300) {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x5eed);
-        let mut source = Spec::seed(LINK);
-        let at = |rng: &mut Xoshiro256PlusPlus| (rng.random_range(0.0..0.5), rng.random_range(0.001..20.0));
+        let mut provider = Spec::seed(LINK);
+        let period = |rng: &mut Xoshiro256PlusPlus| {
+            let start = rng.random_range(0.0..0.5);
+            (start, rng.random_range(0.001..20.0))
+        };
         if rng.random_bool(0.5) {
-            source.refuses = Some(at(&mut rng));
+            provider.refuses = Some(period(&mut rng));
         }
         if rng.random_bool(0.5) {
-            (source.corrupt, source.corrupts_until) =
+            (provider.corrupt, provider.corrupts_until) =
                 (rng.random_range(0.1..1.0), rng.random_range(0.1..12.0));
         }
         if rng.random_bool(0.3) {
-            source.stall = Some(at(&mut rng));
+            provider.stall = Some(period(&mut rng));
         }
         match rng.random_range(0..4) {
-            0 => source.flaps = Some(rng.random_range(1.0..3.0)),
-            1 => source.slots = 1,
+            0 => provider.flaps = Some(rng.random_range(1.0..3.0)),
+            1 => provider.slots = 1,
             _ => {}
         }
-        let mut nodes = vec![Spec::peer(LINK), source];
+        let mut nodes = vec![Spec::peer(LINK), provider];
         let others = rng.random_range(0..4);
-        nodes.extend((0..others).map(|_| strange(&mut rng)));
+        nodes.extend((0..others).map(|_| random_peer(&mut rng)));
         let mut setup = Setup::new(nodes, rng.random_range(1..32));
         setup.delay = rng.random_range(0.0001..0.05);
         setup.limit = 1800.0;
@@ -275,11 +283,11 @@ fn every_world_whose_source_recovers_ends() {
             .filter(|(_, node)| node.swarm.is_some())
         {
             // Each unit of each peer once or twice, plus retries after growing delays.
-            let most = 8 * units * world.nodes.len() as u64 + (20.0 * took) as u64;
+            let max = 8 * units * world.nodes.len() as u64 + (20.0 * took) as u64;
             assert!(
-                node.asked <= most,
-                "seed {seed}: node {index} asked {} times",
-                node.asked
+                node.requests_made <= max,
+                "seed {seed}: node {index} made {} requests",
+                node.requests_made
             );
         }
     }
@@ -288,7 +296,7 @@ fn every_world_whose_source_recovers_ends() {
 /// A download whose peers all leave waits without running timers continuously, and continues when
 /// one returns.
 #[test]
-fn nobody_for_a_while_then_one() {
+fn a_download_continues_when_a_provider_returns() {
     let mut late = Spec::seed(LINK);
     late.joins = 30.0;
     let mut early = Spec::seed(LINK);

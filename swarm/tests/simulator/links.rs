@@ -17,22 +17,25 @@ pub(crate) struct Flow {
     pub(crate) id: RequestId,
     pub(crate) unit: u32,
     pub(crate) to_send: u64,
-    pub(crate) to_come: u64,
+    pub(crate) to_receive: u64,
     pub(crate) corrupt: bool,
     pub(crate) dead: bool,
-    pub(crate) begun: bool,
+    pub(crate) has_started: bool,
     pub(crate) served: u64,
 }
 
 impl World {
     /// Sends a request to its peer.
     pub(crate) fn request(&mut self, to: usize, id: RequestId, from: usize, unit: u32) {
-        assert!(!self.nodes[to].banned.contains(&from), "a banned peer is asked");
-        assert!(!self.nodes[to].have.get(unit), "unit {unit} is asked for again");
+        assert!(
+            !self.nodes[to].banned.contains(&from),
+            "a banned peer gets a request"
+        );
+        assert!(!self.nodes[to].have.get(unit), "unit {unit} is requested again");
         let spec = &self.nodes[from].spec;
         let corrupts = spec.corrupt > 0.0 && seconds(self.now) < spec.corrupts_until;
         let corrupt = corrupts && self.rng.random_bool(spec.corrupt);
-        self.nodes[to].asked += 1;
+        self.nodes[to].requests_made += 1;
         let len = self.setup.unit_len;
         let flow = Flow {
             from,
@@ -40,19 +43,19 @@ impl World {
             id,
             unit,
             to_send: len,
-            to_come: len,
+            to_receive: len,
             corrupt,
             dead: false,
-            begun: false,
+            has_started: false,
             served: 0,
         };
         self.flows.push(flow);
         self.flow_of.insert((to, id), self.flows.len() - 1);
-        self.after(self.setup.delay, Event::Asked(self.flows.len() - 1));
+        self.after(self.setup.delay, Event::RequestArrived(self.flows.len() - 1));
     }
 
     /// A request arrived at its peer.
-    pub(crate) fn asked(&mut self, flow: usize) {
+    pub(crate) fn request_arrived(&mut self, flow: usize) {
         let Flow { from, unit, dead, .. } = self.flows[flow];
         if dead {
             return;
@@ -61,7 +64,7 @@ impl World {
             let uploads = self.nodes[from].uploads.iter();
             uploads.filter(|index| is(&self.flows[**index])).count()
         };
-        let waiting = count(&|flow| !flow.begun);
+        let waiting = count(&|flow| !flow.has_started);
         let large = count(&|flow| flow.to_send >= LARGE);
         let is_large = self.setup.unit_len >= LARGE;
         let node = &mut self.nodes[from];
@@ -70,8 +73,8 @@ impl World {
         } else if node.refuses || !node.have.get(unit) {
             Some(Failure::NotAvailable)
         } else if node.uploads.len() >= node.spec.slots
-            || waiting >= node.spec.most_waiting
-            || is_large && large >= self.setup.most_large
+            || waiting >= node.spec.max_waiting
+            || is_large && large >= self.setup.max_large
         {
             Some(Failure::Busy { retry_after: None })
         } else {
@@ -81,9 +84,9 @@ impl World {
             return self.after(self.setup.delay, Event::Failed(flow, failure));
         }
         node.uploads.push(flow);
-        if node.spec.tells_uploads {
+        if node.spec.announces_uploads {
             node.uploading.set(unit, true);
-            self.tell_soon(from, self.setup.seed_tells_every);
+            self.announce_soon(from, self.setup.seed_announce_interval);
         }
         self.send_next(from);
     }
@@ -97,7 +100,9 @@ impl World {
         let delay = self.setup.delay;
         let room = |to: usize| {
             let window = 4 * CHUNK + (up.min(self.nodes[to].spec.down) * 2.0 * delay) as u64;
-            self.on_way.get(&(from, to)).is_none_or(|&bytes| bytes < window)
+            self.in_transit
+                .get(&(from, to))
+                .is_none_or(|&bytes| bytes < window)
         };
         let streams = self.setup.streams;
         let flows = &self.flows;
@@ -112,9 +117,9 @@ impl World {
         let flow = &mut self.flows[index];
         let bytes = CHUNK.min(flow.to_send);
         flow.to_send -= bytes;
-        *self.on_way.entry((from, flow.to)).or_default() += bytes;
+        *self.in_transit.entry((from, flow.to)).or_default() += bytes;
         flow.served = self.sequence;
-        if !std::mem::replace(&mut flow.begun, true) {
+        if !std::mem::replace(&mut flow.has_started, true) {
             self.nodes[from].sent_units[flow.unit as usize] += 1;
         }
         self.nodes[from].sent_bytes += bytes;
@@ -127,34 +132,34 @@ impl World {
     /// A chunk arrived at the downloader.
     pub(crate) fn delivered(&mut self, index: usize, bytes: u64) {
         let flow = &mut self.flows[index];
-        flow.to_come -= bytes;
+        flow.to_receive -= bytes;
         let Flow {
             from,
             to,
             id,
             unit,
-            to_come,
+            to_receive,
             corrupt,
             ..
         } = *flow;
-        *self.on_way.entry((from, to)).or_default() -= bytes;
+        *self.in_transit.entry((from, to)).or_default() -= bytes;
         self.send_next(from);
-        if to_come == 0 {
+        if to_receive == 0 {
             self.end_upload(index);
         }
         if !self.flow_of.contains_key(&(to, id)) {
             return;
         }
-        self.tell_swarm(to, |swarm, now| swarm.progressed(id, bytes, now));
-        if to_come > 0 || self.flow_of.remove(&(to, id)).is_none() {
+        self.notify_swarm(to, |swarm, now| swarm.progressed(id, bytes, now));
+        if to_receive > 0 || self.flow_of.remove(&(to, id)).is_none() {
             return;
         }
         if corrupt {
-            self.tell_swarm(to, |swarm, now| swarm.corrupt(id, now));
+            self.notify_swarm(to, |swarm, now| swarm.corrupt(id, now));
         } else {
             self.nodes[to].have.set(unit, true);
-            self.tell_swarm(to, |swarm, now| {
-                assert!(swarm.verified(id, now), "whoever was not cancelled is needed")
+            self.notify_swarm(to, |swarm, now| {
+                assert!(swarm.verified(id, now), "a unit that was not cancelled is needed")
             });
         }
     }
@@ -170,9 +175,9 @@ impl World {
             .uploads
             .iter()
             .any(|&other| self.flows[other].unit == unit);
-        if self.nodes[from].spec.tells_uploads && !sending {
+        if self.nodes[from].spec.announces_uploads && !sending {
             self.nodes[from].uploading.set(unit, false);
-            self.tell_soon(from, self.setup.seed_tells_every);
+            self.announce_soon(from, self.setup.seed_announce_interval);
         }
     }
 }

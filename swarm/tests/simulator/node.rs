@@ -16,7 +16,7 @@ pub(crate) struct Spec {
     /// Maximum number of uploads, waiting ones included; further requests get BUSY.
     pub(crate) slots: usize,
     /// Maximum number of waiting uploads; further requests get BUSY.
-    pub(crate) most_waiting: usize,
+    pub(crate) max_waiting: usize,
     /// Fraction of the units that it sends with a wrong byte.
     pub(crate) corrupt: f64,
     /// Time after which it sends no more wrong bytes: the link damaged them, and the node is
@@ -25,7 +25,7 @@ pub(crate) struct Spec {
     /// When it starts to refuse every request, and for how long. Its announcements do not change.
     pub(crate) refuses: Option<(f64, f64)>,
     /// Fraction of the units that it claims to have and does not have.
-    pub(crate) lies: f64,
+    pub(crate) false_claims: f64,
     /// When it stops sending silently, and for how long.
     pub(crate) stall: Option<(f64, f64)>,
     /// When it leaves for ever and its connections break.
@@ -35,7 +35,7 @@ pub(crate) struct Spec {
     /// When it joins.
     pub(crate) joins: f64,
     /// Announces the units that it is sending to others as being fetched.
-    pub(crate) tells_uploads: bool,
+    pub(crate) announces_uploads: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,16 +53,16 @@ impl Spec {
             start: Start::All,
             downloads: false,
             slots: usize::MAX,
-            most_waiting: usize::MAX,
+            max_waiting: usize::MAX,
             corrupt: 0.0,
             corrupts_until: f64::INFINITY,
             refuses: None,
-            lies: 0.0,
+            false_claims: 0.0,
             stall: None,
             dies: None,
             flaps: None,
             joins: 0.0,
-            tells_uploads: false,
+            announces_uploads: false,
         }
     }
 
@@ -84,8 +84,8 @@ pub(crate) struct Node {
     /// The units that it can serve.
     pub(crate) have: Bitfield,
     /// What it last announced: units that it has, units that it fetches.
-    pub(crate) told: (Bitfield, Bitfield),
-    pub(crate) telling: bool,
+    pub(crate) announced: (Bitfield, Bitfield),
+    pub(crate) announce_pending: bool,
     /// The units that it is sending, if it announces them.
     pub(crate) uploading: Bitfield,
     pub(crate) online: bool,
@@ -106,5 +106,5 @@ pub(crate) struct Node {
     pub(crate) finished: Option<u64>,
     pub(crate) banned: Vec<usize>,
     /// Number of requests that it made.
-    pub(crate) asked: u64,
+    pub(crate) requests_made: u64,
 }

@@ -13,9 +13,9 @@ pub(crate) struct Setup {
     /// One-way delay in seconds.
     pub(crate) delay: f64,
     /// How long a node collects changes before it announces them, in seconds.
-    pub(crate) tell_every: f64,
+    pub(crate) announce_interval: f64,
     /// How long a seed collects changes to what it sends before it announces them, in seconds.
-    pub(crate) seed_tells_every: f64,
+    pub(crate) seed_announce_interval: f64,
     /// How many others each downloader knows, complete ones included first; all if `None`.
     pub(crate) neighbours: Option<usize>,
     pub(crate) config: SwarmConfig,
@@ -25,7 +25,7 @@ pub(crate) struct Setup {
     /// Maximum number of parallel uploads of one node; the others wait, first come, first served.
     pub(crate) streams: usize,
     /// Maximum number of parallel large uploads.
-    pub(crate) most_large: usize,
+    pub(crate) max_large: usize,
     /// The simulation gives up after this many seconds.
     pub(crate) limit: f64,
 }
@@ -37,13 +37,13 @@ impl Setup {
             units,
             unit_len: 256 * 1024,
             delay: 0.0005,
-            tell_every: 0.005,
-            seed_tells_every: 0.0,
+            announce_interval: 0.005,
+            seed_announce_interval: 0.0,
             neighbours: None,
             config: SwarmConfig::default(),
             budgets: None,
             streams: usize::MAX,
-            most_large: usize::MAX,
+            max_large: usize::MAX,
             limit: 3600.0,
         }
     }
@@ -61,7 +61,7 @@ pub(crate) fn neighbours(
     rng: &mut Xoshiro256PlusPlus,
 ) -> Vec<usize> {
     let mut others: Vec<usize> = (0..count).filter(|&other| other != index).collect();
-    let Some(most) = setup.neighbours else {
+    let Some(max) = setup.neighbours else {
         return others;
     };
     others.shuffle(rng);
@@ -71,6 +71,6 @@ pub(crate) fn neighbours(
         .iter()
         .take_while(|&&other| setup.nodes[other].start == Start::All)
         .count();
-    others.truncate(seeds + most / 2);
+    others.truncate(seeds + max / 2);
     others
 }

@@ -36,15 +36,15 @@ pub(crate) enum Event {
     Stall(usize, bool),
     Refuse(usize, bool),
     Wake(usize),
-    Tell(usize),
+    Announce(usize),
     Readmit(usize, usize),
-    Told {
+    Announcement {
         from: usize,
         to: usize,
         visit: u32,
         change: Rc<Change>,
     },
-    Asked(usize),
+    RequestArrived(usize),
     Cancelled(usize),
     Failed(usize, Failure),
     UplinkFree(usize),
@@ -77,7 +77,7 @@ pub(crate) struct World {
     pub(crate) flows: Vec<Flow>,
     pub(crate) flow_of: BTreeMap<(usize, RequestId), usize>,
     /// Bytes in transit between two nodes, including those of cancelled requests.
-    pub(crate) on_way: HashMap<(usize, usize), u64>,
+    pub(crate) in_transit: HashMap<(usize, usize), u64>,
     events: BinaryHeap<Timed>,
     pub(crate) now: u64,
     pub(crate) sequence: u64,
@@ -109,17 +109,18 @@ impl World {
                     have.set(unit, rng.random_bool(share));
                 }
             }
-            let swarm = spec
-                .downloads
-                .then(|| Swarm::new(setup.config.clone(), lens.clone(), have.clone(), rng.random()));
+            let swarm = spec.downloads.then(|| {
+                let config = setup.config.clone();
+                Swarm::new(config, lens.clone(), have.clone(), rng.random())
+            });
             let neighbours = neighbours(index, &setup, count, &mut rng);
             nodes.push(Node {
                 spec: spec.clone(),
                 neighbours,
                 swarm,
-                told: (have.clone(), Bitfield::new(setup.units)),
+                announced: (have.clone(), Bitfield::new(setup.units)),
                 have,
-                telling: false,
+                announce_pending: false,
                 uploading: Bitfield::new(setup.units),
                 online: false,
                 stalled: false,
@@ -133,7 +134,7 @@ impl World {
                 wake: None,
                 finished: None,
                 banned: Vec::new(),
-                asked: 0,
+                requests_made: 0,
             });
         }
         // Neighbours know each other.
@@ -149,7 +150,7 @@ impl World {
             nodes,
             flows: Vec::new(),
             flow_of: BTreeMap::new(),
-            on_way: HashMap::new(),
+            in_transit: HashMap::new(),
             events: BinaryHeap::new(),
             now: 0,
             sequence: 0,
@@ -227,7 +228,7 @@ impl World {
             Event::Wake(node) => {
                 if self.nodes[node].wake == Some(self.now) {
                     self.nodes[node].wake = None;
-                    self.tell_swarm(node, |swarm, now| swarm.handle_timeout(now));
+                    self.notify_swarm(node, |swarm, now| swarm.handle_timeout(now));
                 }
             }
             Event::Readmit(node, peer) => {
@@ -235,15 +236,15 @@ impl World {
                     self.introduce(peer, node);
                 }
             }
-            Event::Tell(node) => self.tell(node),
-            Event::Told {
+            Event::Announce(node) => self.announce(node),
+            Event::Announcement {
                 from,
                 to,
                 visit,
                 change,
             } => {
                 if self.nodes[from].visit == visit {
-                    self.tell_swarm(to, |swarm, now| {
+                    self.notify_swarm(to, |swarm, now| {
                         let Change {
                             have,
                             fetching,
@@ -253,13 +254,13 @@ impl World {
                     });
                 }
             }
-            Event::Asked(flow) => self.asked(flow),
+            Event::RequestArrived(flow) => self.request_arrived(flow),
             Event::Cancelled(flow) => self.end_upload(flow),
             Event::Failed(flow, failure) => {
                 let Flow { to, id, .. } = self.flows[flow];
                 self.end_upload(flow);
                 if self.flow_of.remove(&(to, id)).is_some() {
-                    self.tell_swarm(to, |swarm, now| swarm.failed(id, failure, now));
+                    self.notify_swarm(to, |swarm, now| swarm.failed(id, failure, now));
                 }
             }
             Event::UplinkFree(node) => {
@@ -268,7 +269,8 @@ impl World {
             }
             Event::AtDownlink(flow, bytes) => {
                 let node = &mut self.nodes[self.flows[flow].to];
-                node.down_free = node.down_free.max(self.now) + nanos(bytes as f64 / node.spec.down);
+                let takes = nanos(bytes as f64 / node.spec.down);
+                node.down_free = node.down_free.max(self.now) + takes;
                 let at = node.down_free;
                 self.push(at, Event::Delivered(flow, bytes));
             }
@@ -298,11 +300,11 @@ impl World {
         if self.nodes[to].swarm.is_none() {
             return;
         }
-        let (mut have, fetching) = self.nodes[from].told.clone();
-        let lies = self.nodes[from].spec.lies;
-        if lies > 0.0 {
+        let (mut have, fetching) = self.nodes[from].announced.clone();
+        let false_claims = self.nodes[from].spec.false_claims;
+        if false_claims > 0.0 {
             for unit in 0..self.setup.units {
-                if self.rng.random_bool(lies) {
+                if self.rng.random_bool(false_claims) {
                     have.set(unit, true);
                 }
             }
@@ -313,7 +315,7 @@ impl World {
             fetching
         };
         let delay = self.setup.delay;
-        self.tell_swarm(to, |swarm, now| {
+        self.notify_swarm(to, |swarm, now| {
             swarm.peer_joined(key(from), now);
             swarm.round_trip(key(from), Duration::from_secs_f64(2.0 * delay));
             swarm.availability(key(from), &Availability { have, fetching }, now);
@@ -328,8 +330,8 @@ impl World {
         }
         for other in self.nodes[node].neighbours.clone() {
             if self.nodes[other].online {
-                self.tell_swarm(other, |swarm, now| swarm.peer_left(key(node), now));
-                self.tell_swarm(node, |swarm, now| swarm.peer_left(key(other), now));
+                self.notify_swarm(other, |swarm, now| swarm.peer_left(key(node), now));
+                self.notify_swarm(node, |swarm, now| swarm.peer_left(key(other), now));
             }
         }
         if let (Some(every), false) = (self.nodes[node].spec.flaps, for_good) {
@@ -337,7 +339,7 @@ impl World {
         }
     }
 
-    pub(crate) fn tell_swarm(&mut self, node: usize, event: impl FnOnce(&mut Swarm, Time)) {
+    pub(crate) fn notify_swarm(&mut self, node: usize, event: impl FnOnce(&mut Swarm, Time)) {
         let now = self.time();
         if let Some(swarm) = &mut self.nodes[node].swarm {
             event(swarm, now);
@@ -348,10 +350,12 @@ impl World {
     /// Executes the actions of a node's swarm and schedules its next timeout.
     fn drive(&mut self, index: usize) {
         let now = self.time();
-        if let (Some((least, most)), Some(swarm)) = (self.setup.budgets, &mut self.nodes[index].swarm)
+        if let Some((min, max)) = self.setup.budgets
+            && let Some(swarm) = &mut self.nodes[index].swarm
             && self.rng.random_bool(0.1)
         {
-            swarm.set_max_in_flight_bytes(self.rng.random_range(least..=most) * self.setup.unit_len);
+            let units = self.rng.random_range(min..=max);
+            swarm.set_max_in_flight_bytes(units * self.setup.unit_len);
         }
         while let Some(action) = self.nodes[index]
             .swarm
@@ -359,7 +363,9 @@ impl World {
             .and_then(|swarm| swarm.poll_action(now))
         {
             match action {
-                Action::Request { id, peer, unit } => self.request(index, id, peer.0 as usize, unit),
+                Action::Request { id, peer, unit } => {
+                    self.request(index, id, peer.0 as usize, unit);
+                }
                 Action::Cancel { id } => {
                     if let Some(flow) = self.flow_of.remove(&(index, id)) {
                         self.after(self.setup.delay, Event::Cancelled(flow));
@@ -369,9 +375,12 @@ impl World {
                     let peer = peer.0 as usize;
                     assert!(
                         self.nodes[peer].spec.corrupt > 0.0,
-                        "node {peer} is banned and never sent a bad byte"
+                        "node {peer} is banned although it never sent a bad byte"
                     );
-                    assert!(!self.nodes[index].banned.contains(&peer), "a ban comes once");
+                    assert!(
+                        !self.nodes[index].banned.contains(&peer),
+                        "no peer is banned twice at a time"
+                    );
                     self.nodes[index].banned.push(peer);
                 }
                 // As if the index named it again.
@@ -396,52 +405,56 @@ impl World {
         }
         let node = &mut self.nodes[index];
         if let Some(swarm) = &node.swarm
-            && (*swarm.have() != node.told.0 || *swarm.fetching() != node.told.1)
+            && (*swarm.have() != node.announced.0 || *swarm.fetching() != node.announced.1)
         {
-            self.tell_soon(index, self.setup.tell_every);
+            self.announce_soon(index, self.setup.announce_interval);
         }
     }
 
     /// Schedules an announcement after this many seconds, to collect more changes.
-    pub(crate) fn tell_soon(&mut self, index: usize, seconds: f64) {
-        if !std::mem::replace(&mut self.nodes[index].telling, true) {
-            self.after(seconds, Event::Tell(index));
+    pub(crate) fn announce_soon(&mut self, index: usize, seconds: f64) {
+        if !std::mem::replace(&mut self.nodes[index].announce_pending, true) {
+            self.after(seconds, Event::Announce(index));
         }
     }
 
     /// A node announces its changes to its neighbours.
-    fn tell(&mut self, index: usize) {
+    fn announce(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        node.telling = false;
+        node.announce_pending = false;
         let (have, fetching) = match &node.swarm {
             Some(swarm) => (swarm.have().clone(), swarm.fetching().clone()),
             None => (node.have.clone(), node.uploading.clone()),
         };
         let is_seed = node.swarm.is_none();
-        let newly = |new: &Bitfield, old: &Bitfield| new.ones().filter(|&unit| !old.get(unit)).collect();
+        let added = |new: &Bitfield, old: &Bitfield| {
+            let is_new = |&unit: &u32| !old.get(unit);
+            new.ones().filter(is_new).collect()
+        };
         let change = Change {
-            have: newly(&have, &node.told.0),
-            fetching: newly(&fetching, &node.told.1),
+            have: added(&have, &node.announced.0),
+            fetching: added(&fetching, &node.announced.1),
             abandoned: node
-                .told
+                .announced
                 .1
                 .ones()
                 .filter(|&unit| !fetching.get(unit) && (is_seed || !have.get(unit)))
                 .collect(),
         };
-        node.told = (have, fetching);
-        self.tell_all(index, change);
+        node.announced = (have, fetching);
+        self.broadcast(index, change);
     }
 
-    pub(crate) fn tell_all(&mut self, from: usize, change: Change) {
+    pub(crate) fn broadcast(&mut self, from: usize, change: Change) {
         let change = Rc::new(change);
         let visit = self.nodes[from].visit;
         for to in self.nodes[from].neighbours.clone() {
-            if self.nodes[to].swarm.is_some() && self.nodes[from].online && self.nodes[to].finished.is_none()
-            {
+            let receiver = &self.nodes[to];
+            let is_downloading = receiver.swarm.is_some() && receiver.finished.is_none();
+            if is_downloading && self.nodes[from].online {
                 self.after(
                     self.setup.delay,
-                    Event::Told {
+                    Event::Announcement {
                         from,
                         to,
                         visit,

@@ -1,8 +1,9 @@
 //! Peers that join and leave, and their availability.
 
+use super::Swarm;
 use crate::{
-    PeerKey, RequestId, Swarm, Time,
-    peer::{Eligibility, Peer},
+    state::{Eligibility, Peer},
+    types::{PeerKey, RequestId, Time},
 };
 use potluck_core::{availability::Availability, bitfield::Bitfield};
 
@@ -65,7 +66,7 @@ impl Swarm {
     pub(crate) fn add_peer(&mut self, key: PeerKey, now: Time) {
         let units = self.have.len();
         let peer = self.peers.entry(key).or_insert_with(|| Peer::new(units));
-        peer.is_here = true;
+        peer.has_joined = true;
         peer.failures = 0;
         if matches!(peer.eligibility, Eligibility::BackedOff { .. }) {
             peer.eligibility = Eligibility::Open;
@@ -80,7 +81,7 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        peer.is_here = false;
+        peer.has_joined = false;
         if let Some(at) = peer.timer.take() {
             self.timers.remove(&(at, key));
         }
@@ -125,7 +126,7 @@ impl Swarm {
         let mut useful = 0;
         if !complete {
             for unit in units.have.ones() {
-                self.holders[unit as usize] += 1;
+                self.partial_providers[unit as usize] += 1;
                 self.rarity.increment(unit, &mut self.rng);
                 useful += u32::from(self.rarity.contains(unit));
             }
@@ -155,11 +156,11 @@ impl Swarm {
         peer.is_availability_known = false;
         peer.useful_units = 0;
         peer.refused.clear();
-        peer.withheld = 0;
+        peer.refused_missing = 0;
         self.count_peer_kind(complete, false);
         if !complete {
             for unit in have.ones() {
-                self.holders[unit as usize] -= 1;
+                self.partial_providers[unit as usize] -= 1;
                 self.rarity.decrement(unit, &mut self.rng);
             }
         }
@@ -180,7 +181,7 @@ impl Swarm {
         }
         if !peer.is_complete() {
             peer.useful_units += u32::from(missing);
-            self.holders[unit as usize] += 1;
+            self.partial_providers[unit as usize] += 1;
             self.rarity.increment(unit, &mut self.rng);
             return;
         }
@@ -189,7 +190,7 @@ impl Swarm {
         self.count_peer_kind(false, false);
         self.count_peer_kind(true, true);
         for other in others {
-            self.holders[other as usize] -= 1;
+            self.partial_providers[other as usize] -= 1;
             self.rarity.decrement(other, &mut self.rng);
         }
     }

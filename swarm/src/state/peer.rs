@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::{Estimate, Refusals};
 use crate::{
-    Failure, PIPELINE_SLACK, REQUEST_TIMEOUT, RequestId, SwarmConfig, Time, estimate::Estimate,
-    refusals::Refusals,
+    config::{PIPELINE_SLACK, REQUEST_TIMEOUT, SwarmConfig},
+    types::{Failure, RequestId, Time},
 };
 use potluck_core::bitfield::Bitfield;
 
@@ -23,34 +24,38 @@ pub(crate) enum Eligibility {
     },
 }
 
+/// What the swarm knows of one peer.
+///
 /// Invariants:
 ///
 /// - `useful_units` is the number of missing units in `have`, unless the peer is complete: then the
 ///   swarm does not maintain it.
-/// - Refused units are in `have`, and `withheld` is the number of missing units among them.
+/// - Refused units are in `have`, and `refused_missing` is the number of missing units among them.
 /// - `requested_bytes`, `outstanding_bytes` and `unverified_bytes` are sums over `requests`.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) eligibility: Eligibility,
     /// Whether it joined and did not leave. Peers that were banned are remembered after they leave.
-    pub(crate) is_here: bool,
+    pub(crate) has_joined: bool,
     /// Number of bans so far.
     pub(crate) bans: u32,
     /// If it was banned and readmitted: the units that it still has to deliver before it gets more
     /// than one request at a time.
     pub(crate) probation: Option<u32>,
     /// If it was banned: when to check again whether other peers can serve instead.
-    pub(crate) ban_look: Option<Time>,
+    pub(crate) readmission_check: Option<Time>,
     /// Units it claims to have.
     pub(crate) have: Bitfield,
     /// Units it claims to be fetching.
     pub(crate) fetching: Bitfield,
     /// Whether it has announced its availability.
     pub(crate) is_availability_known: bool,
+    /// Number of missing units in `have`; not maintained for a complete peer.
     pub(crate) useful_units: u32,
     /// Units it claims to have and refused to send.
     pub(crate) refused: Refusals,
-    pub(crate) withheld: u32,
+    /// Number of refused units that are missing here.
+    pub(crate) refused_missing: u32,
     /// In the order in which they were made.
     pub(crate) requests: Vec<RequestId>,
     /// Total bytes of its requests.
@@ -68,7 +73,7 @@ pub(crate) struct Peer {
     /// Broken connections and timeouts in a row.
     pub(crate) failures: u32,
     /// BUSY answers in a row.
-    pub(crate) refusals: u32,
+    pub(crate) busy_answers: u32,
     /// The unit of its last request. The next unit is preferred if it is equally rare.
     pub(crate) cursor: Option<u32>,
     /// Whether it is in `Swarm::ready` or `Swarm::blocked`.
@@ -84,16 +89,16 @@ impl Peer {
     pub(crate) fn new(units: u32) -> Self {
         Self {
             eligibility: Eligibility::Open,
-            is_here: false,
+            has_joined: false,
             bans: 0,
             probation: None,
-            ban_look: None,
+            readmission_check: None,
             have: Bitfield::new(units),
             fetching: Bitfield::new(units),
             is_availability_known: false,
             useful_units: 0,
             refused: Refusals::default(),
-            withheld: 0,
+            refused_missing: 0,
             requests: Vec::new(),
             requested_bytes: 0,
             outstanding_bytes: 0,
@@ -103,7 +108,7 @@ impl Peer {
             estimate: Estimate::default(),
             round_trip: None,
             failures: 0,
-            refusals: 0,
+            busy_answers: 0,
             cursor: None,
             is_ready: false,
             timer: None,
@@ -144,7 +149,8 @@ impl Peer {
         if crowd {
             (rate * wire.unwrap_or(0.0)) as u64
         } else {
-            ((rate * (2.0 * wire.unwrap_or(latency) + PIPELINE_SLACK.as_secs_f64())) as u64).max(unit)
+            let seconds = 2.0 * wire.unwrap_or(latency) + PIPELINE_SLACK.as_secs_f64();
+            ((rate * seconds) as u64).max(unit)
         }
     }
 
@@ -152,7 +158,8 @@ impl Peer {
     /// requests in a batch once few bytes are outstanding, since each call costs something at both
     /// ends. A peer in a crowd gets each request separately.
     pub(crate) fn has_room(&mut self, config: &SwarmConfig, crowd: bool, unit: u64) -> bool {
-        let fits = self.requested_bytes == 0 || self.requested_bytes + unit <= config.max_peer_bytes;
+        let bytes = self.requested_bytes + unit;
+        let fits = self.requested_bytes == 0 || bytes <= config.max_peer_bytes;
         // On probation: one unit at a time, each verified before the next.
         let trusted = self.probation.is_none() || self.requests.is_empty();
         let depth = self.pipeline_bytes(crowd, unit);
@@ -162,12 +169,11 @@ impl Peer {
         let under_way = self.outstanding_bytes + self.unverified_bytes;
         self.is_filling_pipeline = self.outstanding_bytes == 0
             || under_way <= depth && (self.is_filling_pipeline || under_way + batch <= depth);
-        let wants = self.is_filling_pipeline;
         self.is_open()
             && !self.is_stalled
             && fits
             && trusted
-            && wants
+            && self.is_filling_pipeline
             && self.requests.len() < config.max_peer_requests as usize
     }
 
@@ -191,7 +197,9 @@ impl Peer {
         let until = match self.eligibility {
             Eligibility::BackedOff { until } => Some(until),
             Eligibility::Open => None,
-            Eligibility::Banned { until, .. } => return Some(self.ban_look.unwrap_or(until)),
+            Eligibility::Banned { until, .. } => {
+                return Some(self.readmission_check.unwrap_or(until));
+            }
         };
         let earlier = |a: Option<Time>, b: Option<Time>| match (a, b) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -199,7 +207,7 @@ impl Peer {
         };
         earlier(
             earlier(silence, until),
-            earlier(self.refused.due(), self.ban_look),
+            earlier(self.refused.due(), self.readmission_check),
         )
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::Time;
+use crate::types::Time;
 use potluck_core::bitfield::Bitfield;
 
 /// Maximum number of refused units that are requested again after one delay: enough to learn
@@ -132,7 +132,7 @@ mod tests {
     const LATER: Time = Duration::from_secs(1);
 
     #[test]
-    fn a_few_units_are_retried_after_each_delay_and_all_once_one_was_sent() {
+    fn a_few_units_are_retried_per_delay_and_all_after_one_was_sent() {
         let mut refusals = Refusals::default();
         let count = 3 * RETRIES as u32;
         (0..count).for_each(|unit| assert!(refusals.insert(unit, count, LATER)));
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_that_was_announced_is_open_at_once_and_may_be_refused_again() {
+    fn an_announced_unit_is_requestable_at_once_and_may_be_refused_again() {
         let mut refusals = Refusals::default();
         refusals.insert(1, 4, LATER);
         assert!(refusals.remove(1) && !refusals.remove(1));

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use crate::{RequestId, Swarm, Time};
+use super::Swarm;
+use crate::types::{RequestId, Time};
 
 /// How long after the last report of waiting bytes the local limit counts as the bottleneck:
 /// several reports of the driver.
@@ -24,7 +25,7 @@ impl Swarm {
         self.throttled_at = Some(now);
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.estimate.locally_throttled(now);
-            self.clear_stall(key, unit, now);
+            self.end_stall(key, unit, now);
         }
     }
 
@@ -53,8 +54,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        Action,
-        tests::{A, B, LEN, actions, join, ms, swarm},
+        scheduler::tests::{A, B, LEN, actions, join, ms, swarm},
+        types::Action,
     };
 
     /// Bytes per second: each unit takes eight seconds.
@@ -65,12 +66,12 @@ mod tests {
     /// Two providers send faster than the limit. The earliest request gets the whole limit; the
     /// others wait and report that.
     #[test]
-    fn a_limit_makes_neither_a_queue_nor_a_race() {
+    fn under_a_rate_limit_units_arrive_one_by_one_without_hedges() {
         const UNITS: u32 = 12;
         let mut swarm = swarm(UNITS);
         join(&mut swarm, A, &[], ms(0));
         join(&mut swarm, B, &[], ms(0));
-        let (mut now, mut came, mut open) = (ms(0), 0, VecDeque::new());
+        let (mut now, mut received, mut open) = (ms(0), 0, VecDeque::new());
         while !swarm.is_finished() {
             for action in actions(&mut swarm, now) {
                 match action {
@@ -89,11 +90,11 @@ mod tests {
             let bytes = (RATE as f64 * (next - now).as_secs_f64()) as u64;
             now = next;
             swarm.handle_timeout(now);
-            swarm.progressed(open[0], bytes.min(LEN - came), now);
-            came += bytes;
-            assert_eq!(swarm.unverified_bytes(), came.min(LEN));
-            if came >= LEN {
-                came = 0;
+            swarm.progressed(open[0], bytes.min(LEN - received), now);
+            received += bytes;
+            assert_eq!(swarm.unverified_bytes(), received.min(LEN));
+            if received >= LEN {
+                received = 0;
                 assert!(swarm.verified(open.pop_front().unwrap(), now));
             }
         }
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waited_for_the_limit_speaks_for_no_slow_peer() {
+    fn waiting_for_the_rate_limit_does_not_lower_the_estimate() {
         let mut swarm = swarm(100);
         join(&mut swarm, A, &[], ms(0));
         let ids: Vec<_> = actions(&mut swarm, ms(0))

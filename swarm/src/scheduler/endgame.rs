@@ -5,8 +5,11 @@
 //! live requests, and a request without any received byte is stolen instead of hedged. A request is
 //! stolen only once; under load a unit could otherwise move between peers for ever.
 
+use super::Swarm;
 use crate::{
-    ENDGAME_TICK, MAX_REQUESTS_PER_UNIT, PeerKey, RequestId, Swarm, Time, peer::Peer, requests::Request,
+    config::{ENDGAME_TICK, MAX_REQUESTS_PER_UNIT},
+    state::{Peer, Request},
+    types::{PeerKey, RequestId, Time},
 };
 
 /// A request without received bytes is stolen by a peer that is faster by this factor.
@@ -30,7 +33,8 @@ impl Swarm {
     }
 
     pub(crate) fn arm_endgame_timer(&mut self, now: Time) {
-        let starved = !self.blocked.is_empty() && (!self.has_budget_left() || self.has_enough_requested(now));
+        let is_limited = !self.has_budget_left() || self.has_enough_requested(now);
+        let starved = is_limited && !self.blocked.is_empty();
         if !(self.is_endgame() || starved) {
             self.endgame_tick = None;
         } else if self.endgame_tick.is_none() {
@@ -56,13 +60,14 @@ impl Swarm {
             request.outstanding_bytes > 0 && self.peers[&request.peer].is_stalled
         };
         let open = self.unit_requests.get(&unit).is_some_and(|requests| {
-            requests.iter().all(stalls)
-                && (requests.len() < MAX_REQUESTS_PER_UNIT || self.request_without_bytes(unit).is_some())
+            let has_room = requests.len() < MAX_REQUESTS_PER_UNIT;
+            requests.iter().all(stalls) && (has_room || self.request_without_bytes(unit).is_some())
         });
         if open && self.open_units.insert(unit) {
             self.wake_blocked();
             for (&key, peer) in &mut self.peers {
-                if peer.serves(unit) && peer.is_open() && !std::mem::replace(&mut peer.is_ready, true) {
+                let may_serve = peer.serves(unit) && peer.is_open();
+                if may_serve && !std::mem::replace(&mut peer.is_ready, true) {
                     self.ready.push_back(key);
                 }
             }
@@ -124,7 +129,7 @@ impl Swarm {
             return false;
         }
         let starved = !self.has_budget_left();
-        let Some((id, unit)) = self.slowest_request_for(key, starved, now) else {
+        let Some((id, unit)) = self.slowest_request(key, now) else {
             return false;
         };
         if starved || self.should_steal(id) {
@@ -137,10 +142,14 @@ impl Swarm {
 
     /// The request that would take longest at its current peer and that this peer would finish
     /// sooner by enough. Only units with a single request are considered.
-    fn slowest_request_for(&self, key: PeerKey, starved: bool, now: Time) -> Option<(RequestId, u32)> {
-        let me = self.peers.get(&key)?;
+    fn slowest_request(&self, by: PeerKey, now: Time) -> Option<(RequestId, u32)> {
+        let is_starved = !self.has_budget_left();
+        let me = self.peers.get(&by)?;
         let latency = me.estimate.latency().unwrap_or(0.0);
-        let mine = |len: u64| Some(me.estimate.seconds_for(me.outstanding_bytes + len, now)? + latency);
+        let mine = |len: u64| {
+            let bytes = me.outstanding_bytes + len;
+            Some(me.estimate.seconds_for(bytes, now)? + latency)
+        };
         let is_worth = |theirs: f64, mine: f64, factor: f64| theirs > mine * factor + MIN_GAIN;
         let min = mine(0)?;
         let mut slowest: Option<(f64, RequestId, u32)> = None;
@@ -148,14 +157,18 @@ impl Swarm {
             let Some(&oldest) = peer.requests.first() else {
                 continue;
             };
-            if other == key || peer.outstanding_bytes == 0 {
+            if other == by || peer.outstanding_bytes == 0 {
                 continue;
             }
             // Skip a peer whose requests all finish soon enough, without looking at each.
             let longest = self.estimated_seconds(peer, peer.outstanding_bytes, oldest, now);
-            let least_factor = if starved { REBALANCE_FACTOR } else { STEAL_FACTOR };
-            if !is_worth(longest, min, least_factor) || slowest.is_some_and(|(theirs, ..)| longest <= theirs)
-            {
+            let least_factor = if is_starved {
+                REBALANCE_FACTOR
+            } else {
+                STEAL_FACTOR
+            };
+            let is_slowest = slowest.is_none_or(|(theirs, ..)| longest > theirs);
+            if !is_slowest || !is_worth(longest, min, least_factor) {
                 continue;
             }
             let mut outstanding = 0;
@@ -165,12 +178,12 @@ impl Swarm {
                 outstanding += request.outstanding_bytes;
                 let theirs = self.estimated_seconds(peer, outstanding, id, now);
                 let factor = match self.should_steal(id) {
-                    _ if starved => REBALANCE_FACTOR,
+                    _ if is_starved => REBALANCE_FACTOR,
                     true => STEAL_FACTOR,
                     false => HEDGE_FACTOR,
                 };
                 if request.outstanding_bytes > 0
-                    && !(starved && request.stolen)
+                    && !(is_starved && request.stolen)
                     && slowest.is_none_or(|(slowest, ..)| theirs > slowest)
                     && is_worth(theirs, mine(self.unit_lens[unit as usize])?, factor)
                     && me.serves(unit)
@@ -188,12 +201,12 @@ impl Swarm {
 
     /// Seconds until a peer has sent this many more bytes. Without an estimate, the age of the
     /// given request.
-    fn estimated_seconds(&self, peer: &Peer, outstanding: u64, asked_by: RequestId, now: Time) -> f64 {
+    fn estimated_seconds(&self, peer: &Peer, bytes: u64, oldest: RequestId, now: Time) -> f64 {
         if peer.is_stalled {
             return f64::INFINITY;
         }
-        let so_far = || now.saturating_sub(self.requests[&asked_by].sent).as_secs_f64();
-        peer.estimate.seconds_for(outstanding, now).unwrap_or_else(so_far)
+        let so_far = || now.saturating_sub(self.requests[&oldest].sent).as_secs_f64();
+        peer.estimate.seconds_for(bytes, now).unwrap_or_else(so_far)
     }
 
     /// Whether to steal the request instead of hedging it.

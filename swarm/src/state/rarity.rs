@@ -58,7 +58,7 @@ impl RarityOrder {
     pub(crate) fn insert(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
         debug_assert!(!self.contains(unit), "unit {unit} is missing already");
         let count = self.counts[unit as usize] as usize;
-        self.reach(count);
+        self.extend_markers(count);
         // The hole moves from the end to the unit's count, one marker at a time.
         let mut hole = self.order.len() as u32;
         self.order.push(unit);
@@ -94,7 +94,7 @@ impl RarityOrder {
     pub(crate) fn increment(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
         let count = self.counts[unit as usize] as usize;
         self.counts[unit as usize] += 1;
-        self.reach(count + 1);
+        self.extend_markers(count + 1);
         if self.contains(unit) {
             self.start[count + 1] -= 1;
             self.swap(self.position[unit as usize], self.start[count + 1]);
@@ -105,7 +105,7 @@ impl RarityOrder {
     /// One peer fewer has or fetches the unit.
     pub(crate) fn decrement(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
         let count = self.counts[unit as usize] as usize;
-        debug_assert!(count > 0, "unit {unit} is counted by nobody");
+        debug_assert!(count > 0, "unit {unit} has no count");
         self.counts[unit as usize] -= 1;
         if self.contains(unit) {
             self.swap(self.position[unit as usize], self.start[count]);
@@ -115,7 +115,7 @@ impl RarityOrder {
     }
 
     /// Extends the markers up to `count`.
-    fn reach(&mut self, count: usize) {
+    fn extend_markers(&mut self, count: usize) {
         while self.start.len() <= count {
             self.start.push(self.order.len() as u32);
         }
@@ -164,31 +164,36 @@ impl RarityOrder {
         for (position, &unit) in self.order.iter().enumerate() {
             assert_eq!(
                 self.position[unit as usize] as usize, position,
-                "place is the inverse of order"
+                "position is the inverse of order"
             );
         }
         for (count, &start) in self.start.iter().enumerate() {
             let below = self
                 .order
                 .partition_point(|&unit| (self.counts[unit as usize] as usize) < count);
-            assert_eq!(start as usize, below, "the marker of {count} is where it begins");
+            assert_eq!(
+                start as usize, below,
+                "the marker of {count} is at its first unit"
+            );
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    use proptest::{collection::vec, prelude::*};
     use rand::SeedableRng;
 
     use super::*;
 
     proptest! {
         #[test]
-        fn stays_sorted(changes in proptest::collection::vec((0u32..20, 0u8..4), 0..300), seed: u64) {
+        fn missing_units_stay_sorted(changes in vec((0u32..20, 0u8..4), 0..300), seed: u64) {
             let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
             let mut rarity = RarityOrder::new(20);
-            let mut missing = std::collections::BTreeSet::new();
+            let mut missing = BTreeSet::new();
             for (unit, change) in changes {
                 match change {
                     0 if missing.insert(unit) => rarity.insert(unit, &mut rng),
@@ -198,20 +203,21 @@ mod tests {
                     _ => {}
                 }
                 rarity.check();
-                prop_assert_eq!(rarity.rarest().collect::<std::collections::BTreeSet<_>>(), missing.clone());
+                let sorted: BTreeSet<_> = rarity.rarest().collect();
+                prop_assert_eq!(&sorted, &missing);
             }
         }
     }
 
     #[test]
-    fn equals_come_in_random_order() {
+    fn equally_rare_units_come_in_random_order() {
         let first = |seed| {
             let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
             let mut rarity = RarityOrder::new(100);
             (0..100).for_each(|unit| rarity.insert(unit, &mut rng));
             rarity.rarest().next()
         };
-        let firsts: std::collections::BTreeSet<_> = (0..50).map(first).collect();
+        let firsts: BTreeSet<_> = (0..50).map(first).collect();
         assert!(
             firsts.len() > 25,
             "50 peers start with only {} different units",

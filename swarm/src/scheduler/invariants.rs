@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::{MAX_REQUESTS_PER_UNIT, Swarm, peer::Peer};
+use super::Swarm;
+use crate::{config::MAX_REQUESTS_PER_UNIT, state::Peer};
 
 /// A full check costs about units times peers; a large swarm runs it once in that cost divided by
 /// this many events.
@@ -36,12 +37,12 @@ impl Swarm {
             return;
         }
         let claims = |peer: &Peer| peer.is_availability_known && self.useful_units(peer) > 0;
-        let nobody = !self.peers.values().any(claims);
+        let is_unclaimed = !self.peers.values().any(claims);
         for (key, peer) in &self.peers {
-            let waits = claims(peer) || nobody && peer.is_banned();
+            let needs_timer = claims(peer) || is_unclaimed && peer.is_banned();
             assert!(
-                !waits || peer.timer.is_some(),
-                "{key:?} could serve, and nobody asks it: {peer:?}"
+                !needs_timer || peer.timer.is_some(),
+                "{key:?} could serve and has no timer: {peer:?}"
             );
         }
     }
@@ -49,8 +50,8 @@ impl Swarm {
     #[track_caller]
     fn check_units(&self) {
         for unit in 0..self.have.len() {
-            let flying = self.unit_requests.contains_key(&unit);
-            let states = [self.have.get(unit), flying, self.rarity.contains(unit)];
+            let in_flight = self.unit_requests.contains_key(&unit);
+            let states = [self.have.get(unit), in_flight, self.rarity.contains(unit)];
             assert_eq!(
                 states.iter().filter(|&&is| is).count(),
                 1,
@@ -58,15 +59,15 @@ impl Swarm {
             );
             assert_eq!(
                 self.fetching.get(unit),
-                flying,
-                "unit {unit} is told as being fetched"
+                in_flight,
+                "unit {unit} is in `fetching` if and only if it is in flight"
             );
         }
         assert!(
             self.open_units
                 .iter()
                 .all(|unit| self.unit_requests.contains_key(unit)),
-            "contested units are in flight"
+            "open units are in flight"
         );
     }
 
@@ -83,12 +84,16 @@ impl Swarm {
             assert_eq!(
                 peers.len(),
                 requests.len(),
-                "unit {unit} is asked once of each peer"
+                "unit {unit} has at most one request per peer"
             );
             assert!(requests.iter().all(|id| self.requests[id].unit == *unit));
             count += requests.len();
         }
-        assert_eq!(count, self.requests.len(), "each request is in its unit's list");
+        assert_eq!(
+            count,
+            self.requests.len(),
+            "each request is in the list of its unit"
+        );
         let bytes: u64 = self
             .requests
             .values()
@@ -106,7 +111,7 @@ impl Swarm {
     #[track_caller]
     fn check_peers(&self) {
         let mut counts = vec![0; self.unit_lens.len()];
-        let mut holders = vec![0; self.unit_lens.len()];
+        let mut partial_providers = vec![0; self.unit_lens.len()];
         let (mut complete, mut partial, mut active, mut requests) = (0, 0, 0, 0);
         for (key, peer) in &self.peers {
             let own = || peer.requests.iter().map(|id| &self.requests[id]);
@@ -131,14 +136,14 @@ impl Swarm {
             assert_eq!(
                 peer.outstanding_bytes > 0,
                 peer.estimate.silent_since().is_some(),
-                "{key:?} owes or does not"
+                "{key:?} is busy if and only if bytes are outstanding"
             );
             requests += peer.requests.len();
             active += u32::from(!peer.requests.is_empty());
             if peer.is_banned() {
                 assert!(
                     peer.requests.is_empty() && !peer.is_availability_known,
-                    "{key:?} is banned and left alone"
+                    "{key:?} is banned, so it has no requests and no availability"
                 );
             }
             complete += u32::from(peer.is_complete());
@@ -146,7 +151,9 @@ impl Swarm {
             peer.fetching.ones().for_each(|unit| counts[unit as usize] += 1);
             if !peer.is_complete() {
                 peer.have.ones().for_each(|unit| counts[unit as usize] += 1);
-                peer.have.ones().for_each(|unit| holders[unit as usize] += 1);
+                peer.have
+                    .ones()
+                    .for_each(|unit| partial_providers[unit as usize] += 1);
                 let useful = peer
                     .have
                     .ones()
@@ -156,29 +163,35 @@ impl Swarm {
             }
             assert!(
                 peer.refused.units().all(|unit| peer.have.get(unit)),
-                "{key:?} refused what it has"
+                "{key:?} refused only units that it has"
             );
-            let withheld = peer.refused.units().filter(|&unit| self.rarity.contains(unit));
+            let refused_missing = peer.refused.units().filter(|&unit| self.rarity.contains(unit));
             assert_eq!(
-                peer.withheld as usize,
-                withheld.count(),
-                "withheld units of {key:?}"
+                peer.refused_missing as usize,
+                refused_missing.count(),
+                "missing refused units of {key:?}"
             );
             assert_eq!(
                 peer.refused.due().is_some(),
                 !peer.refused.is_empty(),
-                "{key:?} is asked again for what it refused"
+                "{key:?} has a retry time if and only if it refused units"
             );
             if let Some(at) = peer.timer {
-                assert!(self.timers.contains(&(at, *key)), "the timer of {key:?} is set");
+                assert!(
+                    self.timers.contains(&(at, *key)),
+                    "the timer of {key:?} is in the list"
+                );
             }
         }
         let counted: Vec<u32> = (0..self.have.len()).map(|unit| self.rarity.count(unit)).collect();
         assert_eq!(
             counts, counted,
-            "units are counted as often as peers have or fetch them"
+            "the counts of units match what peers have and fetch"
         );
-        assert_eq!(holders, self.holders, "holders are counted");
+        assert_eq!(
+            partial_providers, self.partial_providers,
+            "the counts of partial providers match"
+        );
         assert_eq!(
             (complete, partial, active, requests),
             (
@@ -188,6 +201,9 @@ impl Swarm {
                 self.requests.len()
             )
         );
-        assert!(self.timers.len() <= self.peers.len(), "at most one timer a peer");
+        assert!(
+            self.timers.len() <= self.peers.len(),
+            "at most one timer per peer"
+        );
     }
 }

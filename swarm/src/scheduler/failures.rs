@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use rand::RngExt;
 
+use super::Swarm;
 use crate::{
-    Action, BACK_OFF, BAN, BAN_LOOK, BUSY_BACK_OFF, Failure, MAX_BACK_OFF, MAX_BAN, MAX_BUSY_BACK_OFF,
-    MAX_FAILURES, MAX_REFUSED_BACK_OFF, MAX_STALL, PROBATION_UNITS, PeerKey, REFUSED_BACK_OFF,
-    REQUEST_TIMEOUT, RequestId, Swarm, Time,
-    peer::{Eligibility, Peer},
+    config::{
+        BACK_OFF, BAN, BUSY_BACK_OFF, MAX_BACK_OFF, MAX_BAN, MAX_BUSY_BACK_OFF, MAX_FAILURES,
+        MAX_REFUSED_BACK_OFF, MAX_STALL, PROBATION_UNITS, READMISSION_INTERVAL, REFUSED_BACK_OFF,
+        REQUEST_TIMEOUT,
+    },
+    state::{Eligibility, Peer},
+    types::{Action, Failure, PeerKey, RequestId, Time},
 };
 
 /// A refusal of the whole file counts as this many failures: a retry soon is unlikely to help.
@@ -16,10 +20,10 @@ const REFUSED_WEIGHT: u32 = 4;
 
 /// BUSY answers or refusal rounds in a row after which a peer is not expected to serve soon: ten
 /// seconds and more.
-const IN_VAIN: u32 = 8;
+const MAX_DECLINES: u32 = 8;
 
 /// Failures in a row after which a peer is not expected to serve soon.
-const FAILING: u32 = 4;
+const MAX_RECENT_FAILURES: u32 = 4;
 
 /// Peers that share a downlink do not share it evenly: one may come last, and then a little late.
 const QUEUE_FACTOR: f64 = 2.0;
@@ -70,7 +74,7 @@ impl Swarm {
         {
             let delay = refused_delay(peer.refused.rounds()).mul_f64(jitter);
             if peer.refused.insert(unit, count, now + delay) {
-                peer.withheld += u32::from(missing);
+                peer.refused_missing += u32::from(missing);
             }
             self.arm_timer(key, now);
         }
@@ -82,7 +86,7 @@ impl Swarm {
         if let Some(peer) = self.peers.get_mut(&key)
             && peer.refused.remove(unit)
         {
-            peer.withheld -= u32::from(missing);
+            peer.refused_missing -= u32::from(missing);
         }
     }
 
@@ -98,22 +102,22 @@ impl Swarm {
             let delay = refused_delay(peer.refused.rounds() + 1).mul_f64(jitter);
             let opened = peer.refused.retry(|unit| !have.get(unit), now + delay);
             let missing = opened.iter().filter(|&&unit| rarity.contains(unit));
-            peer.withheld -= missing.count() as u32;
+            peer.refused_missing -= missing.count() as u32;
         }
     }
 
     /// A peer sent a unit that verified. If it had refused that unit before, all its refusals are
     /// cleared; a readmitted peer completes one more unit of its probation.
-    pub(crate) fn has_sent(&mut self, key: PeerKey, unit: u32) {
+    pub(crate) fn record_delivery(&mut self, key: PeerKey, unit: u32) {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
         for unit in peer.refused.sent(unit) {
-            peer.withheld -= u32::from(self.rarity.contains(unit));
+            peer.refused_missing -= u32::from(self.rarity.contains(unit));
         }
         peer.probation = peer.probation.map(|left| left - 1).filter(|&left| left > 0);
         if peer.probation.is_none() {
-            peer.ban_look = None;
+            peer.readmission_check = None;
         }
         self.mark_ready(key);
     }
@@ -148,7 +152,7 @@ impl Swarm {
         let until = now + doubled(BAN, peer.bans).min(MAX_BAN).mul_f64(jitter);
         peer.eligibility = Eligibility::Banned { unit, until };
         peer.bans = peer.bans.saturating_add(1);
-        (peer.probation, peer.ban_look) = (None, None);
+        (peer.probation, peer.readmission_check) = (None, None);
         if let Some(at) = peer.timer.take() {
             self.timers.remove(&(at, key));
         }
@@ -163,32 +167,32 @@ impl Swarm {
             peer.is_availability_known
                 && !peer.is_banned()
                 && peer.probation.is_none()
-                && self.askable(peer) > 0
-                && peer.refusals < IN_VAIN
-                && peer.refused.rounds() < IN_VAIN
-                && peer.failures < FAILING
+                && self.requestable_units(peer) > 0
+                && peer.busy_answers < MAX_DECLINES
+                && peer.refused.rounds() < MAX_DECLINES
+                && peer.failures < MAX_RECENT_FAILURES
         };
         self.peers.values().any(serves)
     }
 
     /// Readmits a banned peer once its ban is over and no other peer can serve.
-    fn look_at_ban(&mut self, key: PeerKey, now: Time) {
+    fn check_readmission(&mut self, key: PeerKey, now: Time) {
         let is_needed = !self.rarity.is_empty() && !self.others_can_serve();
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        if peer.ban_look.is_some_and(|at| at <= now) {
-            peer.ban_look = None;
+        if peer.readmission_check.is_some_and(|at| at <= now) {
+            peer.readmission_check = None;
         }
         match peer.eligibility {
             Eligibility::Banned { until, .. } if until <= now && is_needed => {
                 peer.eligibility = Eligibility::Open;
                 peer.probation = Some(PROBATION_UNITS);
-                (peer.is_here, peer.failures, peer.refusals) = (false, 0, 0);
+                (peer.has_joined, peer.failures, peer.busy_answers) = (false, 0, 0);
                 self.actions.push_back(Action::Readmit { peer: key });
             }
             Eligibility::Banned { until, .. } if until <= now => {
-                peer.ban_look = Some(now + BAN_LOOK);
+                peer.readmission_check = Some(now + READMISSION_INTERVAL);
             }
             _ => {}
         }
@@ -196,14 +200,14 @@ impl Swarm {
 
     /// Requests one unit from a peer on probation if no other peer can serve; otherwise checks
     /// again later.
-    pub(crate) fn ask_on_probation(&mut self, key: PeerKey, now: Time) {
+    pub(crate) fn request_on_probation(&mut self, key: PeerKey, now: Time) {
         let Some(unit) = self.pick_missing(key) else {
             return;
         };
         if !self.others_can_serve() {
             self.open_request(key, unit, now);
         } else if let Some(peer) = self.peers.get_mut(&key) {
-            peer.ban_look = Some(now + BAN_LOOK);
+            peer.readmission_check = Some(now + READMISSION_INTERVAL);
             self.arm_timer(key, now);
         }
     }
@@ -214,8 +218,8 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let wait = retry_after.unwrap_or_else(|| doubled(BUSY_BACK_OFF, peer.refusals));
-        peer.refusals += 1;
+        let wait = retry_after.unwrap_or_else(|| doubled(BUSY_BACK_OFF, peer.busy_answers));
+        peer.busy_answers += 1;
         self.back_off(
             key,
             now + wait.clamp(BUSY_BACK_OFF, MAX_BUSY_BACK_OFF).mul_f64(jitter),
@@ -236,7 +240,7 @@ impl Swarm {
 
     /// Backs off briefly from a peer that was silent until others had finished its requests. It may
     /// be the only provider of other units.
-    pub(crate) fn back_off_silent(&mut self, key: PeerKey, now: Time) {
+    pub(crate) fn back_off_stalled(&mut self, key: PeerKey, now: Time) {
         let jitter = self.rng.random_range(0.75..1.25);
         if let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_open()) {
             peer.last_failure = Some(Failure::TimedOut);
@@ -318,7 +322,7 @@ impl Swarm {
             peer.eligibility = Eligibility::Open;
         }
         if peer.bans > 0 {
-            self.look_at_ban(key, now);
+            self.check_readmission(key, now);
         }
         self.retry_refused(key, now);
         let Some(peer) = self.peers.get_mut(&key) else {
@@ -329,15 +333,19 @@ impl Swarm {
         };
         if !peer.is_stalled && now >= since + peer.stall_timeout(queue) {
             peer.is_stalled = true;
-            let units: Vec<u32> = peer.requests.iter().map(|id| self.requests[id].unit).collect();
+            let units = peer.requests.iter().map(|id| self.requests[id].unit);
+            let units: Vec<u32> = units.collect();
             units.into_iter().for_each(|unit| self.open_to_others(unit));
         } else if peer.is_stalled
             && peer.next_deadline(queue).is_some_and(|at| at <= now)
             && now >= since + REQUEST_TIMEOUT
         {
             let outstanding = |id: &RequestId| self.requests[id].outstanding_bytes > 0;
-            let given_up: Vec<RequestId> = peer.requests.iter().copied().filter(outstanding).collect();
-            given_up.into_iter().for_each(|id| self.time_out_request(id, now));
+            let unanswered = peer.requests.iter().copied().filter(outstanding);
+            let unanswered: Vec<RequestId> = unanswered.collect();
+            unanswered
+                .into_iter()
+                .for_each(|id| self.time_out_request(id, now));
         }
     }
 

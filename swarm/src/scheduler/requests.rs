@@ -1,20 +1,11 @@
 //! Requests, from sending to completion, and the state of their units.
 
-use crate::{Action, CROWD_STALL, CROWD_STALL_UNITS, PeerKey, RequestId, Swarm, Time};
-
-/// A unit requested from a peer.
-#[derive(Debug)]
-pub(crate) struct Request {
-    pub(crate) peer: PeerKey,
-    pub(crate) unit: u32,
-    pub(crate) sent: Time,
-    /// Bytes that arrived.
-    pub(crate) received: u64,
-    /// Bytes that did not arrive yet.
-    pub(crate) outstanding_bytes: u64,
-    /// Whether it was stolen from another peer.
-    pub(crate) stolen: bool,
-}
+use super::Swarm;
+use crate::{
+    config::{CROWD_STALL, CROWD_STALL_UNITS},
+    state::Request,
+    types::{Action, PeerKey, RequestId, Time},
+};
 
 impl Swarm {
     /// Requests a unit from a peer.
@@ -51,7 +42,8 @@ impl Swarm {
         }
         self.in_flight_bytes += len;
         self.counters.requests += 1;
-        self.counters.peak_in_flight_bytes = self.counters.peak_in_flight_bytes.max(self.in_flight_bytes);
+        let peak = &mut self.counters.peak_in_flight_bytes;
+        *peak = (*peak).max(self.in_flight_bytes);
         let requests = self.unit_requests.entry(unit).or_default();
         requests.push(id);
         if requests.len() > 1 {
@@ -113,7 +105,7 @@ impl Swarm {
         if silent {
             // Other peers finished all its requests while it was silent. A new request would only
             // delay more units.
-            self.back_off_silent(key, now);
+            self.back_off_stalled(key, now);
         }
         self.mark_ready(key);
         Some(request)
@@ -136,7 +128,7 @@ impl Swarm {
             return;
         };
         peer.bytes += bytes;
-        peer.refusals = 0;
+        peer.busy_answers = 0;
         peer.estimate.bytes_arrived(bytes, now);
         peer.outstanding_bytes -= paid;
         if is_whole {
@@ -145,12 +137,12 @@ impl Swarm {
         if paid > 0 && peer.outstanding_bytes == 0 {
             peer.estimate.end_busy(now);
         }
-        self.clear_stall(key, unit, now);
+        self.end_stall(key, unit, now);
         self.mark_ready(key);
     }
 
     /// The peer is no longer stalled; other peers must not fetch its units, this one included.
-    pub(crate) fn clear_stall(&mut self, key: PeerKey, unit: u32, now: Time) {
+    pub(crate) fn end_stall(&mut self, key: PeerKey, unit: u32, now: Time) {
         if let Some(peer) = self.peers.get_mut(&key)
             && std::mem::take(&mut peer.is_stalled)
         {
@@ -172,15 +164,15 @@ impl Swarm {
         self.have.set(unit, true);
         if let Some(request) = self.close_request(id, now) {
             self.counters.verified_bytes += len;
-            let mut earns = false;
+            let mut was_doubted = false;
             if let Some(peer) = self.peers.get_mut(&request.peer) {
-                earns = peer.probation.is_some() || peer.refused.is_retrying();
+                was_doubted = peer.probation.is_some() || peer.refused.is_retrying();
                 peer.failures = 0;
                 peer.verified_bytes += len;
                 peer.estimate.unit_done(len, now.saturating_sub(request.sent));
             }
-            if earns {
-                self.has_sent(request.peer, unit);
+            if was_doubted {
+                self.record_delivery(request.peer, unit);
             }
         }
         self.cancel_requests_for(unit, now);
@@ -239,7 +231,7 @@ impl Swarm {
                 peer.useful_units = peer.useful_units.saturating_add_signed(change);
             }
             if peer.refused.contains(unit) {
-                peer.withheld = peer.withheld.saturating_add_signed(change);
+                peer.refused_missing = peer.refused_missing.saturating_add_signed(change);
                 continue;
             }
             if change > 0 && peer.is_open() && !std::mem::replace(&mut peer.is_ready, true) {

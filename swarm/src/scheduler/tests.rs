@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::*;
+use crate::{config::*, types::*};
 use potluck_core::availability::Availability;
 
 pub(crate) const LEN: u64 = 256 * 1024;
@@ -74,7 +75,7 @@ fn run_until(swarm: &mut Swarm, until: Time) -> Vec<(Time, Action)> {
 }
 
 #[test]
-fn an_empty_transfer_is_finished_at_once() {
+fn an_empty_download_is_finished_at_once() {
     let mut swarm = swarm(0);
     assert_eq!(actions(&mut swarm, ms(0)), [Action::Finished]);
     assert_eq!((swarm.poll_timeout(), swarm.stuck_reason()), (None, None));
@@ -90,10 +91,10 @@ fn one_unit_from_one_peer() {
     join(&mut swarm, A, &[], ms(0));
     let (id, peer, unit) = requests(&mut swarm, ms(0))[0];
     assert_eq!((peer, unit), (A, 0));
-    assert_eq!(swarm.unit_state(0), Some(UnitState::InFlight(1)));
+    assert!(swarm.fetching().get(0) && !swarm.have().get(0));
     deliver(&mut swarm, id, ms(0), ms(10));
     assert_eq!(actions(&mut swarm, ms(10)), [Action::Finished]);
-    assert_eq!(swarm.unit_state(0), Some(UnitState::Have));
+    assert!(swarm.have().get(0) && !swarm.fetching().get(0));
     // Late events about a finished request change nothing.
     swarm.corrupt(id, ms(11));
     swarm.failed(id, Failure::TimedOut, ms(11));
@@ -119,30 +120,30 @@ fn the_rarest_unit_goes_first() {
 }
 
 #[test]
-fn a_crowd_is_asked_one_by_one_and_a_lone_source_deeper() {
+fn a_crowd_gets_one_request_per_peer_and_a_single_provider_several() {
     let mut alone = swarm(100);
     join(&mut alone, A, &[], ms(0));
-    let asked: Vec<u32> = requests(&mut alone, ms(0))
+    let requested: Vec<u32> = requests(&mut alone, ms(0))
         .into_iter()
         .map(|(_, _, unit)| unit)
         .collect();
-    assert_eq!(asked.len(), 2);
+    assert_eq!(requested.len(), 2);
     assert!(
-        asked[1] == asked[0] + 1 || asked[0] == 99,
-        "neighbours: {asked:?}"
+        requested[1] == requested[0] + 1 || requested[0] == 99,
+        "neighbours: {requested:?}"
     );
     let mut crowd = swarm(100);
     join(&mut crowd, A, &[], ms(0));
     join(&mut crowd, B, &[5], ms(0));
-    assert_eq!(requests(&mut crowd, ms(0)).len(), 2, "one a peer");
+    assert_eq!(requests(&mut crowd, ms(0)).len(), 2, "one per peer");
 }
 
 #[test]
-fn depth_follows_bandwidth_times_delay() {
+fn pipeline_depth_follows_bandwidth_times_delay() {
     let mut swarm = swarm(1000);
     join(&mut swarm, A, &[], ms(0));
     // A unit every 10 ms, the first byte after 50 ms.
-    let mut queue = std::collections::VecDeque::from(requests(&mut swarm, ms(0)));
+    let mut queue = VecDeque::from(requests(&mut swarm, ms(0)));
     let mut now = ms(50);
     for _ in 0..100 {
         let (id, ..) = queue.pop_front().unwrap();
@@ -159,12 +160,16 @@ fn depth_follows_bandwidth_times_delay() {
 }
 
 #[test]
-fn what_waits_to_be_verified_is_not_added_to() {
+fn units_that_wait_for_verification_fill_the_pipeline() {
     let mut swarm = swarm(100);
     join(&mut swarm, A, &[], ms(0));
     let made = requests(&mut swarm, ms(0));
     swarm.progressed(made[0].0, LEN, ms(1));
-    assert_eq!(requests(&mut swarm, ms(1)), [], "it still owes one");
+    assert_eq!(
+        requests(&mut swarm, ms(1)),
+        [],
+        "its other request is outstanding"
+    );
     assert!(swarm.verified(made[0].0, ms(2)));
     assert!(!requests(&mut swarm, ms(2)).is_empty());
 }
@@ -207,7 +212,7 @@ fn bad_bytes_ban_their_sender_and_nobody_else() {
 
 /// The only provider sends bad bytes twice, then good ones.
 #[test]
-fn a_banned_peer_is_asked_again_one_unit_at_a_time_where_nobody_else_can_serve() {
+fn a_banned_peer_is_readmitted_if_nobody_else_can_serve_and_gets_one_request_at_a_time() {
     let count = PROBATION_UNITS + 5;
     let mut swarm = swarm(count);
     join(&mut swarm, A, &[], ms(0));
@@ -219,7 +224,7 @@ fn a_banned_peer_is_asked_again_one_unit_at_a_time_where_nobody_else_can_serve()
         swarm.peer_left(A, now);
         let banned = now;
         now = loop {
-            let at = swarm.poll_timeout().expect("it is tried again");
+            let at = swarm.poll_timeout().expect("a banned peer has a timer");
             swarm.handle_timeout(at);
             if actions(&mut swarm, at).contains(&Action::Readmit { peer: A }) {
                 break at;
@@ -242,11 +247,11 @@ fn a_banned_peer_is_asked_again_one_unit_at_a_time_where_nobody_else_can_serve()
         deliver(&mut swarm, id, now, ms(10));
         now += ms(10);
     }
-    assert!(swarm.have().count() > PROBATION_UNITS, "it is trusted again");
+    assert!(swarm.have().count() > PROBATION_UNITS, "its probation is over");
 }
 
 #[test]
-fn a_banned_peer_is_not_asked_while_another_can_serve() {
+fn a_banned_peer_gets_no_request_while_another_can_serve() {
     let mut swarm = swarm(3);
     join(&mut swarm, A, &[], ms(0));
     let (bad, ..) = requests(&mut swarm, ms(0))[0];
@@ -254,9 +259,9 @@ fn a_banned_peer_is_not_asked_while_another_can_serve() {
     swarm.peer_left(A, ms(1));
     join(&mut swarm, B, &[], ms(2));
     // B is slow: each unit takes longer than the ban lasts.
-    let mut open: VecDeque<_> = requests(&mut swarm, ms(2)).into();
+    let mut in_flight: VecDeque<_> = requests(&mut swarm, ms(2)).into();
     let mut now = ms(2);
-    while let Some((id, peer, _)) = open.pop_front() {
+    while let Some((id, peer, _)) = in_flight.pop_front() {
         assert_eq!(peer, B);
         for _ in 0..32 {
             now += ms(4000);
@@ -264,19 +269,19 @@ fn a_banned_peer_is_not_asked_while_another_can_serve() {
                 let Action::Request { id, peer, unit } = action else {
                     panic!("{action:?}")
                 };
-                open.push_back((id, peer, unit));
+                in_flight.push_back((id, peer, unit));
             }
             swarm.progressed(id, LEN / 32, now);
         }
         assert!(swarm.verified(id, now));
-        open.extend(requests(&mut swarm, now));
+        in_flight.extend(requests(&mut swarm, now));
     }
     assert!(swarm.is_finished());
 }
 
 /// A peer that violated the protocol before it joined is banned like any other.
 #[test]
-fn a_peer_that_breaks_the_protocol_is_banned_and_tried_again() {
+fn a_peer_that_violates_the_protocol_is_banned_and_readmitted() {
     let mut swarm = swarm(1);
     swarm.misbehaved(A, ms(0));
     join(&mut swarm, A, &[], ms(1));
@@ -288,7 +293,7 @@ fn a_peer_that_breaks_the_protocol_is_banned_and_tried_again() {
 }
 
 #[test]
-fn units_of_a_silent_peer_are_raced_and_the_loser_cancelled() {
+fn units_of_a_stalled_peer_are_hedged_and_the_loser_cancelled() {
     let mut swarm = swarm(3);
     join(&mut swarm, A, &[0], ms(0));
     let (silent, ..) = requests(&mut swarm, ms(0))[0];
@@ -318,49 +323,50 @@ fn units_of_a_silent_peer_are_raced_and_the_loser_cancelled() {
 }
 
 #[test]
-fn a_silent_peer_whose_work_others_did_is_not_asked_again_at_once() {
+fn a_stalled_peer_is_backed_off_after_others_delivered_its_units() {
     let mut swarm = swarm(40);
     join(&mut swarm, A, &[], ms(0));
     join(&mut swarm, B, &[], ms(0));
     // Both are known to be fast. From then on A is silent, and B takes 200 ms for each unit, eight
     // seconds for all.
-    let (mut open, mut asked_of_a) = (VecDeque::new(), 0);
+    let (mut in_flight, mut requests_to_a) = (VecDeque::new(), 0);
     for (id, peer, _) in requests(&mut swarm, ms(0)) {
         match peer {
-            B => open.push_back(id),
+            B => in_flight.push_back(id),
             _ => deliver(&mut swarm, id, ms(0), ms(20)),
         }
     }
-    let (mut now, mut due, mut rested) = (ms(20), ms(220), false);
+    let (mut now, mut due, mut was_backed_off) = (ms(20), ms(220), false);
     while !swarm.is_finished() {
         for (id, peer, _) in requests(&mut swarm, now) {
             match peer {
-                B => open.push_back(id),
-                _ => asked_of_a += 1,
+                B => in_flight.push_back(id),
+                _ => requests_to_a += 1,
             }
         }
         now = swarm.poll_timeout().map_or(due, |at| at.clamp(now, due));
         swarm.handle_timeout(now);
         if now == due {
-            if let Some(id) = open.pop_front() {
+            if let Some(id) = in_flight.pop_front() {
                 swarm.progressed(id, LEN, due);
                 // Returns false if the request was cancelled in the endgame.
                 swarm.verified(id, due);
             }
             due += ms(200);
         }
-        let resting = |peer: &PeerView| peer.key == A && matches!(peer.phase, PeerPhase::BackedOff { .. });
-        rested |= swarm.peers().any(|peer| resting(&peer));
-        assert!(now < ms(12_000), "it ends");
+        let is_backed_off =
+            |peer: &PeerView| peer.key == A && matches!(peer.phase, PeerPhase::BackedOff { .. });
+        was_backed_off |= swarm.peers().any(|peer| is_backed_off(&peer));
+        assert!(now < ms(12_000), "it finishes in time");
     }
     assert!(
-        rested && asked_of_a > 0,
-        "asked {asked_of_a} times of who says nothing"
+        was_backed_off && requests_to_a > 0,
+        "{requests_to_a} requests to the stalled peer, backed off: {was_backed_off}"
     );
 }
 
 #[test]
-fn a_lone_slow_provider_is_left_to_finish() {
+fn a_single_slow_provider_may_finish() {
     let mut swarm = swarm(1);
     join(&mut swarm, A, &[], ms(0));
     let (id, ..) = requests(&mut swarm, ms(0))[0];
@@ -373,7 +379,7 @@ fn a_lone_slow_provider_is_left_to_finish() {
 }
 
 #[test]
-fn failures_back_off_longer_each_time_and_are_forgotten_at_last() {
+fn each_failure_backs_off_longer_and_the_last_forgets_the_peer() {
     let mut swarm = swarm(1);
     join(&mut swarm, A, &[], ms(0));
     let mut now = ms(0);
@@ -401,11 +407,11 @@ fn failures_back_off_longer_each_time_and_are_forgotten_at_last() {
     );
     assert_eq!(swarm.stuck_reason(), Some(StuckReason::NoPeers));
     join(&mut swarm, A, &[], now);
-    assert_eq!(requests(&mut swarm, now).len(), 1, "re-admitted");
+    assert_eq!(requests(&mut swarm, now).len(), 1, "it is known again");
 }
 
 #[test]
-fn busy_is_waited_out() {
+fn a_busy_peer_is_requested_from_again_after_its_delay() {
     let mut swarm = swarm(1);
     join(&mut swarm, A, &[], ms(0));
     let (id, ..) = requests(&mut swarm, ms(0))[0];
@@ -424,7 +430,7 @@ fn busy_is_waited_out() {
 }
 
 #[test]
-fn a_unit_that_is_not_there_is_asked_of_another() {
+fn a_refused_unit_is_requested_from_another_peer() {
     let mut swarm = swarm(2);
     join(&mut swarm, A, &[], ms(0));
     for (id, ..) in requests(&mut swarm, ms(0)) {
@@ -446,7 +452,7 @@ fn a_unit_that_is_not_there_is_asked_of_another() {
 
 /// A provider that hashes a file again refuses it, and announces nothing once it serves again.
 #[test]
-fn a_peer_that_refused_is_asked_again_after_a_growing_delay() {
+fn refused_units_are_requested_again_after_a_growing_delay() {
     let mut swarm = swarm(4);
     join(&mut swarm, A, &[], ms(0));
     let (mut now, mut delays) = (ms(0), Vec::new());
@@ -476,11 +482,11 @@ fn a_peer_that_refused_is_asked_again_after_a_growing_delay() {
         "{delays:?}"
     );
     // The peer serves again and sends everything.
-    let mut open = VecDeque::from(requests(&mut swarm, now));
-    while let Some((id, ..)) = open.pop_front() {
+    let mut in_flight = VecDeque::from(requests(&mut swarm, now));
+    while let Some((id, ..)) = in_flight.pop_front() {
         deliver(&mut swarm, id, now, ms(10));
         now += ms(10);
-        open.extend(requests(&mut swarm, now));
+        in_flight.extend(requests(&mut swarm, now));
     }
     assert!(swarm.is_finished());
     assert_eq!(swarm.stuck_reason(), None);
@@ -488,7 +494,7 @@ fn a_peer_that_refused_is_asked_again_after_a_growing_delay() {
 
 /// A new snapshot replaces the old availability, and refused units are requested immediately.
 #[test]
-fn a_peer_that_tells_all_again_is_asked_at_once() {
+fn a_new_availability_clears_refusals() {
     let mut swarm = swarm(2);
     join(&mut swarm, A, &[], ms(0));
     for (id, ..) in requests(&mut swarm, ms(0)) {
@@ -505,12 +511,12 @@ fn a_peer_that_tells_all_again_is_asked_at_once() {
 fn a_peer_that_refuses_everything_costs_few_requests() {
     let mut swarm = swarm(1000);
     join(&mut swarm, A, &[], ms(0));
-    let (mut asked, mut now) = (0, ms(0));
+    let (mut requested, mut now) = (0, ms(0));
     let end = Duration::from_secs(600);
     while now < end {
         loop {
             let made = requests(&mut swarm, now);
-            asked += made.len();
+            requested += made.len();
             if made.is_empty() {
                 break;
             }
@@ -522,11 +528,11 @@ fn a_peer_that_refuses_everything_costs_few_requests() {
         swarm.handle_timeout(now);
     }
     // One request per unit, then a few after each delay.
-    assert!(asked > 1000 && asked < 1000 + 40 * 64, "{asked}");
+    assert!(requested > 1000 && requested < 1000 + 40 * 64, "{requested}");
 }
 
 #[test]
-fn a_write_that_failed_is_fetched_again_and_finished_again() {
+fn a_unit_whose_write_failed_is_fetched_again_and_the_download_finishes_again() {
     let mut swarm = swarm(1);
     join(&mut swarm, A, &[], ms(0));
     let (id, ..) = requests(&mut swarm, ms(0))[0];
@@ -534,7 +540,7 @@ fn a_write_that_failed_is_fetched_again_and_finished_again() {
     assert_eq!(actions(&mut swarm, ms(10)), [Action::Finished]);
     assert_eq!(swarm.counters().verified_bytes, LEN);
     swarm.reset_unit(0, ms(11));
-    assert_eq!(swarm.counters().verified_bytes, 0, "it is not there");
+    assert_eq!(swarm.counters().verified_bytes, 0, "the unit is missing again");
     let (id, ..) = requests(&mut swarm, ms(11))[0];
     swarm.reset_unit(0, ms(12));
     let done = actions(&mut swarm, ms(12));
@@ -563,30 +569,30 @@ fn bytes_in_flight_stay_within_the_budget() {
     assert_eq!(
         requests(&mut swarm, ms(10)).len(),
         1,
-        "the place is taken by the next"
+        "the next request takes its share of the budget"
     );
 }
 
 #[test]
-fn a_budget_made_smaller_is_met_as_units_come_in() {
+fn after_the_budget_shrinks_no_request_is_made_until_the_bytes_fit() {
     let mut swarm = swarm(100);
     (0..20).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
     let made = requests(&mut swarm, ms(0));
     assert!(made.len() >= 20);
     swarm.set_max_in_flight_bytes(3 * LEN);
-    assert_eq!(actions(&mut swarm, ms(0)), [], "nothing is taken back");
+    assert_eq!(actions(&mut swarm, ms(0)), [], "no request is cancelled");
     let left = made.len() - 3;
     for (i, (id, ..)) in made.iter().take(left).enumerate() {
         deliver(&mut swarm, *id, ms(0), ms(10));
         assert_eq!(
             requests(&mut swarm, ms(10)),
             [],
-            "{i} came in, {} wait",
+            "{i} units verified, {} in flight",
             made.len() - i - 1
         );
     }
     deliver(&mut swarm, made[left].0, ms(0), ms(11));
-    assert_eq!(requests(&mut swarm, ms(11)).len(), 1, "now one more fits");
+    assert_eq!(requests(&mut swarm, ms(11)).len(), 1, "one more request fits");
     swarm.set_max_in_flight_bytes(0);
     deliver(&mut swarm, made[left + 1].0, ms(0), ms(12));
     assert_eq!(requests(&mut swarm, ms(12)), []);
@@ -594,12 +600,12 @@ fn a_budget_made_smaller_is_met_as_units_come_in() {
     assert_eq!(
         requests(&mut swarm, ms(12)).len(),
         6,
-        "those who waited are asked"
+        "the blocked peers get requests"
     );
 }
 
 #[test]
-fn with_no_budget_at_all_units_come_one_by_one() {
+fn without_any_budget_units_are_requested_one_by_one() {
     let mut swarm = swarm(5);
     swarm.set_max_in_flight_bytes(0);
     (0..4).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
@@ -612,7 +618,7 @@ fn with_no_budget_at_all_units_come_one_by_one() {
 }
 
 #[test]
-fn huge_units_are_asked_for_one_by_one() {
+fn units_larger_than_the_budget_are_requested_one_by_one() {
     let config = SwarmConfig {
         max_in_flight_bytes: 5 * LEN,
         ..SwarmConfig::default()
@@ -623,7 +629,7 @@ fn huge_units_are_asked_for_one_by_one() {
 }
 
 #[test]
-fn a_wait_in_a_queue_does_not_make_it_longer() {
+fn a_wait_in_a_queue_does_not_deepen_the_pipeline() {
     let mut swarm = Swarm::new(SwarmConfig::default(), vec![LEN; 100], Bitfield::new(100), 1);
     join(&mut swarm, A, &[], ms(0));
     swarm.round_trip(A, ms(1));
@@ -639,7 +645,7 @@ fn a_wait_in_a_queue_does_not_make_it_longer() {
 }
 
 #[test]
-fn nonsense_is_ignored() {
+fn events_that_name_unknown_peers_and_units_are_ignored() {
     let mut swarm = swarm(3);
     swarm.peer_left(A, ms(0));
     swarm.availability(A, &units(&swarm, &[0]), ms(0));

@@ -2,7 +2,8 @@
 
 use rand::RngExt;
 
-use crate::{PeerKey, Swarm, Time};
+use super::Swarm;
+use crate::types::{PeerKey, Time};
 
 /// Maximum number of open units to search for one that a peer has.
 const MAX_OPEN_UNITS_SCANNED: usize = 64;
@@ -57,7 +58,7 @@ impl Swarm {
         }
         let idle = peer.requests.is_empty();
         if peer.probation.is_some() {
-            return self.ask_on_probation(key, now);
+            return self.request_on_probation(key, now);
         }
         if let Some(unit) = self.pick_open_unit(key) {
             self.hedge(key, unit, now);
@@ -100,7 +101,7 @@ impl Swarm {
     /// sequentially.
     pub(crate) fn pick_missing(&self, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
-        if !peer.is_availability_known || self.askable(peer) == 0 {
+        if !peer.is_availability_known || self.requestable_units(peer) == 0 {
             return None;
         }
         let unit = self.rarity.rarest().find(|&unit| peer.serves(unit))?;

@@ -1,7 +1,11 @@
 //! Estimates of a link from the arriving bytes: throughput, latency, and the usual silence.
 
-use crate::{MAX_STALL, MIN_STALL, Time};
 use std::time::Duration;
+
+use crate::{
+    config::{MAX_STALL, MIN_STALL},
+    types::Time,
+};
 
 /// Time constant of the throughput average, in seconds: long enough to smooth over chunks, short
 /// enough to follow a link whose sharing in a crowd changes every second.
@@ -192,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_held_against_the_estimate() {
+    fn silence_raises_the_estimated_time() {
         let mut estimate = Estimate::default();
         estimate.begin_busy(ms(0));
         (1..100).for_each(|chunk| estimate.bytes_arrived(10_000, ms(chunk * 10)));
@@ -201,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn one_chunk_units_still_give_a_rate() {
+    fn units_of_one_chunk_still_give_a_rate() {
         let mut estimate = Estimate::default();
         estimate.begin_busy(ms(0));
         estimate.bytes_arrived(1000, ms(10));

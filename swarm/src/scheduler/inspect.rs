@@ -1,8 +1,9 @@
 //! Read-only views of the swarm's state.
 
+use super::Swarm;
 use crate::{
-    Counters, MissingRun, PeerKey, PeerPhase, PeerView, RequestId, StuckReason, Swarm, Time, UnitState,
-    peer::{Eligibility, Peer},
+    state::{Eligibility, Peer},
+    types::{Counters, MissingRun, PeerKey, PeerPhase, PeerView, RequestId, StuckReason, Time},
 };
 use potluck_core::bitfield::Bitfield;
 
@@ -32,23 +33,6 @@ impl Swarm {
         self.unit_requests.iter().map(of_unit).sum()
     }
 
-    /// The state of a unit; `None` if it is out of range.
-    pub fn unit_state(&self, unit: u32) -> Option<UnitState> {
-        if unit >= self.have.len() {
-            None
-        } else if self.have.get(unit) {
-            Some(UnitState::Have)
-        } else {
-            Some(
-                self.unit_requests
-                    .get(&unit)
-                    .map_or(UnitState::Missing, |requests| {
-                        UnitState::InFlight(requests.len() as u32)
-                    }),
-            )
-        }
-    }
-
     /// Whether another peer downloads the same file and makes progress. Uplinks are then shared,
     /// and a queue at one peer delays the others.
     pub const fn is_crowd(&self) -> bool {
@@ -74,12 +58,11 @@ impl Swarm {
     pub fn missing(&self) -> Vec<MissingRun> {
         let mut runs: Vec<MissingRun> = Vec::new();
         for unit in (0..self.have.len()).filter(|&unit| !self.have.get(unit)) {
-            let providers = self.complete_peers + self.holders[unit as usize];
+            let providers = self.complete_peers + self.partial_providers[unit as usize];
             let in_flight = self.fetching.get(unit);
+            let state = (providers, in_flight);
             match runs.last_mut() {
-                Some(run)
-                    if run.units.end == unit && run.providers == providers && run.in_flight == in_flight =>
-                {
+                Some(run) if run.units.end == unit && (run.providers, run.in_flight) == state => {
                     run.units.end += 1;
                 }
                 _ => runs.push(MissingRun {
@@ -98,23 +81,26 @@ impl Swarm {
         if self.is_finished() || !self.requests.is_empty() {
             return None;
         }
-        let here = || {
+        let joined = || {
             self.peers
                 .values()
-                .filter(|peer| peer.is_here && !peer.is_banned())
+                .filter(|peer| peer.has_joined && !peer.is_banned())
         };
-        if here().next().is_none() {
+        if joined().next().is_none() {
             let banned = self.peers.values().filter_map(|peer| match peer.eligibility {
                 Eligibility::Banned { until, .. } => Some(until),
                 _ => None,
             });
             let first = banned.min();
-            return Some(first.map_or(StuckReason::NoPeers, |until| StuckReason::AllBanned { until }));
+            return Some(match first {
+                Some(until) => StuckReason::AllBanned { until },
+                None => StuckReason::NoPeers,
+            });
         }
-        if !here().any(|peer| peer.is_availability_known) {
+        if !joined().any(|peer| peer.is_availability_known) {
             return Some(StuckReason::NoAvailability);
         }
-        if !here().any(|peer| self.useful_units(peer) > 0) {
+        if !joined().any(|peer| self.useful_units(peer) > 0) {
             return Some(StuckReason::NoProvider {
                 units: self.rarity.len() as u32,
             });
@@ -123,9 +109,13 @@ impl Swarm {
             Eligibility::BackedOff { until } => until,
             _ => Time::ZERO,
         };
-        match here().filter(|peer| self.askable(peer) > 0).map(until).min() {
+        match joined()
+            .filter(|peer| self.requestable_units(peer) > 0)
+            .map(until)
+            .min()
+        {
             None => {
-                let refusing = || here().filter(|peer| peer.withheld > 0);
+                let refusing = || joined().filter(|peer| peer.refused_missing > 0);
                 let until = refusing().filter_map(|peer| peer.refused.due()).min();
                 let tries = refusing().map(|peer| peer.refused.rounds()).min();
                 Some(StuckReason::Refused {
@@ -139,7 +129,7 @@ impl Swarm {
     }
 
     /// Whether a peer that is not on probation sends missing units, or can be expected to. If so,
-    /// no banned peer is asked again.
+    /// no banned peer is readmitted.
     pub fn is_served(&self) -> bool {
         let sends = |peer: &Peer| peer.probation.is_none() && !peer.requests.is_empty();
         self.peers.values().any(sends) || self.others_can_serve()
@@ -155,13 +145,14 @@ impl Swarm {
     }
 
     /// Number of missing units that this peer has and did not refuse.
-    pub(crate) fn askable(&self, peer: &Peer) -> u32 {
-        self.useful_units(peer) - peer.withheld
+    pub(crate) fn requestable_units(&self, peer: &Peer) -> u32 {
+        self.useful_units(peer) - peer.refused_missing
     }
 
     fn peer_view(&self, key: PeerKey, peer: &Peer) -> PeerView {
-        let refused = peer.refused.due().filter(|_| peer.withheld > 0);
-        let refused = refused.map(|until| (peer.withheld, until));
+        let refused = peer.refused.due().filter(|_| peer.refused_missing > 0);
+        let refused = refused.map(|until| (peer.refused_missing, until));
+        let is_refusing = self.requestable_units(peer) == 0;
         let state = match peer.eligibility {
             Eligibility::Banned { unit, until } => PeerPhase::Banned { unit, until },
             Eligibility::BackedOff { until } => PeerPhase::BackedOff { until },
@@ -169,11 +160,12 @@ impl Swarm {
             Eligibility::Open if peer.is_stalled => PeerPhase::Stalled,
             Eligibility::Open if !peer.requests.is_empty() => PeerPhase::Active,
             Eligibility::Open => match refused {
-                Some((_, until)) if self.askable(peer) == 0 => PeerPhase::Refusing { until },
+                Some((_, until)) if is_refusing => PeerPhase::Refusing { until },
                 _ => PeerPhase::Idle,
             },
         };
-        let depth = peer.pipeline_bytes(self.is_crowd(), self.longest_unit) / self.longest_unit.max(1) + 1;
+        let bytes = peer.pipeline_bytes(self.is_crowd(), self.longest_unit);
+        let depth = bytes / self.longest_unit.max(1) + 1;
         PeerView {
             key,
             phase: state,

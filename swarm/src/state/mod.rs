@@ -1,0 +1,15 @@
+//! What the swarm knows of peers, requests and units. Nothing here makes a decision.
+
+mod estimate;
+mod peer;
+mod rarity;
+mod refusals;
+mod request;
+
+pub(crate) use self::{
+    estimate::Estimate,
+    peer::{Eligibility, Peer},
+    rarity::RarityOrder,
+    refusals::Refusals,
+    request::Request,
+};
