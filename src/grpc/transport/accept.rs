@@ -20,7 +20,7 @@ use std::{
 use futures_util::{Stream, stream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener},
     time::{MissedTickBehavior, Sleep},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -28,7 +28,10 @@ use tonic::transport::server::Connected;
 
 use crate::grpc::{
     limiter::{ClientAddress, PerAddressLimiter},
-    transport::clients::{ClientConnection, Clients, OpenConnectionGuard, SWEEP_INTERVAL},
+    transport::{
+        clients::{ClientConnection, Clients, OpenConnectionGuard, SWEEP_INTERVAL},
+        socket_authority::{PREFACE, SocketStream},
+    },
 };
 
 /// Deadline for the connection preface: enough to retransmit a lost packet twice.
@@ -39,9 +42,6 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// counts as sent.
 #[cfg(target_os = "linux")]
 const NOTSENT_LOWAT: u32 = 256 * 1024;
-
-/// Length of HTTP/2's connection preface (RFC 9113, section 3.4).
-const PREFACE: usize = 24;
 
 /// Pause after a failed accept, for example when no file descriptors are left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -69,10 +69,10 @@ impl Accept for TcpListener {
 }
 
 impl Accept for UnixListener {
-    type Io = UnixStream;
+    type Io = SocketStream;
 
-    async fn accept(&self) -> io::Result<(UnixStream, Option<SocketAddr>)> {
-        Ok((self.accept().await?.0, None))
+    async fn accept(&self) -> io::Result<(SocketStream, Option<SocketAddr>)> {
+        Ok((SocketStream::new(self.accept().await?.0), None))
     }
 }
 

@@ -9,6 +9,7 @@ mod failure;
 mod health;
 mod probe;
 mod settings;
+mod socket_authority;
 
 pub use self::{
     accept::{Accept, Connection, connections},
