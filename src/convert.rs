@@ -140,7 +140,7 @@ impl From<&Provider> for v1::Provider {
         Self {
             peer_id: provider.peer.to_bytes(),
             address: Some((&provider.address).into()),
-            partial: provider.partial,
+            complete: provider.is_complete,
         }
     }
 }
@@ -152,7 +152,7 @@ impl TryFrom<v1::Provider> for Provider {
         Ok(Self {
             peer: id::<PeerId>(&provider.peer_id, "provider.peer_id")?,
             address: provider.address.unwrap_or_default().try_into()?,
-            partial: provider.partial,
+            is_complete: provider.complete,
         })
     }
 }
@@ -162,7 +162,7 @@ impl From<&Registration> for v1::Registration {
         Self {
             file: Some((&registration.file).into()),
             names: registration.names.clone(),
-            partial: registration.partial,
+            complete: Some(registration.is_complete),
         }
     }
 }
@@ -276,11 +276,11 @@ mod tests {
             any::<std::net::IpAddr>().prop_map(|ip| ip.to_string()),
             "[a-z0-9]{1,9}(\\.[a-z0-9-]{1,9}){0,3}",
         ];
-        (any::<[u8; 32]>(), host, 1..=u16::MAX, any::<bool>()).prop_map(|(peer, host, port, partial)| {
+        (any::<[u8; 32]>(), host, 1..=u16::MAX, any::<bool>()).prop_map(|(peer, host, port, is_complete)| {
             Provider {
                 peer: PeerId(peer),
                 address: Address { host, port },
-                partial,
+                is_complete,
             }
         })
     }

@@ -49,8 +49,8 @@ async fn assert_fails(endpoint: Endpoint, reason: Reason) {
     let start = Instant::now();
     let connect = async { endpoint.connect().await.map(drop).unwrap_err() };
     let client = IndexClient::new(endpoint.clone());
-    let by = QueryKey::Name("a".into());
-    let call = async { client.query(&by, 0, None).await.unwrap_err() };
+    let key = QueryKey::Name("a".into());
+    let call = async { client.query(&key, 0, None).await.unwrap_err() };
     let (connected, called): (Problem, Problem) = tokio::join!(connect, call);
     for problem in [connected, called] {
         assert_eq!(problem.reason, reason, "{problem}");

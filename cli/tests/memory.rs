@@ -106,7 +106,7 @@ async fn the_largest_answers_that_are_taken_cost_little() {
                 ..Default::default()
             })
             .collect(),
-        by: "x".into(),
+        key: "x".into(),
         ..Default::default()
     };
     let provider = v1::Provider {
@@ -115,7 +115,7 @@ async fn the_largest_answers_that_are_taken_cost_little() {
             host: "192.0.2.1".to_owned(),
             port: 1,
         }),
-        partial: false,
+        complete: true,
     };
     let crowded = v1::QueryResponse {
         files: (1..=40)
@@ -128,7 +128,7 @@ async fn the_largest_answers_that_are_taken_cost_little() {
             .collect(),
         // Every page claims that more follow.
         next_page_token: "more".to_owned(),
-        by: "x".into(),
+        key: "x".into(),
     };
     for answer in [query.encode_to_vec(), crowded.encode_to_vec()] {
         assert!((1 << 20..2 << 20).contains(&answer.len()), "{}", answer.len());

@@ -89,6 +89,6 @@ fn registration(n: u64) -> Registration {
             n.wrapping_mul(0x9e37_79b9),
             n % 1000
         )],
-        partial: false,
+        is_complete: true,
     }
 }

@@ -265,7 +265,7 @@ fn registration(n: u64) -> Registration {
             kind: FileKind::File,
         },
         names,
-        partial: false,
+        is_complete: true,
     }
 }
 

@@ -45,7 +45,7 @@ fn registration(n: u64) -> Registration {
             kind: FileKind::File,
         },
         names: vec![format!("folder-{} file-{n}.bin", n / 1000)],
-        partial: false,
+        is_complete: true,
     }
 }
 

@@ -97,11 +97,11 @@ async fn two_processes_with_one_token_are_told_of_each_other() {
     let files = [file(1, "a")];
     let register =
         async |client: &IndexClient, port| client.register(&token(1), &here(port), &files, None, false).await;
-    assert_eq!(register(&one, 1).await.unwrap().rival, None);
-    assert_eq!(register(&two, 2).await.unwrap().rival, None);
+    assert_eq!(register(&one, 1).await.unwrap().conflicting_address, None);
+    assert_eq!(register(&two, 2).await.unwrap().conflicting_address, None);
     let gone = one.renew(&token(1), &here(1)).await.unwrap_err();
     assert_eq!(gone.reason, Reason::LeaseUnknown);
-    assert_eq!(register(&one, 1).await.unwrap().rival, None);
+    assert_eq!(register(&one, 1).await.unwrap().conflicting_address, None);
     let refused = register(&two, 2).await.unwrap_err();
     assert_eq!(refused.reason, Reason::IdentityInUse);
     assert!(refused.message.contains("127.0.0.1:1"), "{refused}");
@@ -110,8 +110,8 @@ async fn two_processes_with_one_token_are_told_of_each_other() {
         port: 2,
     };
     let lease = one.renew(&token(1), &here(1)).await.unwrap();
-    assert_eq!(lease.rival, Some(rival.clone()));
-    assert_eq!(register(&one, 1).await.unwrap().rival, Some(rival));
+    assert_eq!(lease.conflicting_address, Some(rival.clone()));
+    assert_eq!(register(&one, 1).await.unwrap().conflicting_address, Some(rival));
     // The holder's files keep its address.
     let found = client_query(&two).await;
     assert_eq!(found, [1]);
@@ -122,7 +122,7 @@ async fn two_processes_with_one_token_are_told_of_each_other() {
     assert_eq!(client_query(&two).await, [1]);
     // The holder stops, and the other process gets the lease.
     one.unregister(&token(1), None).await.unwrap();
-    assert_eq!(register(&two, 2).await.unwrap().rival, None);
+    assert_eq!(register(&two, 2).await.unwrap().conflicting_address, None);
     assert_eq!(client_query(&two).await, [2]);
 }
 
@@ -151,7 +151,7 @@ async fn a_peer_learns_the_digest_of_what_it_has_registered() {
         .await
         .unwrap();
     let renewed = [Registration {
-        partial: true,
+        is_complete: false,
         ..file(7, "another")
     }];
     client

@@ -119,7 +119,7 @@ async fn answers_that_nobody_reads_are_bounded() {
             .await;
     }
     let query = v1::QueryRequest {
-        by: Some(v1::query_request::By::Name("same".to_owned())),
+        key: Some(v1::query_request::Key::Name("same".to_owned())),
         page_size: 1000,
         ..Default::default()
     };

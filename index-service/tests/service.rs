@@ -158,6 +158,26 @@ async fn an_id_left_empty_is_derived() {
 }
 
 #[tokio::test]
+async fn a_registration_that_does_not_say_so_is_complete() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    for (complete, expected) in [(None, true), (Some(false), false), (Some(true), true)] {
+        let request = v1::RegisterRequest {
+            token: token(1).expose().to_vec().into(),
+            address: Some((&here(9)).into()),
+            files: vec![v1::Registration {
+                complete,
+                ..(&file(7, "a")).into()
+            }],
+            ..Default::default()
+        };
+        index.raw().await.register(request).await.unwrap();
+        let page = client.query(&QueryKey::Id(record(7).id), 0, None).await.unwrap();
+        assert_eq!(page.files[0].providers[0].is_complete, expected, "{complete:?}");
+    }
+}
+
+#[tokio::test]
 async fn replace_forgets_what_was_registered_before() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
@@ -275,7 +295,7 @@ async fn a_watcher_hears_of_all_that_happens() {
     assert_eq!(first[0].peer, token(1).peer_id());
 
     let partial = Registration {
-        partial: true,
+        is_complete: false,
         ..file(1, "a")
     };
     client
@@ -285,7 +305,7 @@ async fn a_watcher_hears_of_all_that_happens() {
     let ProviderEvent::Joined(joined) = next(&mut events).await.unwrap() else {
         panic!("joined")
     };
-    assert_eq!((joined.peer, joined.partial), (token(2).peer_id(), true));
+    assert_eq!((joined.peer, joined.is_complete), (token(2).peer_id(), false));
 
     client
         .register(&token(2), &here(2), &[file(1, "a"), file(2, "b")], None, false)
@@ -294,7 +314,7 @@ async fn a_watcher_hears_of_all_that_happens() {
     let ProviderEvent::Joined(joined) = next(&mut events).await.unwrap() else {
         panic!("complete")
     };
-    assert!(!joined.partial);
+    assert!(joined.is_complete);
 
     client
         .register(&token(1), &here(11), &[], None, false)

@@ -127,7 +127,7 @@ fn registration(n: u32, name: &str) -> Registration {
     Registration {
         file,
         names: vec![name.to_owned()],
-        partial: false,
+        is_complete: true,
     }
 }
 
@@ -388,7 +388,7 @@ async fn an_index_that_was_put_back_to_an_older_state_with_as_many_files_is_told
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
     let partial = Registration {
-        partial: true,
+        is_complete: false,
         ..registration(7, "name 7")
     };
     // Another file, another name, another completeness: each time the number of files is the same.
@@ -438,7 +438,7 @@ async fn another_peer_with_the_same_token_is_told_of() {
     rig.registrar.synced(DEADLINE).await.unwrap();
     let reason = || rig.registrar.status().error.map(|problem| problem.reason);
     assert_eq!(reason(), None);
-    rig.fake.state().rival = Some(v1::Address {
+    rig.fake.state().conflicting_address = Some(v1::Address {
         host: "192.0.2.9".to_owned(),
         port: 12349,
     });
@@ -449,7 +449,7 @@ async fn another_peer_with_the_same_token_is_told_of() {
         status.registered && said.contains("192.0.2.9:12349") && said.contains("state/token"),
         "{said}"
     );
-    rig.fake.state().rival = None;
+    rig.fake.state().conflicting_address = None;
     wait_until("it is gone from the status", || reason().is_none()).await;
     // The refused peer reports it too.
     rig.fake.state().fail = Some(Reason::IdentityInUse);

@@ -259,7 +259,7 @@ async fn a_file_that_most_call_a_collection_is_fetched_once() {
                 kind: FileKind::Collection,
             },
             names: vec!["data.bin".into()],
-            partial: false,
+            is_complete: true,
         };
         let address = Address {
             host: String::new(),

@@ -51,7 +51,7 @@ mod tests {
                 kind: FileKind::Collection,
             },
             names: vec!["n".repeat(255); names],
-            partial: true,
+            is_complete: false,
         }
     }
 

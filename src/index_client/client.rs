@@ -149,7 +149,9 @@ impl IndexClient {
             file_count: answer.file_count,
             address: answer.address.map(TryInto::try_into).transpose()?,
             digest: digest(&answer.digest),
-            rival: answer.rival.and_then(|rival| rival.try_into().ok()),
+            conflicting_address: answer
+                .conflicting_address
+                .and_then(|address| address.try_into().ok()),
         })
     }
 
@@ -170,7 +172,9 @@ impl IndexClient {
             file_count: answer.file_count,
             address: None,
             digest: digest(&answer.digest),
-            rival: answer.rival.and_then(|rival| rival.try_into().ok()),
+            conflicting_address: answer
+                .conflicting_address
+                .and_then(|address| address.try_into().ok()),
         })
     }
 
@@ -195,26 +199,26 @@ impl IndexClient {
     /// Those of `IndexService.Query`. [`Reason::Unreachable`] if the response is for another key.
     pub async fn query(
         &self,
-        by: &QueryKey,
+        key: &QueryKey,
         max_providers: u32,
         page: Option<String>,
     ) -> Result<FilePage, Problem> {
         let request = v1::QueryRequest {
-            by: Some(match by {
-                QueryKey::Id(id) => v1::query_request::By::FileId(id.to_bytes()),
-                QueryKey::Sha256(sum) => v1::query_request::By::Sha256(sum.to_bytes()),
-                QueryKey::Name(name) => v1::query_request::By::Name(name.clone()),
+            key: Some(match key {
+                QueryKey::Id(id) => v1::query_request::Key::FileId(id.to_bytes()),
+                QueryKey::Sha256(sha256) => v1::query_request::Key::Sha256(sha256.to_bytes()),
+                QueryKey::Name(name) => v1::query_request::Key::Name(name.clone()),
             }),
             max_providers,
             page_size: 0,
             page_token: page.unwrap_or_default(),
         };
         let mut answer: v1::QueryResponse = self.unary(QUERY, request.clone()).await?;
-        if answer.by != by.to_bytes() {
+        if answer.key != key.to_bytes() {
             // The response is for another key: the network damaged the request. Try once more.
             answer = self.unary(QUERY, request).await?;
         }
-        if answer.by != by.to_bytes() {
+        if answer.key != key.to_bytes() {
             return Err(Problem::new(
                 Reason::Unreachable,
                 format!("the index at {} answers another query", self.endpoint),

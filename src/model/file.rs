@@ -35,6 +35,6 @@ pub struct Registration {
     pub file: FileRecord,
     /// Names of the file, 1 to 16.
     pub names: Vec<String>,
-    /// Whether the peer has only part of the file.
-    pub partial: bool,
+    /// Whether the peer has the whole file.
+    pub is_complete: bool,
 }

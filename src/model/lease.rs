@@ -16,5 +16,5 @@ pub struct Lease {
     /// Digest of the peer's registrations; `None` if the index does not send one.
     pub digest: Option<SetDigest>,
     /// Address of another live process that uses the same token.
-    pub rival: Option<Address>,
+    pub conflicting_address: Option<Address>,
 }

@@ -9,8 +9,8 @@ pub struct Provider {
     pub peer: PeerId,
     /// The peer's address.
     pub address: Address,
-    /// Whether the peer has only part of the file.
-    pub partial: bool,
+    /// Whether the peer has the whole file.
+    pub is_complete: bool,
 }
 
 /// A change in a file's providers.

@@ -21,7 +21,7 @@ use crate::{
 const DOMAIN: &[u8; 24] = b"potluck/registration/v1\0";
 
 // Bits of a registration's flags.
-const PARTIAL: u8 = 1;
+const COMPLETE: u8 = 1;
 const COLLECTION: u8 = 2;
 const CLAIM: u8 = 4;
 
@@ -43,10 +43,10 @@ impl RegistrationHash {
         id: &FileId,
         sha256: Option<&Sha256>,
         kind: FileKind,
-        partial: bool,
+        is_complete: bool,
         names: &mut [&str],
     ) -> Self {
-        let mut flags = if partial { PARTIAL } else { 0 };
+        let mut flags = if is_complete { COMPLETE } else { 0 };
         if kind == FileKind::Collection {
             flags |= COLLECTION;
         }
@@ -75,9 +75,20 @@ impl RegistrationHash {
 }
 
 impl From<&Registration> for RegistrationHash {
-    fn from(Registration { file, names, partial }: &Registration) -> Self {
+    fn from(registration: &Registration) -> Self {
+        let Registration {
+            file,
+            names,
+            is_complete,
+        } = registration;
         let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
-        Self::new(&file.id, file.sha256.as_ref(), file.kind, *partial, &mut names)
+        Self::new(
+            &file.id,
+            file.sha256.as_ref(),
+            file.kind,
+            *is_complete,
+            &mut names,
+        )
     }
 }
 
@@ -140,7 +151,7 @@ mod tests {
     use super::*;
     use crate::{identity::id::Root, model::file::FileRecord};
 
-    fn registration(n: u8, has_sha256: bool, partial: bool, names: &[&str]) -> Registration {
+    fn registration(n: u8, has_sha256: bool, is_complete: bool, names: &[&str]) -> Registration {
         let root = Root([n; 32]);
         Registration {
             file: FileRecord {
@@ -155,7 +166,7 @@ mod tests {
                 },
             },
             names: names.iter().map(|name| (*name).to_owned()).collect(),
-            partial,
+            is_complete,
         }
     }
 
@@ -163,31 +174,31 @@ mod tests {
     fn the_digest_matches_the_documented_encoding() {
         // Computed from docs/protocol.md with Python's hashlib.
         let set = [
-            registration(1, false, true, &["b", "a", "b"]),
-            registration(2, true, false, &["é"]),
+            registration(1, false, false, &["b", "a", "b"]),
+            registration(2, true, true, &["é"]),
         ];
         let digest = SetDigest::from_iter(&set);
         assert_eq!(
             hex::encode(digest.to_bytes()),
-            "9ca73258071fa0e0c789bf99ca1cfc807af612194f982dd9cb7601ea4884e152"
+            "37bb15c8447e9f0f70b8541bf2b257c518bceba36bc381923d1d0a4eb82f7aec"
         );
     }
 
     #[test]
     fn every_part_of_a_registration_changes_its_hash() {
         let all = [
-            registration(1, false, false, &["a"]),
-            registration(3, false, false, &["a"]),
-            registration(1, true, false, &["a"]),
             registration(1, false, true, &["a"]),
-            registration(1, false, false, &["b"]),
-            registration(1, false, false, &["a", "b"]),
+            registration(3, false, true, &["a"]),
+            registration(1, true, true, &["a"]),
+            registration(1, false, false, &["a"]),
+            registration(1, false, true, &["b"]),
+            registration(1, false, true, &["a", "b"]),
             Registration {
                 file: FileRecord {
                     kind: FileKind::Collection,
-                    ..registration(1, false, false, &[]).file
+                    ..registration(1, false, true, &[]).file
                 },
-                ..registration(1, false, false, &["a"])
+                ..registration(1, false, true, &["a"])
             },
         ];
         for (index, one) in all.iter().enumerate() {
@@ -209,13 +220,13 @@ mod tests {
         ) {
             let mut digest = SetDigest::default();
             let mut set = std::collections::BTreeMap::new();
-            for (n, partial) in steps {
-                let next = registration(n, true, partial, &["a"]);
+            for (n, is_complete) in steps {
+                let next = registration(n, true, is_complete, &["a"]);
                 if let Some(old) = set.insert(n, next.clone()) {
                     digest.remove(&RegistrationHash::from(&old));
                 }
                 digest.insert(&RegistrationHash::from(&next));
-                if partial && n % 3 == 0 {
+                if is_complete && n % 3 == 0 {
                     set.remove(&n);
                     digest.remove(&RegistrationHash::from(&next));
                 }

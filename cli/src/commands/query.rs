@@ -96,7 +96,11 @@ fn lines(found: &IndexedFile) -> Vec<String> {
     fact("peers", format!("{}{more}", found.provider_count));
     let mut table = Table::without_header(vec![Align::Left, Align::Left, Align::Left]);
     for provider in &found.providers {
-        let part = if provider.partial { "has a part" } else { "has all" };
+        let part = if provider.is_complete {
+            "has all"
+        } else {
+            "has a part"
+        };
         table.row([
             format!("    {}", text::escape(&provider.address.to_string())),
             part.to_owned(),

@@ -28,7 +28,7 @@ fn object(found: &IndexedFile) -> serde_json::Value {
             json!({
                 "peer": provider.peer,
                 "address": provider.address.to_string(),
-                "complete": !provider.partial,
+                "complete": provider.is_complete,
             })
         })
         .collect();

@@ -122,7 +122,7 @@ pub(crate) fn found(seed: u8, names: &[&str]) -> v1::QueryResult {
         providers: vec![v1::Provider {
             peer_id: vec![seed; 32].into(),
             address: Some(address(1)),
-            partial: false,
+            complete: true,
         }],
     }
 }
@@ -173,15 +173,15 @@ impl IndexService for Service {
     type WatchProvidersStream = Streamed<v1::WatchProvidersResponse>;
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Answer<v1::QueryResponse> {
-        use v1::query_request::By;
-        let by = match request.into_inner().by {
-            Some(By::FileId(id)) => id,
-            Some(By::Sha256(sum)) => sum,
-            Some(By::Name(name)) => name.into_bytes().into(),
+        use v1::query_request::Key;
+        let key = match request.into_inner().key {
+            Some(Key::FileId(id)) => id,
+            Some(Key::Sha256(sum)) => sum,
+            Some(Key::Name(name)) => name.into_bytes().into(),
             None => Default::default(),
         };
         Ok(Response::new(v1::QueryResponse {
-            by,
+            key,
             files: self.script.files.clone(),
             next_page_token: String::new(),
         }))

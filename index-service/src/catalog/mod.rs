@@ -94,15 +94,15 @@ struct Host {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerSlot(u32);
 
-/// A provider of one file, with the slot of its claim. The top bits say whether it is partial and
+/// A provider of one file, with the slot of its claim. The top bits say whether it is complete and
 /// whether it pays for the file and the claim.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProviderSlot {
     peer: u32,
-    claim_and_partial: u32,
+    claim_and_flags: u32,
 }
 
-const PARTIAL: u32 = 1 << 31;
+const COMPLETE: u32 = 1 << 31;
 
 /// The registration is charged for the file.
 const PAYS_FILE: u32 = 1 << 30;
@@ -110,26 +110,26 @@ const PAYS_FILE: u32 = 1 << 30;
 /// The registration is charged for its claim.
 const PAYS_VARIANT: u32 = 1 << 29;
 
-const FLAGS: u32 = PARTIAL | PAYS_FILE | PAYS_VARIANT;
+const FLAGS: u32 = COMPLETE | PAYS_FILE | PAYS_VARIANT;
 
 impl ProviderSlot {
-    const fn new(peer: u32, variant: u32, partial: bool) -> Self {
+    const fn new(peer: u32, variant: u32, is_complete: bool) -> Self {
         Self {
             peer,
-            claim_and_partial: variant | if partial { PARTIAL } else { 0 },
+            claim_and_flags: variant | if is_complete { COMPLETE } else { 0 },
         }
     }
 
     const fn claim(self) -> u32 {
-        self.claim_and_partial & !FLAGS
+        self.claim_and_flags & !FLAGS
     }
 
-    const fn partial(self) -> bool {
-        self.claim_and_partial & PARTIAL != 0
+    const fn is_complete(self) -> bool {
+        self.claim_and_flags & COMPLETE != 0
     }
 
     const fn pays(self, what: u32) -> bool {
-        self.claim_and_partial & what != 0
+        self.claim_and_flags & what != 0
     }
 }
 
@@ -297,7 +297,7 @@ impl Catalog {
                 .iter()
                 .map(|&name| self.names.text(name).to_owned())
                 .collect(),
-            partial: slot.partial(),
+            is_complete: slot.is_complete(),
         })
     }
 
@@ -311,7 +311,7 @@ impl Catalog {
     pub fn has_registered(&self, peer: &PeerId, registration: &Registration) -> bool {
         let slot = self.provider_slot(peer, &registration.file.id);
         slot.is_some_and(|slot| {
-            slot.partial() == registration.partial
+            slot.is_complete() == registration.is_complete
                 && self.claims[slot.claim()].matches(&self.names, registration)
         })
     }
@@ -436,21 +436,21 @@ impl Catalog {
         self.work += 1;
         let (file, is_new_file) = self.intern_file(&registration.file);
         let (variant, is_new_variant) = self.claims.intern(&mut self.names, registration);
-        let mut slot = ProviderSlot::new(peer, variant, registration.partial);
+        let mut slot = ProviderSlot::new(peer, variant, registration.is_complete);
         if is_new_file {
-            slot.claim_and_partial |= PAYS_FILE;
+            slot.claim_and_flags |= PAYS_FILE;
         }
         if is_new_variant {
-            slot.claim_and_partial |= PAYS_VARIANT;
+            slot.claim_and_flags |= PAYS_VARIANT;
         }
         let element = RegistrationHash::from(registration);
         let providers = &self.files[file as usize].providers;
         match providers.binary_search_by_key(&peer, |slot| slot.peer) {
             Ok(at) => {
                 let old = providers[at];
-                slot.claim_and_partial |= old.claim_and_partial & PAYS_FILE;
+                slot.claim_and_flags |= old.claim_and_flags & PAYS_FILE;
                 if old.claim() == variant {
-                    slot.claim_and_partial |= old.claim_and_partial & PAYS_VARIANT;
+                    slot.claim_and_flags |= old.claim_and_flags & PAYS_VARIANT;
                 }
                 let before = self.registration_hash(file, old);
                 self.files[file as usize].providers[at] = slot;
@@ -462,7 +462,7 @@ impl Catalog {
                 // between.
                 self.add_claim(file, variant);
                 self.remove_claim(file, old.claim());
-                match old.partial() == slot.partial() {
+                match old.is_complete() == slot.is_complete() {
                     true => PutOutcome::Unchanged,
                     false => PutOutcome::CompletenessChanged,
                 }
@@ -529,7 +529,13 @@ impl Catalog {
         let claim = &self.claims[slot.claim()];
         let mut names: SmallVec<[&str; 4]> = claim.names.iter().map(|&name| self.names.text(name)).collect();
         let id = &self.files[file as usize].id;
-        RegistrationHash::new(id, claim.sha256.as_ref(), claim.kind, slot.partial(), &mut names)
+        RegistrationHash::new(
+            id,
+            claim.sha256.as_ref(),
+            claim.kind,
+            slot.is_complete(),
+            &mut names,
+        )
     }
 
     /// Bytes charged for a registration.
@@ -666,7 +672,7 @@ impl Catalog {
         Provider {
             peer: peer.id,
             address: peer.address.clone(),
-            partial: slot.partial(),
+            is_complete: slot.is_complete(),
         }
     }
 

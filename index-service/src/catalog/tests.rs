@@ -45,7 +45,7 @@ fn registration(n: u8, names: &[&str]) -> Registration {
     Registration {
         file: record(n),
         names,
-        partial: false,
+        is_complete: true,
     }
 }
 
@@ -184,7 +184,7 @@ fn step() -> impl Strategy<Value = CatalogStep> {
         any::<bool>(),
         any::<bool>(),
     )
-        .prop_map(|(peer, file, names, sum, collection, partial)| {
+        .prop_map(|(peer, file, names, sum, collection, is_complete)| {
             let sha256 = sum.map(|n| Sha256([n; 32]));
             let kind = if collection {
                 FileKind::Collection
@@ -200,7 +200,7 @@ fn step() -> impl Strategy<Value = CatalogStep> {
                         ..record(file)
                     },
                     names,
-                    partial,
+                    is_complete,
                 },
             )
         });
@@ -225,7 +225,7 @@ impl Model {
             let provider = Provider {
                 peer,
                 address: address.clone(),
-                partial: registration.partial,
+                is_complete: registration.is_complete,
             };
             Some((provider, registration))
         });
@@ -404,7 +404,7 @@ proptest! {
                     if let Some((_, files)) = model.peers.get_mut(&peer(n)) {
                         let expected = match files.insert(registration.file.id, registration.clone()) {
                             None => PutOutcome::New,
-                            Some(old) if old.partial != registration.partial => PutOutcome::CompletenessChanged,
+                            Some(old) if old.is_complete != registration.is_complete => PutOutcome::CompletenessChanged,
                             Some(_) => PutOutcome::Unchanged,
                         };
                         prop_assert_eq!(put, expected);
@@ -569,7 +569,7 @@ fn terms_that_fit_too_many_words_are_still_found() {
             &Registration {
                 file,
                 names,
-                partial: false,
+                is_complete: true,
             },
         );
     }
@@ -597,7 +597,7 @@ fn pages_are_bounded_in_bytes() {
             &Registration {
                 file,
                 names: long.clone(),
-                partial: false,
+                is_complete: true,
             },
         );
     }
@@ -695,7 +695,7 @@ fn broad_words_without_a_common_name_are_told_so_in_one_call() {
             &Registration {
                 file,
                 names,
-                partial: false,
+                is_complete: true,
             },
         );
     }

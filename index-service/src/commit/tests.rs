@@ -158,7 +158,7 @@ fn file(n: u8, name: &str) -> Registration {
     Registration {
         file,
         names: vec![name.to_owned()],
-        partial: false,
+        is_complete: true,
     }
 }
 
@@ -193,7 +193,7 @@ async fn what_is_durable_is_not_written_again() {
         assert_eq!(register(&both, replace, 1).await, (2, None), "replace: {replace}");
     }
     let partial = Registration {
-        partial: true,
+        is_complete: false,
         ..b.clone()
     };
     let renamed = file(1, "another");
@@ -233,7 +233,7 @@ async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
         ..record.clone()
     };
     let partial = |file: Registration| Registration {
-        partial: true,
+        is_complete: false,
         ..file
     };
     let mut restored = Restored::default();

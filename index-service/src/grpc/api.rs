@@ -105,8 +105,8 @@ impl IndexApi {
         query: &ParsedQuery,
         after: Option<RankCursor>,
     ) -> Result<RankedPage, Problem> {
-        let by = query.by.clone();
-        let mut listing = Listing::new(by, after, query.page_size, query.max_providers);
+        let key = query.key.clone();
+        let mut listing = Listing::new(key, after, query.page_size, query.max_providers);
         let is_done = self
             .registry
             .catalog()
@@ -228,7 +228,7 @@ impl IndexService for IndexApi {
         let Holding { digest, rival, .. } = self.registry.holding(&id, Instant::now());
         Ok(Response::new(v1::RegisterResponse {
             digest: digest.to_bytes(),
-            rival: rival.as_ref().map(Into::into),
+            conflicting_address: rival.as_ref().map(Into::into),
             token: issued
                 .map(|token| bytes::Bytes::copy_from_slice(token.expose()))
                 .unwrap_or_default(),
@@ -265,14 +265,14 @@ impl IndexService for IndexApi {
             ttl_ms: millis(ttl),
             file_count: holding.file_count,
             digest: holding.digest.to_bytes(),
-            rival: holding.rival.as_ref().map(Into::into),
+            conflicting_address: holding.rival.as_ref().map(Into::into),
         }))
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
         let source = self.admit(&request, 1)?;
         let query: ParsedQuery = request.into_inner().try_into()?;
-        let question = match &query.by {
+        let question = match &query.key {
             QueryKey::Id(id) => ("id", id.as_bytes().to_vec()),
             QueryKey::Sha256(sum) => ("sha256", sum.0.to_vec()),
             QueryKey::Name(name) => ("name", name.as_bytes().to_vec()),
@@ -295,7 +295,7 @@ impl IndexService for IndexApi {
         Ok(Response::new(v1::QueryResponse {
             files,
             next_page_token: self.page_tokens.token(&question, page.next),
-            by: query.by.to_bytes(),
+            key: query.key.to_bytes(),
         }))
     }
 
@@ -491,7 +491,7 @@ pub(crate) mod tests {
                     kind: FileKind::File,
                 },
                 names: vec!["same".to_owned()],
-                partial: false,
+                is_complete: true,
             }
         });
         let address = Address {
@@ -519,26 +519,26 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_query_costs_by_how_many_files_it_goes_through() {
-        use v1::query_request::By as Asked;
+        use v1::query_request::Key;
         let mut restored = Restored::default();
         restored.add(crowd(5 * STEPS_A_CALL));
         let service = service(restored, 1);
         let asked = [
-            Asked::Name("same".to_owned()),
-            Asked::Sha256(vec![2; 32].into()),
-            Asked::Name("another".to_owned()),
+            Key::Name("same".to_owned()),
+            Key::Sha256(vec![2; 32].into()),
+            Key::Name("another".to_owned()),
         ];
         // The budget admits a burst of five calls.
-        for (n, (by, max)) in (1..).zip(asked.into_iter().zip([1, 1, 5])) {
+        for (n, (key, max)) in (1..).zip(asked.into_iter().zip([1, 1, 5])) {
             let mut answered = 0;
             for _ in 0..6 {
                 let request = v1::QueryRequest {
-                    by: Some(by.clone()),
+                    key: Some(key.clone()),
                     ..Default::default()
                 };
                 answered += u32::from(service.query(from(n, request)).await.is_ok());
             }
-            assert_eq!(answered, max, "{by:?}");
+            assert_eq!(answered, max, "{key:?}");
         }
     }
 

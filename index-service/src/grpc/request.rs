@@ -1,7 +1,7 @@
 //! Parses requests into the index's own types, field by field. No value that the contract forbids
 //! gets past this file.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use potluck_core::{
@@ -82,7 +82,11 @@ impl TryFrom<v1::RegisterRequest> for ParsedRegister {
 }
 
 fn registration(registration: v1::Registration) -> Result<Registration, Problem> {
-    let v1::Registration { file, names, partial } = registration;
+    let v1::Registration {
+        file,
+        names,
+        complete,
+    } = registration;
     let file: FileRecord = file
         .ok_or_else(|| invalid("file", "the file is missing"))?
         .try_into()?;
@@ -93,7 +97,11 @@ fn registration(registration: v1::Registration) -> Result<Registration, Problem>
     for (at, name) in names.iter().enumerate() {
         Label::parse(name).map_err(|error| bad_name(&error).field(format!("names[{at}]")))?;
     }
-    Ok(Registration { file, names, partial })
+    Ok(Registration {
+        file,
+        names,
+        is_complete: complete.unwrap_or(true),
+    })
 }
 
 /// A valid `Renew` request.
@@ -155,7 +163,7 @@ impl TryFrom<v1::UnregisterRequest> for ParsedUnregister {
 #[derive(Debug)]
 pub(crate) struct ParsedQuery {
     /// The id, SHA-256 or name to find.
-    pub(crate) by: QueryKey,
+    pub(crate) key: QueryKey,
     /// Maximum providers per file.
     pub(crate) max_providers: usize,
     /// Maximum files.
@@ -168,27 +176,27 @@ impl TryFrom<v1::QueryRequest> for ParsedQuery {
     type Error = Problem;
 
     fn try_from(request: v1::QueryRequest) -> Result<Self, Problem> {
-        use v1::query_request::By as Asked;
-        let by = match request.by {
+        use v1::query_request::Key;
+        let key = match request.key {
             None => {
                 return Err(invalid(
-                    "by",
-                    "say what to find files by: file_id, sha256 or name",
+                    "key",
+                    "one of `file_id`, `sha256` and `name` is required",
                 ));
             }
-            Some(Asked::FileId(id)) => QueryKey::Id(convert::file_id(&id, "file_id")?),
-            Some(Asked::Sha256(sum)) => QueryKey::Sha256(Sha256::try_from(&*sum).map_err(|error| {
+            Some(Key::FileId(id)) => QueryKey::Id(convert::file_id(&id, "file_id")?),
+            Some(Key::Sha256(sum)) => QueryKey::Sha256(Sha256::try_from(&*sum).map_err(|error| {
                 Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("sha256")
             })?),
-            Some(Asked::Name(name)) => {
+            Some(Key::Name(name)) => {
                 Label::parse(&name).map_err(|error| bad_name(&error).field("name"))?;
                 QueryKey::Name(name)
             }
         };
         Ok(Self {
-            by,
-            max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
-            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE, "page_size")?,
+            key,
+            max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS),
+            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE),
             page_token: request.page_token,
         })
     }
@@ -211,7 +219,7 @@ impl TryFrom<v1::SearchRequest> for ParsedSearch {
     fn try_from(request: v1::SearchRequest) -> Result<Self, Problem> {
         Ok(Self {
             terms: crate::catalog::words::terms(&request.query)?,
-            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE, "page_size")?,
+            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE),
             page_token: request.page_token,
         })
     }
@@ -232,7 +240,7 @@ impl TryFrom<v1::WatchProvidersRequest> for ParsedWatch {
     fn try_from(request: v1::WatchProvidersRequest) -> Result<Self, Problem> {
         Ok(Self {
             file: convert::file_id(&request.file_id, "file_id")?,
-            max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
+            max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS),
         })
     }
 }
@@ -282,10 +290,23 @@ pub(crate) fn check_batch(count: usize, field: &str) -> Result<(), Problem> {
     }
 }
 
-fn coerce_page_size(requested: u32, default: u32, field: &str) -> Result<usize, Problem> {
-    const ALLOWED: RangeInclusive<u32> = 0..=MAX_PAGE;
-    if !ALLOWED.contains(&requested) {
-        return Err(invalid(field, format!("at most {MAX_PAGE}, this is {requested}")));
+/// The size of a page: the default for 0, and at most [`MAX_PAGE`] (AIP-158).
+fn coerce_page_size(requested: u32, default: u32) -> usize {
+    let size = if requested == 0 { default } else { requested };
+    size.min(MAX_PAGE) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_is_the_default_size_and_sizes_over_the_maximum_are_reduced() {
+        let sizes = [0, 1, 999, 1_000, 1_001, u32::MAX];
+        assert_eq!(
+            sizes.map(|size| coerce_page_size(size, DEFAULT_PAGE)),
+            [100, 1, 999, 1_000, 1_000, 1_000]
+        );
+        assert_eq!(coerce_page_size(0, DEFAULT_PROVIDERS), 50);
     }
-    Ok(if requested == 0 { default } else { requested } as usize)
 }

@@ -40,7 +40,7 @@ pub(crate) fn registration(n: u64, name: &str) -> Registration {
     Registration {
         file,
         names: vec![name.to_owned()],
-        partial: n.is_multiple_of(2),
+        is_complete: !n.is_multiple_of(2),
     }
 }
 

@@ -118,18 +118,23 @@ pub(crate) fn fold(
 
 impl EntryMessage {
     fn new(id: FileId, registration: Option<&Registration>) -> Self {
-        let Some(Registration { file, names, partial }) = registration else {
+        let Some(registration) = registration else {
             return Self {
                 removed: id.0.to_vec(),
                 ..Self::default()
             };
         };
+        let Registration {
+            file,
+            names,
+            is_complete,
+        } = registration;
         Self {
             root: file.root.0.to_vec(),
             size: file.size,
             sha256: file.sha256.map(|sum| sum.0.to_vec()).unwrap_or_default(),
             collection: file.kind == FileKind::Collection,
-            partial: *partial,
+            partial: !is_complete,
             names: names.clone(),
             removed: Vec::new(),
         }
@@ -163,7 +168,7 @@ impl EntryMessage {
             Some(Registration {
                 file,
                 names: self.names,
-                partial: self.partial,
+                is_complete: !self.partial,
             }),
         ))
     }

@@ -508,7 +508,7 @@ mod tests {
                 file.file.id = FileId::derive(file.file.size, &file.file.root);
                 file.names = vec!["x".repeat(249); 7];
                 file.names.push("x".repeat(last.into()));
-                file.partial = false;
+                file.is_complete = true;
                 file
             })
             .to_vec();

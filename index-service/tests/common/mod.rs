@@ -90,7 +90,7 @@ pub fn file(n: u64, name: &str) -> Registration {
     Registration {
         file: record(n),
         names: vec![name.to_owned()],
-        partial: false,
+        is_complete: true,
     }
 }
 

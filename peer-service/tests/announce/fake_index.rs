@@ -33,7 +33,7 @@ pub(crate) struct State {
     /// The digest to return instead of the real one.
     pub(crate) wrong_digest: Option<[u8; 32]>,
     /// Another peer that uses the same token.
-    pub(crate) rival: Option<v1::Address>,
+    pub(crate) conflicting_address: Option<v1::Address>,
     pub(crate) renewals: usize,
     /// Instance ids of the peer's runs.
     pub(crate) instances: BTreeSet<Vec<u8>>,
@@ -102,7 +102,7 @@ impl IndexService for Fake {
             let registration = Registration {
                 file: record.clone().try_into().unwrap(),
                 names: file.names.clone(),
-                partial: file.partial,
+                is_complete: file.complete.unwrap_or(true),
             };
             files.insert(record.file_id.to_vec(), registration);
         }
@@ -124,7 +124,7 @@ impl IndexService for Fake {
             ttl_ms: 300,
             file_count,
             digest: state.digest(),
-            rival: state.rival.clone(),
+            conflicting_address: state.conflicting_address.clone(),
             ..Default::default()
         }))
     }
@@ -144,7 +144,7 @@ impl IndexService for Fake {
             ttl_ms: 300,
             file_count: state.files.len() as u64,
             digest: state.digest(),
-            rival: state.rival.clone(),
+            conflicting_address: state.conflicting_address.clone(),
         }))
     }
 

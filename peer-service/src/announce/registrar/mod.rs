@@ -204,7 +204,7 @@ struct RegistrarTask {
     /// The state of the digest comparison.
     digest: digest::Expectation,
     /// The address of another live peer that uses this peer's token.
-    rival: Option<Address>,
+    conflicting_address: Option<Address>,
     /// When to renew the lease; `None` to renew immediately, because the lease may not exist.
     renew_at: Option<Instant>,
     failures: u32,
@@ -231,7 +231,7 @@ impl RegistrarTask {
             skipped: 0,
             expected_files: None,
             digest: digest::Expectation::new(),
-            rival: None,
+            conflicting_address: None,
             renew_at: None,
             failures: 0,
         }
@@ -357,8 +357,8 @@ impl RegistrarTask {
                 tracing::info!("registered: the index knows what this peer has");
             }
             status.registered = true;
-            if let Some(rival) = &self.rival {
-                status.error = Some(identity_in_use(rival));
+            if let Some(conflicting_address) = &self.conflicting_address {
+                status.error = Some(identity_in_use(conflicting_address));
             } else if self.skipped == 0 {
                 status.error = None;
             }
@@ -516,11 +516,11 @@ impl RegistrarTask {
     }
 
     fn record_lease(&mut self, lease: &Lease) {
-        if self.rival != lease.rival {
-            if let Some(rival) = &lease.rival {
-                tracing::warn!(problem = %identity_in_use(rival), "another peer uses this peer's identity");
+        if self.conflicting_address != lease.conflicting_address {
+            if let Some(conflicting_address) = &lease.conflicting_address {
+                tracing::warn!(problem = %identity_in_use(conflicting_address), "another peer uses this peer's identity");
             }
-            self.rival.clone_from(&lease.rival);
+            self.conflicting_address.clone_from(&lease.conflicting_address);
         }
         self.renew_at = Some(Instant::now() + jittered(lease.ttl / 3));
         self.status.send_modify(|status| {
@@ -550,13 +550,13 @@ impl RegistrarTask {
 }
 
 /// The problem to report if another live peer uses this peer's token.
-fn identity_in_use(rival: &Address) -> Problem {
+fn identity_in_use(conflicting_address: &Address) -> Problem {
     Problem::new(
         Reason::IdentityInUse,
         format!(
             "another peer at {}:{} uses this peer's token, and the index refuses it: stop one of the two, and remove `state/token` \
              from the home that is a copy",
-            rival.host, rival.port
+            conflicting_address.host, conflicting_address.port
         ),
     )
 }

@@ -33,7 +33,7 @@ fn registration(n: u8) -> Registration {
     Registration {
         file,
         names: vec![n.to_string()],
-        partial: false,
+        is_complete: true,
     }
 }
 

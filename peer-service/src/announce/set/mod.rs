@@ -112,9 +112,9 @@ impl AnnounceSet {
         let mut state = self.state();
         for registration in registrations {
             let id = registration.file.id;
-            let kind = match registration.partial {
-                true => ChangeKind::Partial,
-                false => ChangeKind::Complete,
+            let kind = match registration.is_complete {
+                true => ChangeKind::Complete,
+                false => ChangeKind::Partial,
             };
             if state.put.get(&id) != Some(&registration) && state.log.put(id, kind) {
                 state.put.insert(id, registration);
@@ -172,7 +172,11 @@ impl AnnounceSet {
         }
         state.partial_counts.remove(id);
         // Keep the registration if the file has become complete.
-        if state.put.get(id).is_some_and(|registration| registration.partial) {
+        if state
+            .put
+            .get(id)
+            .is_some_and(|registration| !registration.is_complete)
+        {
             let remember = state.listeners > 0;
             state.log.remove(id, remember);
             state.put.remove(id);

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn registration(n: u8, name: &str, partial: bool) -> Registration {
+fn registration(n: u8, name: &str, is_complete: bool) -> Registration {
     let root = Root([n; 32]);
     let id = FileId::derive(u64::from(n), &root);
     let file = FileRecord {
@@ -21,7 +21,7 @@ fn registration(n: u8, name: &str, partial: bool) -> Registration {
     Registration {
         file,
         names: vec![name.to_owned()],
-        partial,
+        is_complete,
     }
 }
 
@@ -69,7 +69,7 @@ proptest! {
         // The expected set, updated without any shortcuts.
         let mut model = HashMap::new();
         let mut parts: HashMap<u8, Vec<PartialAnnouncement>> = HashMap::new();
-        let first = registration(1, "before", false);
+        let first = registration(1, "before", true);
         model.insert(first.file.id, first.clone());
         holdings.put(vec![first]);
         let listener = holdings.subscribe();
@@ -95,34 +95,34 @@ proptest! {
         for op in ops {
             match op {
                 AnnounceOp::Put(n, name) => {
-                    let one = registration(n, &name.to_string(), false);
+                    let one = registration(n, &name.to_string(), true);
                     model.insert(one.file.id, one.clone());
                     holdings.put(vec![one]);
                 }
                 AnnounceOp::Begin(n, name) => {
-                    let one = registration(n, &name.to_string(), true);
-                    if model.get(&one.file.id).is_none_or(|old| old.partial) {
+                    let one = registration(n, &name.to_string(), false);
+                    if model.get(&one.file.id).is_none_or(|old| !old.is_complete) {
                         model.insert(one.file.id, one.clone());
                     }
                     parts.entry(n).or_default().push(holdings.announce_partial(one));
                 }
                 AnnounceOp::Hold(n, name) => {
-                    let one = registration(n, &name.to_string(), false);
+                    let one = registration(n, &name.to_string(), true);
                     model.insert(one.file.id, one.clone());
                     shelf.0.lock().insert(one.file.id, one.clone());
                     holdings.announce_complete(&[one.file.id]);
                 }
                 AnnounceOp::Remove(n) => {
-                    let id = registration(n, "", false).file.id;
+                    let id = registration(n, "", true).file.id;
                     model.remove(&id);
                     shelf.0.lock().remove(&id);
                     holdings.remove(&[id]);
                 }
                 AnnounceOp::End(n) => {
-                    let id = registration(n, "", false).file.id;
+                    let id = registration(n, "", true).file.id;
                     let parts = parts.entry(n).or_default();
                     if parts.pop().is_some() && parts.is_empty() {
-                        model.retain(|of, one| *of != id || !one.partial);
+                        model.retain(|of, one| *of != id || one.is_complete);
                     }
                 }
                 AnnounceOp::Sync => {
@@ -144,27 +144,27 @@ proptest! {
 #[test]
 fn what_did_not_change_is_not_told_again() {
     let announce_set = AnnounceSet::new();
-    announce_set.put(vec![registration(1, "a", false)]);
+    announce_set.put(vec![registration(1, "a", true)]);
     let version = announce_set.version();
-    announce_set.put(vec![registration(1, "a", false)]);
+    announce_set.put(vec![registration(1, "a", true)]);
     assert_eq!(announce_set.version(), version);
-    announce_set.put(vec![registration(1, "b", false)]);
+    announce_set.put(vec![registration(1, "b", true)]);
     assert!(announce_set.version() > version);
 }
 
 #[test]
 fn a_part_does_not_hide_the_whole() {
     let announce_set = AnnounceSet::new();
-    announce_set.put(vec![registration(1, "a", true)]);
     announce_set.put(vec![registration(1, "a", false)]);
     announce_set.put(vec![registration(1, "a", true)]);
-    assert!(!announce_set.snapshot()[0].partial);
+    announce_set.put(vec![registration(1, "a", false)]);
+    assert!(announce_set.snapshot()[0].is_complete);
 }
 
 #[test]
 fn a_part_that_ends_takes_nothing_else_away() {
     let announce_set = AnnounceSet::new();
-    let (part, whole) = (registration(1, "a", true), registration(1, "b", false));
+    let (part, whole) = (registration(1, "a", false), registration(1, "b", true));
     let content_source = Arc::new(FakeLibrary::default());
     content_source.0.lock().insert(whole.file.id, whole.clone());
     let source: Weak<FakeLibrary> = Arc::downgrade(&content_source);

@@ -353,7 +353,7 @@ mod tests {
                 host: host.to_owned(),
                 port: 22,
             },
-            partial: false,
+            is_complete: true,
         }
     }
 

@@ -195,7 +195,7 @@ impl DownloadRun {
         let offered = self.context.announce_set.announce_partial(Registration {
             file: download.record,
             names: vec![download.name.clone()],
-            partial: true,
+            is_complete: false,
         });
         let mut finished = self.run_swarm(&download, reporter, sources, pool, local).await;
         if matches!(finished, Ok(FetchOutcome::Done)) && self.is_manifest(&download).await? {

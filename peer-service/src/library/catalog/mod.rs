@@ -371,7 +371,7 @@ impl Catalog {
         Some(Registration {
             file: record?,
             names,
-            partial: false,
+            is_complete: true,
         })
     }
 
