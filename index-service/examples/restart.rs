@@ -9,10 +9,7 @@ use potluck_core::{
     FileId, PeerId, Root,
     model::{Address, FileKind, FileRecord, Registration},
 };
-use potluck_index::{
-    registry::Restored,
-    store::{Change, IndexStore as _, PeerRecord, SledStore},
-};
+use potluck_index::internals::{Change, IndexStore as _, PeerRecord, Restored, SledStore};
 
 /// Files per request, as peers send them.
 const BATCH: u64 = 10_000;

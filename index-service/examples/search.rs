@@ -19,9 +19,8 @@ use potluck_core::{
     model::{Address, FileKind, FileRecord, QueryKey, Registration},
 };
 use potluck_index::{
-    Config,
-    catalog::{Catalog, Listing, RankCursor, SearchScan, words},
-    quota::Limits,
+    Config, Limits,
+    internals::{Catalog, Listing, ListingCursor, SearchScan, terms},
     serve,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -94,7 +93,7 @@ fn alone(names: u64) {
         "query", "files", "calls", "max steps", "p50", "max"
     );
     for (what, query) in queries() {
-        let terms = words::terms(&query).expect("a query");
+        let terms = terms(&query).expect("a query");
         let (mut after, mut times, mut most, mut files) = (None, Vec::new(), 0, 0);
         loop {
             let began = processor_time();
@@ -113,7 +112,8 @@ fn alone(names: u64) {
         row(what, files, most, times);
     }
     let by = QueryKey::Name("README.md".to_owned());
-    let (mut after, mut times, mut most, mut files): (Option<RankCursor>, _, _, _) = (None, Vec::new(), 0, 0);
+    let (mut after, mut times, mut most, mut files): (Option<ListingCursor>, _, _, _) =
+        (None, Vec::new(), 0, 0);
     for _ in 0..20 {
         let began = processor_time();
         let mut listing = Listing::new(by.clone(), after, 1000, 50);

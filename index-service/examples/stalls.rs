@@ -23,7 +23,7 @@ use potluck_core::{
     index_client::{IndexClient, MAX_BATCH},
     model::{Address, FileKind, FileRecord, QueryKey, Registration},
 };
-use potluck_index::{Config, StoreConfig, quota::Limits, serve};
+use potluck_index::{Config, Limits, StoreConfig, serve};
 use tokio_util::sync::CancellationToken;
 
 /// Concurrent Register calls of peers that will expire.

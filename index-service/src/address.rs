@@ -1,12 +1,19 @@
-//! Validates the address that a peer registers: its own address or an allowed host.
+//! The addresses of peers: which address a peer may register, and which addresses count as one host.
 //!
-//! If the index accepted any address, a caller could aim a swarm at a stranger. Pure: no name is
-//! resolved and no connection is made.
+//! A peer may register its own address or an allowed host. If the index accepted any address, a
+//! caller could aim a swarm at a stranger. Pure: no name is resolved and no connection is made.
+#![deny(
+    clippy::disallowed_methods,
+    reason = "pure: time, randomness and I/O come in from outside"
+)]
 
 use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
-use potluck_core::model::Address;
+use potluck_core::{
+    grpc::limiter::{ClientAddress, client_network},
+    model::Address,
+};
 
 /// Longest DNS host name, in bytes (RFC 1035, section 2.3.4).
 const MAX_HOST_NAME: usize = 253;
@@ -43,7 +50,7 @@ impl FromStr for AllowedHost {
 
 /// Why an address was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AddressError {
+pub(crate) enum AddressError {
     /// The host is not an IP address or a host name.
     #[error(
         "the host is neither an IP address nor a host name: leave it empty to be found where you call from"
@@ -78,7 +85,7 @@ pub enum AddressError {
 ///
 /// # Errors
 /// [`AddressError`] if the host is invalid, or neither the caller's address nor allowed.
-pub fn resolve(
+pub(crate) fn resolve(
     claimed: &Address,
     source: Option<IpAddr>,
     allowed: &[AllowedHost],
@@ -126,6 +133,20 @@ pub fn resolve(
         }),
         false => Err(refused(&ip.to_string())),
     }
+}
+
+/// The key under which hosts count as one: the client network of an IP address (see
+/// [`client_network`]), or the host name itself.
+pub(crate) fn host_key(host: &str) -> String {
+    host.parse()
+        .map_or_else(|_| host.to_owned(), |address| client_network(address).to_string())
+}
+
+/// Whether the limit per host does not apply, because the address is local and its peers are
+/// unrelated. The limit per peer still applies.
+pub(crate) fn is_shared_host(host: &str) -> bool {
+    host.parse::<IpAddr>()
+        .is_ok_and(|address| ClientAddress::from(address) == ClientAddress::LOCAL)
 }
 
 /// Whether this is an IPv6 address that needs a zone, that is, the name of an interface (RFC 4291,
@@ -249,5 +270,13 @@ mod tests {
     fn without_a_source_nothing_is_the_callers_own() {
         assert!(resolve(&claim(""), None, &[]).is_err());
         assert!(resolve(&claim("127.0.0.1"), None, &[]).is_err());
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_are_one_host() {
+        assert_eq!(host_key("2001:db8::1"), host_key("2001:db8::ffff:1"));
+        assert_ne!(host_key("2001:db8::1"), host_key("2001:db8:0:1::1"));
+        assert_eq!(host_key("::ffff:10.0.0.1"), "10.0.0.1");
+        assert_eq!(host_key("peer.example"), "peer.example");
     }
 }

@@ -12,6 +12,10 @@
 //!
 //! Pure: time is a parameter. Non-goals: the peers' files, and durability. After a restart, each
 //! stored peer gets one lease to come back.
+#![deny(
+    clippy::disallowed_methods,
+    reason = "pure: time, randomness and I/O come in from outside"
+)]
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -30,11 +34,11 @@ const RETURNS: u8 = 1;
 
 /// One run of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
+pub(crate) struct Holder {
     /// The address where it listens.
-    pub address: Address,
+    pub(crate) address: Address,
     /// A number that the run picks at start; empty if it sent none.
-    pub instance: Vec<u8>,
+    pub(crate) instance: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -52,7 +56,7 @@ struct LeaseEntry {
 
 /// The leases of all peers.
 #[derive(Debug, Default)]
-pub struct LeaseTable {
+pub(crate) struct LeaseTable {
     leases: HashMap<PeerId, LeaseEntry>,
     by_deadline: BTreeSet<(Instant, PeerId)>,
 }
@@ -60,7 +64,7 @@ pub struct LeaseTable {
 impl LeaseTable {
     /// Returns the current holder's address if `holder` must be refused because another live
     /// process alternates with it. Remembers the refused process as the rival.
-    pub fn contest(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
+    pub(crate) fn contest(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
         let lease = self.leases.get_mut(peer).filter(|lease| lease.deadline > now)?;
         let current = lease.holder.as_ref().filter(|current| *current != holder)?;
         let (before, until, returns) = lease.before.as_deref_mut()?;
@@ -74,7 +78,7 @@ impl LeaseTable {
 
     /// Whether this run of a peer may hold the peer's lease; true if there is no lease or either
     /// run is unknown.
-    pub fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
+    pub(crate) fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
         let holder = self.leases.get(peer).and_then(|lease| lease.holder.as_ref());
         holder.is_none_or(|holder| {
             instance.is_empty() || holder.instance.is_empty() || holder.instance == instance
@@ -82,13 +86,13 @@ impl LeaseTable {
     }
 
     /// The address of another process that recently tried to take the lease.
-    pub fn rival(&self, peer: &PeerId, now: Instant) -> Option<&Address> {
+    pub(crate) fn rival(&self, peer: &PeerId, now: Instant) -> Option<&Address> {
         let (address, at) = self.leases.get(peer)?.rival.as_deref()?;
         (now <= *at + CONTEST).then_some(address)
     }
 
     /// Opens a lease, or restarts the existing one. `holder` is `None` if it is unknown.
-    pub fn open(&mut self, peer: PeerId, ttl: Duration, holder: Option<Holder>, now: Instant) {
+    pub(crate) fn open(&mut self, peer: PeerId, ttl: Duration, holder: Option<Holder>, now: Instant) {
         let deadline = now + ttl;
         let mut lease = LeaseEntry {
             deadline,
@@ -118,7 +122,7 @@ impl LeaseTable {
     }
 
     /// Renews a lease that has not expired and that no other process holds. Returns its duration.
-    pub fn renew(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Duration> {
+    pub(crate) fn renew(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Duration> {
         let lease = self.leases.get_mut(peer).filter(|lease| lease.deadline > now)?;
         if lease.holder.get_or_insert_with(|| holder.clone()) != holder {
             return None;
@@ -130,12 +134,12 @@ impl LeaseTable {
     }
 
     /// The lease duration of a peer, if it has a lease.
-    pub fn ttl(&self, peer: &PeerId) -> Option<Duration> {
+    pub(crate) fn ttl(&self, peer: &PeerId) -> Option<Duration> {
         self.leases.get(peer).map(|lease| lease.ttl)
     }
 
     /// Ends a lease; true if there was one.
-    pub fn close(&mut self, peer: &PeerId) -> bool {
+    pub(crate) fn close(&mut self, peer: &PeerId) -> bool {
         let Some(lease) = self.leases.remove(peer) else {
             return false;
         };
@@ -143,7 +147,7 @@ impl LeaseTable {
     }
 
     /// Removes up to `max` expired leases, the earliest first, and returns their peers.
-    pub fn take_expired(&mut self, now: Instant, max: usize) -> Vec<PeerId> {
+    pub(crate) fn take_expired(&mut self, now: Instant, max: usize) -> Vec<PeerId> {
         let mut expired = Vec::new();
         while expired.len() < max
             && let Some(&(deadline, peer)) = self.by_deadline.first()
@@ -157,23 +161,30 @@ impl LeaseTable {
     }
 
     /// When the next lease expires.
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.by_deadline.first().map(|&(deadline, _)| deadline)
     }
 
     /// Number of leases, including expired ones that are not collected yet.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
         self.leases.len()
     }
 
     /// Whether there are no leases.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
         self.leases.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "a test needs some instant to begin with"
+    )]
+
     use proptest::prelude::*;
 
     use super::*;

@@ -2,35 +2,54 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | [`options`] | flags, environment, configuration |
-//! | [`address`] | the addresses that a peer may register |
-//! | [`catalog`] | peers, files, names and claims in memory, for queries |
-//! | [`leases`] | how long each peer's registrations last |
-//! | [`quota`] | limits per caller and for the whole index |
-//! | [`store`] | the data that survives a restart |
-//! | [`watch`] | subscriptions to the providers of a file |
-//! | [`registry`] | keeps catalog, leases and watchers consistent |
-//! | [`commit`] | the one thread that makes changes, many per flush |
+//! | `options` | flags, environment, configuration |
+//! | `limits` | limits per caller and for the whole index |
+//! | `address` | the addresses that a peer may register, and which of them are one host |
+//! | `rate_limiter` | limits the call rate of each source |
+//! | `catalog` | peers, files, names and claims in memory, for queries |
+//! | `leases` | how long each peer's registrations last |
+//! | `store` | the data that survives a restart |
+//! | `watch` | subscriptions to the providers of a file |
+//! | `registry` | keeps catalog, leases and watchers consistent |
+//! | `commit` | the one thread that makes changes, many per flush |
+//! | `search_queue` | runs searches and long listings on a few threads |
 //! | `grpc` | the gRPC service: parses requests, answers calls, pages results |
 //! | `problem` | maps errors to the problems that callers receive |
-//! | [`server`] | assembly: services, limits, shutdown |
+//! | `server` | assembly: services, limits, shutdown |
 //!
-//! A change goes from `grpc` to [`commit`], then to [`store`] and [`registry`]; the caller gets its
-//! answer last. A query goes from `grpc` to [`registry`] and touches no disk.
+//! A change goes from `grpc` to `commit`, then to `store` and `registry`; the caller gets its answer
+//! last. A query goes from `grpc` to `registry` and touches no disk.
 
-pub mod address;
-pub mod catalog;
-pub mod commit;
-pub mod grpc;
-pub mod leases;
-pub mod options;
+mod address;
+mod catalog;
+mod commit;
+mod grpc;
+mod leases;
+mod limits;
+mod options;
 mod problem;
-pub mod quota;
-pub mod registry;
-mod searching;
-pub mod server;
-pub mod store;
-pub mod watch;
+mod rate_limiter;
+mod registry;
+mod search_queue;
+mod server;
+mod store;
+mod watch;
 
-pub use crate::options::{Config, Options, OptionsError, StoreConfig};
-pub use crate::server::{RunError, ServeError, run, serve};
+pub use crate::{
+    address::{AllowedHost, AllowedHostError},
+    limits::Limits,
+    options::{Config, Options, OptionsError, StoreConfig, StoreKind},
+    server::{RunError, ServeError, run, serve},
+    store::FolderError,
+};
+
+/// What the measurements under `examples/` need beyond the service. Not a stable interface.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::{
+        catalog::{Catalog, Listing, ListingCursor, ListingPage, PutOutcome},
+        catalog::{SearchCursor, SearchPage, SearchScan, TermsError, terms},
+        registry::Restored,
+        store::{Change, IndexStore, PeerRecord, SledStore, StoreError, StoredPeer},
+    };
+}

@@ -12,24 +12,24 @@ use std::{
 use clap::builder::FalseyValueParser;
 use potluck_core::grpc::transport::parse_listen;
 
-use crate::{address::AllowedHost, quota::Limits};
+use crate::{address::AllowedHost, limits::Limits};
 
 /// Default listen address: loopback, so that serving a network is always an explicit choice.
-pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1313);
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1313);
 
 /// Lease of a peer that asks for none. The index forgets a dead peer within a minute, and a
 /// heartbeat every 20 seconds costs an index with 10,000 peers 500 small calls per second.
-pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
+const DEFAULT_TTL: Duration = Duration::from_secs(60);
 
 /// Shortest lease: with a shorter one, a network delay would look like a dead peer.
-pub const MIN_TTL: Duration = Duration::from_secs(1);
+pub(crate) const MIN_TTL: Duration = Duration::from_secs(1);
 
 /// Longest lease: the index returns a dead peer as a provider for at most this long.
-pub const MAX_TTL: Duration = Duration::from_secs(3600);
+pub(crate) const MAX_TTL: Duration = Duration::from_secs(3600);
 
 /// How long the index lets calls finish on shutdown before it closes connections: longer than a
 /// call should take, shorter than the 10 seconds that container runtimes allow.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(3);
+const DEFAULT_GRACE: Duration = Duration::from_secs(3);
 
 /// Flags of the index.
 #[derive(Debug, Clone, clap::Args)]

@@ -7,10 +7,10 @@ use potluck_core::{Problem, Reason, collection::path::PathError, identity::id::I
 
 use crate::{
     address::AddressError,
-    catalog::words::TermsError,
+    catalog::TermsError,
     commit::{self, CommitError},
     grpc::page_tokens::PageError,
-    quota::RateExceeded,
+    rate_limiter::RateExceeded,
     watch::{SubscriptionEnd, WatchError},
 };
 
@@ -58,12 +58,12 @@ impl From<CommitError> for Problem {
     fn from(error: CommitError) -> Self {
         let (reason, wait) = match error {
             CommitError::TooManyFiles { .. } => (Reason::QuotaExceeded, None),
-            CommitError::TooManyPeers { .. } | CommitError::Full | CommitError::Share { .. } => {
+            CommitError::TooManyPeers { .. } | CommitError::Full | CommitError::TooMuchMemory { .. } => {
                 (Reason::QuotaExceeded, Some(LATER))
             }
             CommitError::IdentityInUse { .. } => (Reason::IdentityInUse, Some(LATER)),
             CommitError::Busy | CommitError::Slow => (Reason::StoreUnavailable, Some(SOON)),
-            CommitError::Store => (Reason::StoreUnavailable, Some(commit::LONGEST_RETRY)),
+            CommitError::Store => (Reason::StoreUnavailable, Some(commit::MAX_RETRY_DELAY)),
             CommitError::Closed => (Reason::ShuttingDown, Some(SOON)),
         };
         Self {

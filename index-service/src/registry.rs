@@ -48,7 +48,7 @@ const REPLACE_IN_PLACE: usize = 1024;
 
 /// The catalog, the leases and the watchers.
 #[derive(Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     catalog: RwLock<Catalog>,
     leases: Mutex<LeaseTable>,
     hub: Arc<WatchHub>,
@@ -79,23 +79,23 @@ impl Restored {
 
 /// Summary of a peer's registrations.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Holding {
+pub(crate) struct Holding {
     /// Number of files.
-    pub file_count: u64,
+    pub(crate) file_count: u64,
     /// The digest of its registrations.
-    pub digest: SetDigest,
+    pub(crate) digest: SetDigest,
     /// Address of another live process that uses the same identity.
-    pub rival: Option<Address>,
+    pub(crate) rival: Option<Address>,
 }
 
 impl Registry {
     /// Builds a registry from stored peers. Each peer gets one lease from `now` to come back.
-    pub fn new(mut restored: Restored, max_watchers: usize, now: Instant) -> Self {
+    pub(crate) fn new(mut restored: Restored, max_watchers: usize, now: Instant) -> Self {
         let mut leases = LeaseTable::default();
         for (peer, ttl) in restored.leases {
             leases.open(peer, ttl, None, now);
         }
-        restored.catalog.take_work();
+        restored.catalog.take_change_count();
         Self {
             catalog: RwLock::new(restored.catalog),
             leases: Mutex::new(leases),
@@ -105,7 +105,7 @@ impl Registry {
     }
 
     /// Locks the catalog for reading. Do not hold the guard across an await.
-    pub fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
+    pub(crate) fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
         self.catalog.read()
     }
 
@@ -113,34 +113,36 @@ impl Registry {
     fn change<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
         let mut catalog = self.catalog.write();
         let result = change(&mut catalog);
-        let work = catalog.take_work();
-        debug_assert!(work <= SLICE, "readers waited for {work} registrations");
+        let changed = catalog.take_change_count();
+        debug_assert!(changed <= SLICE, "readers waited for {changed} registrations");
         RwLockWriteGuard::unlock_fair(catalog);
         result
     }
 
     /// The watchers.
-    pub const fn hub(&self) -> &Arc<WatchHub> {
+    pub(crate) const fn hub(&self) -> &Arc<WatchHub> {
         &self.hub
     }
 
     /// Renews the lease of a peer at an unchanged address. Returns the lease's duration and a
     /// summary of the peer; `None` if there is no such lease.
-    pub fn renew(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<(Duration, Holding)> {
+    pub(crate) fn renew(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<(Duration, Holding)> {
         let catalog = self.catalog();
-        catalog.address(peer).filter(|known| **known == holder.address)?;
+        catalog
+            .address_of(peer)
+            .filter(|known| **known == holder.address)?;
         let ttl = self.leases().renew(peer, holder, now)?;
         Some((ttl, self.holding_in(&catalog, peer, now)))
     }
 
     /// A summary of a peer's registrations.
-    pub fn holding(&self, peer: &PeerId, now: Instant) -> Holding {
+    pub(crate) fn holding(&self, peer: &PeerId, now: Instant) -> Holding {
         self.holding_in(&self.catalog(), peer, now)
     }
 
     fn holding_in(&self, catalog: &Catalog, peer: &PeerId, now: Instant) -> Holding {
         Holding {
-            file_count: catalog.files_of(peer),
+            file_count: catalog.file_count_of(peer),
             digest: catalog.digest_of(peer),
             rival: self.leases().rival(peer, now).cloned(),
         }
@@ -148,12 +150,12 @@ impl Registry {
 
     /// Returns the lease holder's address if `holder` must be refused, as in
     /// [`LeaseTable::contest`].
-    pub fn contest(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
+    pub(crate) fn contest(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
         self.leases().contest(peer, holder, now)
     }
 
     /// Whether this run of a peer may hold the peer's lease; true if there is no lease.
-    pub fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
+    pub(crate) fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
         self.leases().may_be_of(peer, instance)
     }
 
@@ -162,7 +164,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`WatchError`] if too many callers watch or the index is shutting down.
-    pub fn watch(
+    pub(crate) fn watch(
         &self,
         file: FileId,
         source: IpAddr,
@@ -170,13 +172,13 @@ impl Registry {
     ) -> Result<(Subscription, Vec<Provider>, u64), WatchError> {
         let catalog = self.catalog();
         let subscription = self.hub.subscribe(file, source)?;
-        let (providers, count) = catalog.providers(&file, max, &mut rand::rng());
+        let (providers, count) = catalog.sample_providers(&file, max, &mut rand::rng());
         Ok((subscription, providers, count))
     }
 
     /// Registers files, and opens or renews the lease. Returns the peer's number of files
     /// afterwards.
-    pub fn register(
+    pub(crate) fn register(
         &self,
         peer: &PeerRecord,
         instance: &[u8],
@@ -206,7 +208,7 @@ impl Registry {
             }
             self.unregister(&peer.id, &gone);
         }
-        self.catalog().files_of(&peer.id)
+        self.catalog().file_count_of(&peer.id)
     }
 
     /// The files of a peer that are not in `files`.
@@ -214,7 +216,7 @@ impl Registry {
         let kept: HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
         let catalog = self.catalog();
         catalog
-            .files(peer)
+            .files_of(peer)
             .filter(|file| !kept.contains(*file))
             .copied()
             .collect()
@@ -262,7 +264,7 @@ impl Registry {
         });
         if let Some(old) = old {
             self.each_watched_of(&catalog, old, |file| {
-                if !catalog.holds(&peer.id, file) {
+                if !catalog.has_file(&peer.id, file) {
                     self.tell_left(&peer.id, file);
                 }
             });
@@ -271,7 +273,7 @@ impl Registry {
     }
 
     /// Removes registrations and returns their number.
-    pub fn unregister(&self, peer: &PeerId, files: &[FileId]) -> u64 {
+    pub(crate) fn unregister(&self, peer: &PeerId, files: &[FileId]) -> u64 {
         let mut removed = 0;
         for files in files.chunks(SLICE) {
             self.change(|catalog| {
@@ -288,7 +290,7 @@ impl Registry {
 
     /// Removes a peer and its lease; it becomes invisible immediately. Returns its number of files.
     /// The files of a large peer use memory until [`Self::clear`] has removed them.
-    pub fn forget(&self, peer: &PeerId) -> u64 {
+    pub(crate) fn forget(&self, peer: &PeerId) -> u64 {
         let hidden = self.change(|catalog| {
             let slot = catalog.hide(peer);
             self.leases().close(peer);
@@ -298,7 +300,7 @@ impl Registry {
             return 0;
         };
         let catalog = self.catalog();
-        let count = catalog.files_of_slot(slot);
+        let count = catalog.file_count_at(slot);
         self.each_watched_of(&catalog, slot, |file| self.tell_left(peer, file));
         drop(catalog);
         if count > SLICE as u64 || !self.change(|catalog| catalog.clear(slot, SLICE)) {
@@ -308,7 +310,7 @@ impl Registry {
     }
 
     /// Clears about `max` registrations of hidden peers; true if more remain.
-    pub fn clear(&self, max: usize) -> bool {
+    pub(crate) fn clear(&self, max: usize) -> bool {
         let mut cleared = 0;
         let mut leftovers = self.leftovers();
         while let Some(&slot) = leftovers.front()
@@ -323,18 +325,18 @@ impl Registry {
     }
 
     /// The lease duration of a peer, if it has a lease.
-    pub fn ttl(&self, peer: &PeerId) -> Option<Duration> {
+    pub(crate) fn ttl(&self, peer: &PeerId) -> Option<Duration> {
         self.leases().ttl(peer)
     }
 
     /// Removes up to `max` expired leases and returns their peers, which the caller must forget
     /// next.
-    pub fn take_expired(&self, now: Instant, max: usize) -> Vec<PeerId> {
+    pub(crate) fn take_expired(&self, now: Instant, max: usize) -> Vec<PeerId> {
         self.leases().take_expired(now, max)
     }
 
     /// When the next lease expires.
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.leases().next_deadline()
     }
 
@@ -352,11 +354,11 @@ impl Registry {
         if watched == 0 {
             return;
         }
-        if catalog.files_of_slot(slot) <= watched as u64 {
+        if catalog.file_count_at(slot) <= watched as u64 {
             catalog.files_at(slot).for_each(each);
         } else {
             for file in self.hub.files() {
-                if catalog.slot_holds(slot, &file) {
+                if catalog.has_file_at(slot, &file) {
                     each(&file);
                 }
             }

@@ -38,9 +38,10 @@ use crate::{
         page_tokens::PageTokens,
         prechecked::{PrecheckedService, REGISTER, UNREGISTER, WATCH},
     },
-    quota::{Limits, RateLimiter},
+    limits::Limits,
+    rate_limiter::RateLimiter,
     registry::{Registry, Restored},
-    searching::SearchQueue,
+    search_queue::SearchQueue,
     store::{FolderError, IndexStore, MemoryStore, SledStore},
 };
 
@@ -227,7 +228,7 @@ impl RunningIndex {
         let (health, routes) = with_health_and_reflection(intake, config.reflection).await?;
 
         let stop_reporting = CancellationToken::new();
-        let reporting = report_health(health.clone(), committer.working(), stop_reporting.clone());
+        let reporting = report_health(health.clone(), committer.store_works(), stop_reporting.clone());
         let reporting = tokio::spawn(reporting);
         let address = listener.local_addr().ok();
         let cut = CancellationToken::new();

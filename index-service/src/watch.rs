@@ -69,7 +69,7 @@ struct Watchers {
 
 /// All watchers.
 #[derive(Debug)]
-pub struct WatchHub {
+pub(crate) struct WatchHub {
     watchers: Mutex<Watchers>,
     max_watchers: usize,
     most_queued: usize,
@@ -78,7 +78,7 @@ pub struct WatchHub {
 
 /// Why a subscription was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum WatchError {
+pub(crate) enum WatchError {
     /// The configured maximum is reached, in total or for this source.
     #[error("too many callers are watching: try again later")]
     TooMany,
@@ -89,7 +89,7 @@ pub enum WatchError {
 
 /// Why a subscription ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SubscriptionEnd {
+pub(crate) enum SubscriptionEnd {
     /// The watcher was too far behind.
     TooSlow,
     /// The index is shutting down.
@@ -98,7 +98,7 @@ pub enum SubscriptionEnd {
 
 /// The reading end of a subscription; frees its permit when dropped.
 #[derive(Debug)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     hub: Arc<WatchHub>,
     file: FileId,
     number: u64,
@@ -150,7 +150,7 @@ impl Watchers {
 
 impl WatchHub {
     /// A hub with at most `max` watchers.
-    pub fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize) -> Self {
         Self::with_bounds(max, TOTAL)
     }
 
@@ -169,7 +169,11 @@ impl WatchHub {
     ///
     /// # Errors
     /// [`WatchError`] if too many callers watch or the hub is closed.
-    pub fn subscribe(self: &Arc<Self>, file: FileId, source: IpAddr) -> Result<Subscription, WatchError> {
+    pub(crate) fn subscribe(
+        self: &Arc<Self>,
+        file: FileId,
+        source: IpAddr,
+    ) -> Result<Subscription, WatchError> {
         let source = client_network(source);
         let mut guard = self.lock();
         let watchers = &mut *guard;
@@ -203,23 +207,23 @@ impl WatchHub {
     }
 
     /// Whether there are no watchers.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.lock().files.is_empty()
     }
 
     /// Number of watched files.
-    pub fn file_count(&self) -> usize {
+    pub(crate) fn file_count(&self) -> usize {
         self.lock().files.len()
     }
 
     /// The watched files.
-    pub fn files(&self) -> Vec<FileId> {
+    pub(crate) fn files(&self) -> Vec<FileId> {
         self.lock().files.keys().copied().collect()
     }
 
     /// Sends an event to the watchers of `file`, and drops those that are too far behind. `event`
     /// runs only if there are watchers.
-    pub fn publish(&self, file: &FileId, event: impl FnOnce() -> Option<ProviderEvent>) {
+    pub(crate) fn publish(&self, file: &FileId, event: impl FnOnce() -> Option<ProviderEvent>) {
         let mut guard = self.lock();
         let watchers = &mut *guard;
         let Some(of_file) = watchers.files.get_mut(file) else {
@@ -251,17 +255,18 @@ impl WatchHub {
     }
 
     /// Number of watchers.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.lock().count
     }
 
     /// Number of unread events of all watchers.
-    pub fn queued(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> usize {
         self.queued.load(Ordering::Relaxed)
     }
 
     /// Ends all subscriptions and refuses new ones.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut guard = self.lock();
         let watchers = &mut *guard;
         watchers.closed = true;
@@ -279,13 +284,13 @@ impl WatchHub {
 
 impl Subscription {
     /// The watched file.
-    pub const fn file(&self) -> FileId {
+    pub(crate) const fn file(&self) -> FileId {
         self.file
     }
 
     /// Waits for the next event; `Err` once the subscription has ended. Cancel-safe: no event is
     /// taken unless it is returned.
-    pub async fn next(&mut self) -> Result<Arc<ProviderEvent>, SubscriptionEnd> {
+    pub(crate) async fn next(&mut self) -> Result<Arc<ProviderEvent>, SubscriptionEnd> {
         loop {
             {
                 let mut state = self.queue.state();

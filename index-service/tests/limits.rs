@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{TestIndex, file, here, token};
 use potluck_core::{FileId, Reason, index_client::MAX_BATCH};
-use potluck_index::{Config, quota::Limits};
+use potluck_index::{Config, Limits};
 use tokio::net::TcpStream;
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use potluck_core::{
     model::{FileKind, ProviderEvent, QueryKey, Registration},
     proto::v1,
 };
-use potluck_index::{Config, StoreConfig, quota::Limits};
+use potluck_index::{Config, Limits, StoreConfig};
 
 #[tokio::test]
 async fn a_file_is_registered_found_and_taken_back() {

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use crate::catalog::{
-    Catalog, Listing, MAX_CALL_STEPS, MAX_ITEM_STEPS, PutOutcome, RankCursor, RankedPage, SearchCursor,
-    SearchPage, SearchScan, cost, search::SearchBounds, words,
+    Catalog, Listing, ListingCursor, ListingPage, MAX_CALL_STEPS, MAX_ITEM_STEPS, PageBounds, PutOutcome,
+    SearchCursor, SearchPage, SearchScan, cost, words,
 };
 
 fn rng() -> StdRng {
@@ -51,13 +51,13 @@ fn registration(n: u8, names: &[&str]) -> Registration {
 
 /// All pages of a search.
 fn search(catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
-    search_within(SearchBounds::default(), catalog, query, page)
+    search_within(PageBounds::default(), catalog, query, page)
 }
 
 /// A page of a search, made in slices of `slice` steps.
 fn search_page(
     catalog: &Catalog,
-    bounds: SearchBounds,
+    bounds: PageBounds,
     query: &str,
     after: Option<SearchCursor>,
     max: usize,
@@ -68,7 +68,7 @@ fn search_page(
     search.finish()
 }
 
-fn search_within(bounds: SearchBounds, catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
+fn search_within(bounds: PageBounds, catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
     let mut all = Vec::new();
     let mut after: Option<SearchCursor> = None;
     let mut slice = 1;
@@ -76,7 +76,7 @@ fn search_within(bounds: SearchBounds, catalog: &Catalog, query: &str, page: usi
         let found = search_page(catalog, bounds, query, after, page, slice);
         slice = slice % 97 + 5;
         assert!(found.files.len() <= page);
-        let lookups = 16 * (bounds.term + 700) + 16 * 300;
+        let lookups = 16 * (bounds.term_steps + 700) + 16 * 300;
         assert!(
             found.steps <= bounds.steps.max(lookups) + MAX_ITEM_STEPS,
             "{} steps within {bounds:?}",
@@ -95,38 +95,31 @@ fn search_within(bounds: SearchBounds, catalog: &Catalog, query: &str, page: usi
 
 fn list_page(
     catalog: &Catalog,
-    bounds: SearchBounds,
+    bounds: PageBounds,
     by: &QueryKey,
-    after: Option<RankCursor>,
+    after: Option<ListingCursor>,
     max: usize,
     providers: usize,
-) -> RankedPage {
+) -> ListingPage {
     let mut listing = Listing::within(bounds, by.clone(), after, max, providers);
     while !catalog.advance_listing(&mut listing, 7, &mut rng()) {}
     listing.finish()
 }
 
 fn by_id(catalog: &Catalog, id: &FileId) -> Option<IndexedFile> {
-    let page = list_page(
-        catalog,
-        SearchBounds::default(),
-        &QueryKey::Id(*id),
-        None,
-        1,
-        1000,
-    );
+    let page = list_page(catalog, PageBounds::default(), &QueryKey::Id(*id), None, 1, 1000);
     page.files.into_iter().next()
 }
 
 /// All pages of a query by name.
 fn by_name(catalog: &Catalog, name: &str, page: usize) -> Vec<IndexedFile> {
     let by = QueryKey::Name(name.to_owned());
-    list_within(SearchBounds::default(), catalog, &by, page)
+    list_within(PageBounds::default(), catalog, &by, page)
 }
 
-fn list_within(bounds: SearchBounds, catalog: &Catalog, by: &QueryKey, page: usize) -> Vec<IndexedFile> {
+fn list_within(bounds: PageBounds, catalog: &Catalog, by: &QueryKey, page: usize) -> Vec<IndexedFile> {
     let mut all = Vec::new();
-    let mut after: Option<RankCursor> = None;
+    let mut after: Option<ListingCursor> = None;
     loop {
         let found = list_page(catalog, bounds, by, after, page, 1000);
         assert!(found.files.len() <= page);
@@ -156,7 +149,7 @@ fn is_spotless(catalog: &Catalog) {
     assert_eq!(catalog.bytes(), 0);
     assert_eq!(catalog.names.counts(), (0, 0));
     assert_eq!(catalog.claims.len(), 0);
-    assert!(catalog.by_sha256.is_empty() && catalog.hosts.is_empty() && catalog.file_slots.is_empty());
+    assert!(catalog.by_sha256.is_empty() && catalog.hosts.len() == 0 && catalog.files.slot_count() == 0);
 }
 
 #[derive(Debug, Clone)]
@@ -288,7 +281,7 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
     let mut charges = 0;
     for (id, (_, files)) in &model.peers {
         assert_eq!(catalog.digest_of(id), SetDigest::from_iter(files.values()));
-        charges += catalog.charge_of(id);
+        charges += catalog.charge_of_peer(id);
         for (file, registration) in files {
             let mut found = catalog.registration(id, file).unwrap();
             let mut expected = registration.clone();
@@ -301,7 +294,7 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
     }
     assert!(charges <= catalog.bytes(), "{charges} of {}", catalog.bytes());
     let hosts: BTreeSet<String> = (0..6).map(|n| address(n).host).collect();
-    let at_hosts: u64 = hosts.iter().map(|host| catalog.charge_at(host)).sum();
+    let at_hosts: u64 = hosts.iter().map(|host| catalog.charge_of_host(host)).sum();
     assert_eq!(at_hosts, charges);
     for n in 0..8 {
         let id = record(n).id;
@@ -312,11 +305,11 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
     for query in ["", "a", "ab", "model", "mode gguf", "7b é", "nothing", "model a"] {
         let terms = words::terms(query).unwrap();
         let mut found = search(catalog, query, page);
-        for (steps, term) in [(1, 0), (2, 1), (20, 3), (100, 100_000), (100_000, 0)] {
-            let bounds = SearchBounds {
+        for (steps, term_steps) in [(1, 0), (2, 1), (20, 3), (100, 100_000), (100_000, 0)] {
+            let bounds = PageBounds {
                 steps,
-                term,
-                ..SearchBounds::default()
+                term_steps,
+                ..PageBounds::default()
             };
             let bounded = search_within(bounds, catalog, query, page);
             assert_eq!(bounded, found, "search {query:?} within {bounds:?}");
@@ -356,10 +349,10 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
         assert_eq!(found, expected, "name {name:?}");
         let by = QueryKey::Name(name.to_owned());
         for (steps, ranked) in [(1, 1), (30, 2), (1000, 3)] {
-            let bounds = SearchBounds {
+            let bounds = PageBounds {
                 steps,
                 ranked,
-                ..SearchBounds::default()
+                ..PageBounds::default()
             };
             let mut bounded: Vec<IndexedFile> = list_within(bounds, catalog, &by, page)
                 .into_iter()
@@ -372,7 +365,7 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
     for n in 0..3 {
         let sum = Sha256([n; 32]);
         let found: BTreeSet<FileId> =
-            list_within(SearchBounds::default(), catalog, &QueryKey::Sha256(sum), 1000)
+            list_within(PageBounds::default(), catalog, &QueryKey::Sha256(sum), 1000)
                 .iter()
                 .map(|found| found.file.id)
                 .collect();
@@ -424,7 +417,7 @@ proptest! {
         agrees(&catalog, &model, page);
         for at in 0..3 {
             let here = model.peers.values().filter(|(known, _)| *known == address(at)).count();
-            prop_assert_eq!(catalog.peers_at(&address(at).host), here as u64);
+            prop_assert_eq!(catalog.peers_on_host(&address(at).host), here as u64);
         }
         for n in 0..5 {
             remove_peer(&mut catalog, &peer(n));
@@ -447,22 +440,22 @@ fn a_hidden_peer_is_nowhere_to_be_found() {
     loop {
         assert_eq!((catalog.peer_count(), catalog.registration_count()), (1, 1));
         assert_eq!(
-            (catalog.address(&peer(1)), catalog.peers_at("192.0.2.1")),
+            (catalog.address_of(&peer(1)), catalog.peers_on_host("192.0.2.1")),
             (None, 0)
         );
         assert_eq!(by_id(&catalog, &record(10).id), None);
         assert_eq!(by_name(&catalog, "gone", 3), []);
         assert_eq!(search(&catalog, "gone", 3), []);
-        let (providers, count) = catalog.providers(&record(7).id, 10, &mut rng());
+        let (providers, count) = catalog.sample_providers(&record(7).id, 10, &mut rng());
         assert_eq!((providers.len(), count, providers[0].peer), (1, 1, peer(2)));
         assert_eq!(by_name(&catalog, "both", 1)[0].provider_count, 1);
         // The peer uses memory until it is cleared.
-        assert!(catalog.charge_at("192.0.2.1") > 0);
+        assert!(catalog.charge_of_host("192.0.2.1") > 0);
         if catalog.clear(gone, 3) {
             break;
         }
     }
-    assert_eq!(catalog.charge_at("192.0.2.1"), 0);
+    assert_eq!(catalog.charge_of_host("192.0.2.1"), 0);
     assert!(remove_peer(&mut catalog, &peer(2)));
     is_spotless(&catalog);
 }
@@ -478,16 +471,25 @@ fn a_peer_that_replaces_all_is_shown_at_once() {
     for n in 3..9 {
         catalog.put_at(new, &registration(n, &["new"]));
     }
-    assert_eq!((catalog.files_of(&peer(1)), catalog.registration_count()), (5, 5));
     assert_eq!(
-        catalog.provider_count(catalog.find_file(&record(3).id).unwrap()),
+        (catalog.file_count_of(&peer(1)), catalog.registration_count()),
+        (5, 5)
+    );
+    assert_eq!(
+        catalog.provider_count(catalog.files.find(&record(3).id).unwrap()),
         1
     );
     let old = catalog.publish(new).unwrap();
-    assert_eq!((catalog.files_of(&peer(1)), catalog.registration_count()), (6, 6));
-    assert_eq!(catalog.address(&peer(1)), Some(&address(2)));
     assert_eq!(
-        (catalog.peers_at("192.0.2.1"), catalog.peers_at("192.0.2.2")),
+        (catalog.file_count_of(&peer(1)), catalog.registration_count()),
+        (6, 6)
+    );
+    assert_eq!(catalog.address_of(&peer(1)), Some(&address(2)));
+    assert_eq!(
+        (
+            catalog.peers_on_host("192.0.2.1"),
+            catalog.peers_on_host("192.0.2.2")
+        ),
         (0, 1)
     );
     while !catalog.clear(old, 1) {}
@@ -508,10 +510,10 @@ fn a_page_that_ends_where_a_name_does_not_fit_loses_nothing() {
     }
     for steps in 1..60 {
         // No term is looked up, so every name is checked.
-        let bounds = SearchBounds {
+        let bounds = PageBounds {
             steps,
-            term: 0,
-            ..SearchBounds::default()
+            term_steps: 0,
+            ..PageBounds::default()
         };
         assert_eq!(search_within(bounds, &catalog, "wide", 2).len(), 3, "{bounds:?}");
     }
@@ -540,8 +542,8 @@ fn samples_are_capped_and_differ() {
         catalog.put(&peer(n), &registration(1, &["a"]));
     }
     let mut rng = rng();
-    let (one, count) = catalog.providers(&record(1).id, 50, &mut rng);
-    let (other, _) = catalog.providers(&record(1).id, 50, &mut rng);
+    let (one, count) = catalog.sample_providers(&record(1).id, 50, &mut rng);
+    let (other, _) = catalog.sample_providers(&record(1).id, 50, &mut rng);
     assert_eq!((one.len(), count), (50, 200));
     assert_ne!(one, other);
     let distinct: BTreeSet<PeerId> = one.iter().map(|provider| provider.peer).collect();
@@ -601,7 +603,7 @@ fn pages_are_bounded_in_bytes() {
             },
         );
     }
-    let page = search_page(&catalog, SearchBounds::default(), "", None, 1000, usize::MAX / 2);
+    let page = search_page(&catalog, PageBounds::default(), "", None, 1000, usize::MAX / 2);
     assert!(page.next.is_some() && page.files.len() < 1000);
     assert_eq!(search(&catalog, "", 1000).len(), 1000);
     assert_eq!(by_name(&catalog, &long[0], 1000).len(), 1000);
@@ -618,7 +620,7 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
     }
     let page = list_page(
         &catalog,
-        SearchBounds::default(),
+        PageBounds::default(),
         &QueryKey::Id(record(1).id),
         None,
         1,
@@ -634,7 +636,7 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
     // The file may appear under several names and more than once.
     let mut after = None;
     loop {
-        let page = search_page(&catalog, SearchBounds::default(), "name", after, 1000, 8000);
+        let page = search_page(&catalog, PageBounds::default(), "name", after, 1000, 8000);
         assert!(page.steps <= MAX_CALL_STEPS, "{}", page.steps);
         let distinct: BTreeSet<FileId> = page.files.iter().map(|found| found.file.id).collect();
         assert_eq!(distinct.len(), page.files.len(), "once a page");
@@ -662,7 +664,7 @@ fn the_slowest_search_is_bounded_in_steps_too() {
         let mut after = None;
         let mut found = BTreeSet::new();
         loop {
-            let page = search_page(&catalog, SearchBounds::default(), query, after, 1000, 8000);
+            let page = search_page(&catalog, PageBounds::default(), query, after, 1000, 8000);
             assert!(page.steps <= MAX_CALL_STEPS, "{query:?}: {}", page.steps);
             found.extend(page.files.iter().map(|found| found.file.id));
             let Some(next) = page.next else { break };
@@ -699,11 +701,11 @@ fn broad_words_without_a_common_name_are_told_so_in_one_call() {
             },
         );
     }
-    let page = search_page(&catalog, SearchBounds::default(), "even odd", None, 100, 8000);
+    let page = search_page(&catalog, PageBounds::default(), "even odd", None, 100, 8000);
     assert!(page.files.is_empty() && page.next.is_none());
     assert!(page.steps < 2_000, "{} steps", page.steps);
     // A prefix of every word: names are checked one by one, and the call ends in between.
-    let page = search_page(&catalog, SearchBounds::default(), "1 n o", None, 1000, 8000);
+    let page = search_page(&catalog, PageBounds::default(), "1 n o", None, 1000, 8000);
     assert!(page.steps <= MAX_CALL_STEPS);
     assert!(!page.files.is_empty());
 }
@@ -718,9 +720,9 @@ fn slots_that_are_empty_are_counted() {
     for n in 0..199 {
         catalog.remove(&peer(1), &record(n).id);
     }
-    let bounds = SearchBounds {
+    let bounds = PageBounds {
         steps: 3,
-        ..SearchBounds::default()
+        ..PageBounds::default()
     };
     let mut pages = 0;
     let mut after = None;
@@ -761,7 +763,7 @@ fn a_host_with_many_peers_counts_about_as_much_as_one_with_one() {
     let mut rng = rng();
     let mut first = BTreeSet::new();
     for _ in 0..100 {
-        let (some, count) = catalog.providers(&record(1).id, 8, &mut rng);
+        let (some, count) = catalog.sample_providers(&record(1).id, 8, &mut rng);
         assert_eq!((some.len(), count), (8, 303));
         let hosts: BTreeSet<&str> = some[..4].iter().map(|of| of.address.host.as_str()).collect();
         assert_eq!(hosts.len(), 4, "each host before any comes again");

@@ -9,13 +9,15 @@ use hashbrown::{HashMap, HashSet};
 use potluck_core::{FileId, PeerId, model::Registration};
 
 use crate::{
-    commit::BATCH_FILES,
     registry::Registry,
     store::{Change, IndexStore, PeerRecord, StoreError, StoredPeer},
 };
 
-/// Maximum peers per write.
-const BATCH_PEERS: usize = 512;
+/// Maximum changes per write.
+const MAX_WRITE_CHANGES: usize = 512;
+
+/// Registrations after which the waiting changes are written: some MiB.
+const MAX_WRITE_FILES: usize = 10_000;
 
 /// Reopens `store`, writes the difference and returns the number of changes.
 ///
@@ -29,7 +31,7 @@ pub(crate) fn recover(store: &mut dyn IndexStore, registry: &Registry) -> Result
     }
     let Difference { changes, seen, .. } = difference?;
     let mut written = changes.len();
-    for changes in changes.chunks(BATCH_PEERS) {
+    for changes in changes.chunks(MAX_WRITE_CHANGES) {
         store.apply(changes)?;
     }
     drop(changes);
@@ -45,11 +47,11 @@ pub(crate) fn recover(store: &mut dyn IndexStore, registry: &Registry) -> Result
     for peer in missing {
         let mut from = Some(0);
         while let Some(at) = from {
-            let (some, next) = registry.catalog().registrations_of(&peer, at, BATCH_FILES);
+            let (some, next) = registry.catalog().registrations_of(&peer, at, MAX_WRITE_FILES);
             from = next;
             files += some.len();
             batch.extend(register(registry, &peer, some));
-            if files >= BATCH_FILES || batch.len() >= BATCH_PEERS {
+            if files >= MAX_WRITE_FILES || batch.len() >= MAX_WRITE_CHANGES {
                 written += batch.len();
                 store.apply(&std::mem::take(&mut batch))?;
                 files = 0;
@@ -85,7 +87,7 @@ impl Difference<'_> {
     fn compare(&mut self, StoredPeer { record, files }: StoredPeer) {
         let peer = record.id;
         let catalog = self.registry.catalog();
-        let Some(address) = catalog.address(&peer) else {
+        let Some(address) = catalog.address_of(&peer) else {
             self.changes.push(Change::Forget { peer });
             return;
         };
@@ -94,7 +96,7 @@ impl Difference<'_> {
         let stored: HashMap<FileId, &Registration> = files.iter().map(|file| (file.file.id, file)).collect();
         let gone: Vec<FileId> = stored
             .keys()
-            .filter(|file| !catalog.holds(&peer, file))
+            .filter(|file| !catalog.has_file(&peer, file))
             .copied()
             .collect();
         let differs = |file: &&FileId| {
@@ -102,7 +104,7 @@ impl Difference<'_> {
                 .get(*file)
                 .is_none_or(|stored| !catalog.has_registered(&peer, stored))
         };
-        let missing = catalog.files(&peer).filter(differs);
+        let missing = catalog.files_of(&peer).filter(differs);
         let missing: Vec<Registration> = missing
             .filter_map(|file| catalog.registration(&peer, file))
             .collect();
@@ -121,7 +123,7 @@ fn register(registry: &Registry, peer: &PeerId, files: Vec<Registration>) -> Opt
     let catalog = registry.catalog();
     let peer = PeerRecord {
         id: *peer,
-        address: catalog.address(peer)?.clone(),
+        address: catalog.address_of(peer)?.clone(),
         ttl: registry.ttl(peer)?,
     };
     drop(catalog);

@@ -1,18 +1,24 @@
 //! Tests the committer with a store that waits and fails on command.
 
-use std::sync::mpsc;
-
-use potluck_core::{
-    Root,
-    model::{Address, FileKind, FileRecord},
+use std::{
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
+use potluck_core::{
+    FileId, PeerId, Root,
+    model::{Address, FileKind, FileRecord, Registration},
+};
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::*;
 use crate::{
-    registry::Restored,
-    store::{MemoryStore, StoreError, StoredPeer},
+    catalog::cost,
+    commit::{CommitError, CommitRequest, Committer, committer::MAX_QUEUED_BYTES, worker::MAX_EXPIRED},
+    leases::Holder,
+    limits::Limits,
+    registry::{Registry, Restored},
+    store::{Change, IndexStore, MemoryStore, PeerRecord, StoreError, StoredPeer},
 };
 
 /// A store in memory. Each batch waits for a command: write, fail or panic.
@@ -67,7 +73,7 @@ struct Setup {
 impl Setup {
     /// Waits until the store is open again.
     async fn recovered(&self) {
-        let mut working = self.committer.working();
+        let mut working = self.committer.store_works();
         working.wait_for(|working| *working).await.unwrap();
     }
 }
@@ -125,7 +131,7 @@ async fn many_share_one_flush_and_none_is_shown_before_it() {
         tasks.spawn(async move { committer.commit(open(n), 1).await });
     }
     // Wait until all changes are queued; the first batch is still waiting for its command.
-    while QUEUE_BYTES - setup.committer.bytes.available_permits() < 100 {
+    while MAX_QUEUED_BYTES - setup.committer.queue_bytes.available_permits() < 100 {
         tokio::task::yield_now().await;
     }
     assert_eq!(
@@ -289,7 +295,7 @@ async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
 #[tokio::test]
 async fn a_store_that_fails_is_told_and_opened_again() {
     let setup = setup();
-    let working = setup.committer.working();
+    let working = setup.committer.store_works();
     for how in ["fail", "panic"] {
         assert!(*working.borrow());
         setup.leave.send(how).unwrap();
@@ -467,13 +473,13 @@ async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
                 Err(error) => {
                     assert_eq!(error, CommitError::Store);
                     failures += 1;
-                    let mut working = committer.working();
+                    let mut working = committer.store_works();
                     working.wait_for(|working| *working).await.unwrap();
                 }
             }
         }
         assert!(failures > 0, "seed {seed} fails now and then");
-        model.retain(|peer, _| registry.catalog().address(peer).is_some());
+        model.retain(|peer, _| registry.catalog().address_of(peer).is_some());
         committer.stop();
         thread.join().unwrap();
         let found: BTreeMap<_, _> = stored_peers(&stored)
@@ -490,7 +496,7 @@ async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
                 .map(|file| (*file, registry.catalog().registration(peer, file).unwrap()))
                 .collect();
             assert_eq!(&held, files, "seed {seed}");
-            assert_eq!(registry.catalog().files_of(peer), files.len() as u64);
+            assert_eq!(registry.catalog().file_count_of(peer), files.len() as u64);
         }
     }
 }
@@ -549,7 +555,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
     assert_eq!(setup.committer.commit(forget, 1).await, Ok(20_000));
     let found = |n: usize| {
         let catalog = setup.registry.catalog();
-        catalog.providers(&files[n].file.id, 9, &mut rand::rng()).1
+        catalog.sample_providers(&files[n].file.id, 9, &mut rand::rng()).1
     };
     assert_eq!(found(9), 0);
     assert_eq!(found(0), 1);
@@ -663,11 +669,11 @@ async fn nobody_fills_the_index_alone() {
             let n = peers[at as usize % peers.len()];
             match register(n, host, from + at * 100).await {
                 Ok(_) => {}
-                Err(CommitError::Share { .. }) => break,
+                Err(CommitError::TooMuchMemory { .. }) => break,
                 Err(other) => panic!("{other}"),
             }
         }
-        setup.registry.catalog().charge_at(host)
+        setup.registry.catalog().charge_of_host(host)
     };
     // The limit applies to one peer and to several peers at one address, but on the local machine
     // to each peer separately.
@@ -677,7 +683,7 @@ async fn nobody_fills_the_index_alone() {
     assert!((MIB / 2..=MIB).contains(&second), "{second}");
     assert!(matches!(
         register(6, "192.0.2.2", 300_000).await,
-        Err(CommitError::Share { .. })
+        Err(CommitError::TooMuchMemory { .. })
     ));
     for n in 7..9 {
         assert_eq!(register(n, "127.0.0.1", u32::from(n) * 1_000_000).await, Ok(100));
@@ -687,7 +693,7 @@ async fn nobody_fills_the_index_alone() {
         peer: PeerId([1; 32]),
     };
     setup.committer.commit(forget, 1).await.unwrap();
-    while setup.registry.catalog().charge_at("192.0.2.1") > 0 {
+    while setup.registry.catalog().charge_of_host("192.0.2.1") > 0 {
         tokio::task::yield_now().await;
     }
     assert!(register(2, "192.0.2.2", 400_000).await.is_ok());
@@ -697,8 +703,8 @@ async fn nobody_fills_the_index_alone() {
 async fn what_waits_is_bounded() {
     let setup = setup();
     let waiting = setup.committer.clone();
-    let first = tokio::spawn(async move { waiting.commit(open(1), QUEUE_BYTES).await });
-    while setup.committer.bytes.available_permits() > 0 {
+    let first = tokio::spawn(async move { waiting.commit(open(1), MAX_QUEUED_BYTES).await });
+    while setup.committer.queue_bytes.available_permits() > 0 {
         tokio::task::yield_now().await;
     }
     assert_eq!(setup.committer.commit(open(2), 1).await, Err(CommitError::Busy));

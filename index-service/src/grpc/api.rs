@@ -21,16 +21,16 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     address::{self, AddressError, AllowedHost},
-    catalog::{self, Listing, RankCursor, RankedPage, SearchPage, cost},
+    catalog::{self, Listing, ListingCursor, ListingPage, SearchPage, cost},
     commit::{self, Committer},
     grpc::{
         page_tokens::PageTokens,
         request::{ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch, ParsedUnregister, ParsedWatch},
     },
     leases::Holder,
-    quota::RateLimiter,
+    rate_limiter::RateLimiter,
     registry::{Holding, Registry},
-    searching::SearchQueue,
+    search_queue::SearchQueue,
     store::PeerRecord,
     watch::Subscription,
 };
@@ -103,8 +103,8 @@ impl IndexApi {
         &self,
         source: Option<IpAddr>,
         query: &ParsedQuery,
-        after: Option<RankCursor>,
-    ) -> Result<RankedPage, Problem> {
+        after: Option<ListingCursor>,
+    ) -> Result<ListingPage, Problem> {
         let key = query.key.clone();
         let mut listing = Listing::new(key, after, query.page_size, query.max_providers);
         let is_done = self
@@ -455,7 +455,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::{
-        quota::Limits,
+        limits::Limits,
         registry::Restored,
         store::{MemoryStore, StoredPeer},
     };

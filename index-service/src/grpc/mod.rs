@@ -2,6 +2,6 @@
 //! results paged.
 
 pub(crate) mod api;
-pub mod page_tokens;
+pub(crate) mod page_tokens;
 pub(crate) mod prechecked;
 pub(crate) mod request;

@@ -9,21 +9,21 @@ use std::hash::{BuildHasher as _, Hash, RandomState};
 
 use potluck_core::FileId;
 
-use crate::catalog::{RankCursor, SearchCursor};
+use crate::catalog::{ListingCursor, SearchCursor};
 
 /// Encodes and checks page tokens.
 #[derive(Debug, Default)]
-pub struct PageTokens {
+pub(crate) struct PageTokens {
     key: RandomState,
 }
 
 /// The token was not issued for this query by this run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this page token is not of this question, or the index has been restarted: start again without one")]
-pub struct PageError;
+pub(crate) struct PageError;
 
 /// A position that a token can encode.
-pub trait PagePosition: Sized {
+pub(crate) trait PagePosition: Sized {
     /// Encodes the position.
     fn to_bytes(&self) -> Vec<u8>;
     /// Decodes a position; `None` if the bytes encode no position of this kind.
@@ -32,7 +32,7 @@ pub trait PagePosition: Sized {
 
 impl PageTokens {
     /// The token for a position in the answer to a query; empty if there is no position.
-    pub fn token<P: PagePosition>(&self, question: &impl Hash, position: Option<P>) -> String {
+    pub(crate) fn token<P: PagePosition>(&self, question: &impl Hash, position: Option<P>) -> String {
         position.map_or_else(String::new, |position| {
             let mut bytes = position.to_bytes();
             let sum = self.checksum(question, &bytes);
@@ -45,7 +45,7 @@ impl PageTokens {
     ///
     /// # Errors
     /// [`PageError`] if the token is invalid or was issued for another query or by an earlier run.
-    pub fn position<P: PagePosition>(
+    pub(crate) fn position<P: PagePosition>(
         &self,
         question: &impl Hash,
         token: &str,
@@ -85,7 +85,7 @@ impl PagePosition for SearchCursor {
     }
 }
 
-impl PagePosition for RankCursor {
+impl PagePosition for ListingCursor {
     fn to_bytes(&self) -> Vec<u8> {
         let (from, to) = self.slots;
         [
@@ -129,7 +129,7 @@ mod tests {
             "another run"
         );
         assert_eq!(
-            pages.position::<RankCursor>(&"one", &token),
+            pages.position::<ListingCursor>(&"one", &token),
             Err(PageError),
             "another kind"
         );
@@ -142,13 +142,13 @@ mod tests {
         let pages = PageTokens::default();
         let good = pages.token(
             &1,
-            Some(RankCursor {
+            Some(ListingCursor {
                 slots: (1, 2),
                 providers: 3,
                 file: FileId([1; 32]),
             }),
         );
-        assert!(pages.position::<RankCursor>(&1, &good).is_ok());
+        assert!(pages.position::<ListingCursor>(&1, &good).is_ok());
         for bad in [
             "x",
             "00",
@@ -157,7 +157,7 @@ mod tests {
             &format!("{good}00"),
             &"0".repeat(1_000_000),
         ] {
-            assert_eq!(pages.position::<RankCursor>(&1, bad), Err(PageError));
+            assert_eq!(pages.position::<ListingCursor>(&1, bad), Err(PageError));
         }
     }
 }

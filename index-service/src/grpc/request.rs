@@ -14,7 +14,7 @@ use potluck_core::{
 };
 
 use crate::{
-    catalog::MAX_NAMES,
+    catalog::{self, MAX_NAMES},
     options::{MAX_TTL, MIN_TTL},
     problem::{bad_name, invalid, token},
 };
@@ -205,7 +205,7 @@ impl TryFrom<v1::QueryRequest> for ParsedQuery {
 /// A valid `Search` request, apart from its page token.
 #[derive(Debug)]
 pub(crate) struct ParsedSearch {
-    /// From [`crate::catalog::words::terms`].
+    /// From [`catalog::terms`].
     pub(crate) terms: Vec<String>,
     /// Maximum files.
     pub(crate) page_size: usize,
@@ -218,7 +218,7 @@ impl TryFrom<v1::SearchRequest> for ParsedSearch {
 
     fn try_from(request: v1::SearchRequest) -> Result<Self, Problem> {
         Ok(Self {
-            terms: crate::catalog::words::terms(&request.query)?,
+            terms: catalog::terms(&request.query)?,
             page_size: coerce_page_size(request.page_size, DEFAULT_PAGE),
             page_token: request.page_token,
         })

@@ -9,7 +9,7 @@ use crate::store::{Change, IndexStore, PeerRecord, StoreError, StoredPeer};
 
 /// Registrations in memory.
 #[derive(Debug, Default)]
-pub struct MemoryStore {
+pub(crate) struct MemoryStore {
     peers: HashMap<PeerId, (PeerRecord, HashMap<FileId, Registration>)>,
 }
 

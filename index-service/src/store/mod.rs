@@ -18,7 +18,8 @@ mod memory;
 mod segment;
 mod sled;
 
-pub use self::{folder::FolderError, memory::MemoryStore, sled::SledStore};
+pub(crate) use self::memory::MemoryStore;
+pub use self::{folder::FolderError, sled::SledStore};
 
 /// A peer without its files.
 #[derive(Debug, Clone, PartialEq, Eq)]

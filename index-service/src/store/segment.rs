@@ -3,6 +3,10 @@
 //! A peer's segments are read in order; the last entry for a file is valid. Within one segment,
 //! each file occurs once. The encoding is protobuf, so that later versions can add fields. File ids
 //! are not stored, because they follow from size and root.
+#![deny(
+    clippy::disallowed_methods,
+    reason = "pure: time, randomness and I/O come in from outside"
+)]
 
 use std::time::Duration;
 

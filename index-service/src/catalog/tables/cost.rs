@@ -2,10 +2,10 @@
 
 use potluck_core::model::Registration;
 
-use crate::catalog::words;
+use crate::catalog::tables::words;
 
 /// A peer: its entry, its slot and the set of its files.
-pub const PEER: u64 = 256;
+pub(crate) const PEER: u64 = 256;
 
 /// A registration of one file by one peer.
 pub(crate) const REGISTRATION: u64 = 24;
@@ -36,7 +36,7 @@ pub(crate) fn word(text: &str) -> u64 {
 }
 
 /// Maximum memory that a registration of a known peer can add.
-pub fn max_cost(registration: &Registration) -> u64 {
+pub(crate) fn max_cost(registration: &Registration) -> u64 {
     let names: u64 = registration
         .names
         .iter()

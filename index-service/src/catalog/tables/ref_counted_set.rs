@@ -14,18 +14,18 @@ const MAX_LIST: usize = 64;
 #[derive(Debug)]
 pub(crate) enum RefCountedSet {
     /// Two slots with counts; unused elements have count zero and come last.
-    Two([(u32, u32); 2]),
-    Few(Vec<(u32, u32)>),
+    Inline([(u32, u32); 2]),
+    List(Vec<(u32, u32)>),
     #[expect(
         clippy::box_collection,
-        reason = "in its own place it would make the other forms larger"
+        reason = "unboxed, it would make the other variants larger"
     )]
-    Many(Box<BTreeMap<u32, u32>>),
+    Tree(Box<BTreeMap<u32, u32>>),
 }
 
 impl Default for RefCountedSet {
     fn default() -> Self {
-        Self::Two([(0, 0); 2])
+        Self::Inline([(0, 0); 2])
     }
 }
 
@@ -33,58 +33,58 @@ impl RefCountedSet {
     /// Adds one reference to a file.
     pub(crate) fn add(&mut self, file: u32) {
         match self {
-            Self::Two(two) => {
-                let taken = used_slots(two);
-                match find(&two[..taken], file) {
-                    Ok(at) => two[at].1 += 1,
-                    Err(at) if taken < two.len() => {
-                        two[at..].rotate_right(1);
-                        two[at] = (file, 1);
+            Self::Inline(inline) => {
+                let used = used_slots(inline);
+                match find(&inline[..used], file) {
+                    Ok(at) => inline[at].1 += 1,
+                    Err(at) if used < inline.len() => {
+                        inline[at..].rotate_right(1);
+                        inline[at] = (file, 1);
                     }
                     Err(at) => {
-                        let mut few = two.to_vec();
-                        few.insert(at, (file, 1));
-                        *self = Self::Few(few);
+                        let mut list = inline.to_vec();
+                        list.insert(at, (file, 1));
+                        *self = Self::List(list);
                     }
                 }
             }
-            Self::Few(few) => {
-                match find(few, file) {
-                    Ok(at) => few[at].1 += 1,
-                    Err(at) => few.insert(at, (file, 1)),
+            Self::List(list) => {
+                match find(list, file) {
+                    Ok(at) => list[at].1 += 1,
+                    Err(at) => list.insert(at, (file, 1)),
                 }
-                if few.len() > MAX_LIST {
-                    *self = Self::Many(Box::new(few.drain(..).collect()));
+                if list.len() > MAX_LIST {
+                    *self = Self::Tree(Box::new(list.drain(..).collect()));
                 }
             }
-            Self::Many(many) => *many.entry(file).or_default() += 1,
+            Self::Tree(tree) => *tree.entry(file).or_default() += 1,
         }
     }
 
     /// Removes one reference to a file; true once the set is empty.
-    pub(crate) fn subtract(&mut self, file: u32) -> bool {
+    pub(crate) fn remove(&mut self, file: u32) -> bool {
         match self {
-            Self::Two(two) => {
-                if let Ok(at) = find(&two[..used_slots(two)], file) {
-                    two[at].1 -= 1;
-                    if two[at].1 == 0 {
-                        two[at..].rotate_left(1);
+            Self::Inline(inline) => {
+                if let Ok(at) = find(&inline[..used_slots(inline)], file) {
+                    inline[at].1 -= 1;
+                    if inline[at].1 == 0 {
+                        inline[at..].rotate_left(1);
                     }
                 }
             }
-            Self::Few(few) => {
-                if let Ok(at) = find(few, file) {
-                    few[at].1 -= 1;
-                    if few[at].1 == 0 {
-                        few.remove(at);
+            Self::List(list) => {
+                if let Ok(at) = find(list, file) {
+                    list[at].1 -= 1;
+                    if list[at].1 == 0 {
+                        list.remove(at);
                     }
                 }
             }
-            Self::Many(many) => {
-                if let Some(count) = many.get_mut(&file) {
+            Self::Tree(tree) => {
+                if let Some(count) = tree.get_mut(&file) {
                     *count -= 1;
                     if *count == 0 {
-                        many.remove(&file);
+                        tree.remove(&file);
                     }
                 }
             }
@@ -95,17 +95,17 @@ impl RefCountedSet {
     /// Number of files.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Many(many) => many.len(),
+            Self::Tree(tree) => tree.len(),
             _ => self.list().len(),
         }
     }
 
     /// The files in order, from slot `file` on.
-    pub(crate) fn from(&self, file: u32) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn range_from(&self, file: u32) -> impl Iterator<Item = u32> + '_ {
         let list = self.list();
         let start = list.partition_point(|&(slot, _)| slot < file);
         let tree = match self {
-            Self::Many(many) => Some(many.range(file..)),
+            Self::Tree(tree) => Some(tree.range(file..)),
             _ => None,
         };
         list[start..]
@@ -117,9 +117,9 @@ impl RefCountedSet {
     /// The elements in list form; empty if the set is a tree.
     fn list(&self) -> &[(u32, u32)] {
         match self {
-            Self::Two(two) => &two[..used_slots(two)],
-            Self::Few(few) => few,
-            Self::Many(_) => &[],
+            Self::Inline(inline) => &inline[..used_slots(inline)],
+            Self::List(list) => list,
+            Self::Tree(_) => &[],
         }
     }
 }
@@ -150,10 +150,10 @@ mod tests {
         let mut counted = RefCountedSet::default();
         let all = 0..MAX_LIST as u32 + 1;
         all.clone().for_each(|file| counted.add(file));
-        assert!(matches!(counted, RefCountedSet::Many(_)));
+        assert!(matches!(counted, RefCountedSet::Tree(_)));
         for file in all.clone() {
-            assert!(counted.from(0).eq(file..all.end));
-            assert_eq!(counted.subtract(file), file + 1 == all.end);
+            assert!(counted.range_from(0).eq(file..all.end));
+            assert_eq!(counted.remove(file), file + 1 == all.end);
         }
     }
 
@@ -178,15 +178,15 @@ mod tests {
                         *count -= 1;
                         model.retain(|_, count| *count > 0);
                     }
-                    prop_assert_eq!(counted.subtract(file), model.is_empty());
+                    prop_assert_eq!(counted.remove(file), model.is_empty());
                 }
                 prop_assert_eq!(counted.len(), model.len());
             }
-            prop_assert!(counted.from(from).eq(model.range(from..).map(|(&file, _)| file)));
+            prop_assert!(counted.range_from(from).eq(model.range(from..).map(|(&file, _)| file)));
             for (file, count) in std::mem::take(&mut model) {
                 for left in (0..count).rev() {
-                    prop_assert!(counted.from(file).next() == Some(file));
-                    let none = counted.subtract(file);
+                    prop_assert!(counted.range_from(file).next() == Some(file));
+                    let none = counted.remove(file);
                     prop_assert_eq!(none, left == 0 && counted.len() == 0);
                 }
             }

@@ -14,13 +14,13 @@ use roaring::RoaringBitmap;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::catalog::{cost, ref_counted_set::RefCountedSet, words};
+use crate::catalog::tables::{cost, ref_counted_set::RefCountedSet, words};
 
 /// The names that contain a word. Most words occur in few names, but some occur in most names.
 #[derive(Debug)]
 enum PostingList {
-    Few(SmallVec<[u32; 4]>),
-    Many(Box<RoaringBitmap>),
+    List(SmallVec<[u32; 4]>),
+    Bitmap(Box<RoaringBitmap>),
 }
 
 /// Maximum length of a list before it becomes a bitmap: inserting into a shorter list is cheaper.
@@ -29,16 +29,16 @@ const MAX_LIST: usize = 64;
 impl PostingList {
     fn add(&mut self, name: u32) {
         match self {
-            Self::Few(few) => {
-                if let Err(at) = few.binary_search(&name) {
-                    few.insert(at, name);
+            Self::List(list) => {
+                if let Err(at) = list.binary_search(&name) {
+                    list.insert(at, name);
                 }
-                if few.len() > MAX_LIST {
-                    *self = Self::Many(Box::new(few.iter().copied().collect()));
+                if list.len() > MAX_LIST {
+                    *self = Self::Bitmap(Box::new(list.iter().copied().collect()));
                 }
             }
-            Self::Many(many) => {
-                many.insert(name);
+            Self::Bitmap(bitmap) => {
+                bitmap.insert(name);
             }
         }
     }
@@ -46,15 +46,15 @@ impl PostingList {
     /// Removes a name; true once no name is left.
     fn remove(&mut self, name: u32) -> bool {
         match self {
-            Self::Few(few) => {
-                if let Ok(at) = few.binary_search(&name) {
-                    few.remove(at);
+            Self::List(list) => {
+                if let Ok(at) = list.binary_search(&name) {
+                    list.remove(at);
                 }
-                few.is_empty()
+                list.is_empty()
             }
-            Self::Many(many) => {
-                many.remove(name);
-                many.is_empty()
+            Self::Bitmap(bitmap) => {
+                bitmap.remove(name);
+                bitmap.is_empty()
             }
         }
     }
@@ -68,8 +68,8 @@ pub(crate) const fn block_end(slot: u32) -> u32 {
     slot | (BLOCK - 1)
 }
 
-/// The names of one block, collected from many posting lists.
-struct Gathered {
+/// The union of many posting lists within one block of slots.
+struct BlockUnion {
     range: RoaringBitmap,
     from: u32,
     end: u32,
@@ -79,7 +79,7 @@ struct Gathered {
     sets: RoaringBitmap,
 }
 
-impl Gathered {
+impl BlockUnion {
     /// An empty collection for the slots from `from` to the end of its block.
     fn new(from: u32) -> Self {
         let end = block_end(from);
@@ -97,9 +97,9 @@ impl Gathered {
     /// Adds a posting list; returns the steps taken.
     fn add(&mut self, posting: &PostingList, blocks: usize) -> usize {
         match posting {
-            PostingList::Few(few) => {
-                let few = &few[few.partition_point(|&slot| slot < self.from)..];
-                let here = &few[..few.partition_point(|&slot| slot <= self.end)];
+            PostingList::List(list) => {
+                let list = &list[list.partition_point(|&slot| slot < self.from)..];
+                let here = &list[..list.partition_point(|&slot| slot <= self.end)];
                 if !here.is_empty() && self.bits.is_empty() {
                     self.bits = vec![0; BLOCK as usize / 8];
                 }
@@ -109,10 +109,10 @@ impl Gathered {
                 }
                 2 + here.len() / 8
             }
-            PostingList::Many(many) => {
+            PostingList::Bitmap(bitmap) => {
                 /// Maximum entries of a sparse container; a larger one is stored as plain bits.
                 const SPARSE: u64 = 4096;
-                let here = &**many & &self.range;
+                let here = &**bitmap & &self.range;
                 let steps = here.len().min(SPARSE) + self.sets.len().min(SPARSE);
                 if self.sets.is_empty() {
                     self.sets = here;
@@ -124,7 +124,7 @@ impl Gathered {
         }
     }
 
-    fn finish(mut self) -> RoaringBitmap {
+    fn into_bitmap(mut self) -> RoaringBitmap {
         if !self.bits.is_empty() {
             self.sets |= RoaringBitmap::from_lsb0_bytes(self.from & !(BLOCK - 1), &self.bits);
         }
@@ -169,7 +169,7 @@ impl Names {
             hasher,
             slots,
             names,
-            words: index,
+            words,
             end,
             bytes,
         } = self;
@@ -193,11 +193,11 @@ impl Names {
         words::each_word(text, |word| {
             *bytes += cost::POSTING;
             // The entry API searches the tree only once.
-            match index.entry(Word::from_slice(word.as_bytes())) {
+            match words.entry(Word::from_slice(word.as_bytes())) {
                 btree_map::Entry::Occupied(posting) => posting.into_mut().add(slot),
                 btree_map::Entry::Vacant(vacant) => {
                     *bytes += cost::word(word);
-                    vacant.insert(PostingList::Few(SmallVec::from_slice(&[slot])));
+                    vacant.insert(PostingList::List(SmallVec::from_slice(&[slot])));
                 }
             }
         });
@@ -211,7 +211,7 @@ impl Names {
 
     /// Removes one reference from a file to a name; removes the name if no file has it.
     pub(crate) fn remove_file(&mut self, name: u32, file: u32) {
-        if !self.names[name as usize].files.subtract(file) {
+        if !self.names[name as usize].files.remove(file) {
             return;
         }
         let Name { text, .. } = self.names.remove(name as usize);
@@ -244,13 +244,8 @@ impl Names {
         &self.names[name as usize].files
     }
 
-    /// The files that have a name, from slot `from` on.
-    pub(crate) fn files(&self, name: u32, from: u32) -> impl Iterator<Item = u32> + '_ {
-        self.names[name as usize].files.from(from)
-    }
-
     /// The text of a name, if the slot is in use.
-    pub(crate) fn get(&self, slot: u32) -> Option<&str> {
+    pub(crate) fn get_text(&self, slot: u32) -> Option<&str> {
         self.names.get(slot as usize).map(|name| &*name.text)
     }
 
@@ -261,25 +256,25 @@ impl Names {
 
     /// Number of words with this prefix, counted up to `max`.
     pub(crate) fn count_words(&self, prefix: &str, max: usize) -> usize {
-        self.beginning_with(prefix).take(max).count()
+        self.posting_lists(prefix).take(max).count()
     }
 
     /// The names with a word that starts with `prefix`, in slots from `from` to the end of its
     /// block, and the steps taken. The names are `None` if this takes more than `max` steps.
     pub(crate) fn with_prefix(&self, prefix: &str, from: u32, max: usize) -> (Option<RoaringBitmap>, usize) {
         let blocks = (self.end / BLOCK) as usize;
-        let mut names = Gathered::new(from);
+        let mut names = BlockUnion::new(from);
         let mut steps = 0;
-        for posting in self.beginning_with(prefix) {
+        for posting in self.posting_lists(prefix) {
             steps += names.add(posting, blocks);
             if steps > max {
                 return (None, steps);
             }
         }
-        (Some(names.finish()), steps)
+        (Some(names.into_bitmap()), steps)
     }
 
-    fn beginning_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a PostingList> {
+    fn posting_lists<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a PostingList> {
         let prefix = prefix.as_bytes();
         let from = (Bound::Included(prefix), Bound::Unbounded);
         self.words

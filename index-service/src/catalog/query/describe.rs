@@ -9,54 +9,65 @@ use potluck_core::{
     model::{FileKind, FileRecord, IndexedFile},
 };
 
-use crate::catalog::{Catalog, MAX_NAMES, words::Matcher};
+use crate::catalog::{
+    lookup::Catalog,
+    tables::{files::ClaimCount, words::Matcher},
+};
+
+/// Maximum names returned per file, as the contract says.
+pub(crate) const MAX_NAMES: usize = 16;
 
 /// Maximum claims of a file that a description considers. It bounds the cost of a query if each
 /// provider of a crowd makes a different claim.
 const MAX_CLAIMS: usize = 64;
 
-/// Maximum claims of a file among which the most common are searched: the number of peers in a very
+/// Maximum claims of a file from which the most common are selected: the number of peers in a very
 /// large crowd.
-const MAX_TALLIED: usize = 65_536;
+const MAX_COUNTED_CLAIMS: usize = 65_536;
 
-/// Claims searched per step.
-const TALLIED_A_STEP: usize = 16;
+/// Claims compared per step.
+const CLAIMS_PER_STEP: usize = 16;
 
 /// Maximum names of a file that are matched against a search, the most common first.
-const MAX_CHECKED: usize = 64;
+const MAX_MATCHED_NAMES: usize = 64;
 
 /// Steps after which no further name is matched.
-pub(crate) const CHECK_STEPS: usize = 2048;
+pub(crate) const MAX_MATCHING_STEPS: usize = 2048;
 
 /// Maximum steps for matching one name: each character of the longest name expands to eighteen.
-const ONE_CHECK: usize = 6_000;
+const MAX_MATCH_STEPS: usize = 6_000;
 
 /// Maximum steps for describing one file.
-pub(crate) const MAX_STEPS: usize =
-    MAX_TALLIED / TALLIED_A_STEP + 4 * MAX_CLAIMS * MAX_NAMES + CHECK_STEPS + ONE_CHECK + 16;
+pub(crate) const MAX_STEPS: usize = MAX_COUNTED_CLAIMS / CLAIMS_PER_STEP
+    + 4 * MAX_CLAIMS * MAX_NAMES
+    + MAX_MATCHING_STEPS
+    + MAX_MATCH_STEPS
+    + 16;
 
 impl Catalog {
     /// Describes a file by its most common claims; also returns the steps taken. The names are
-    /// ordered by number of providers (most first), then by text. If the file was found by a
-    /// search, the names that match it come first, including the name that found it.
-    pub(crate) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (IndexedFile, usize) {
-        let file = &self.files[slot as usize];
+    /// ordered by number of providers (most first), then by text. If a search found the file,
+    /// `search` is the name that it found and its matcher: the names that match come first, and
+    /// include that name.
+    pub(super) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (IndexedFile, usize) {
+        let file = &self.files[slot];
         let mut names: Vec<(u32, u32)> = Vec::new();
         let mut sha256s: Vec<(Sha256, u32)> = Vec::new();
         let mut collections = 0;
-        for (variant, count) in commonest(&file.claims) {
-            let claim = &self.claims[variant];
+        for (claim, count) in most_common(&file.claims) {
+            let claim = &self.claims[claim];
             names.extend(claim.names.iter().map(|&name| (name, count)));
             sha256s.extend(claim.sha256.map(|sum| (sum, count)));
             if claim.kind == FileKind::Collection {
                 collections += count as usize;
             }
         }
-        let mut steps = 8 + file.claims.len().min(MAX_TALLIED) / TALLIED_A_STEP + 4 * names.len();
+        let compared = file.claims.len().min(MAX_COUNTED_CLAIMS);
+        let mut steps = 8 + compared / CLAIMS_PER_STEP + 4 * names.len();
         merge_counts(&mut names);
         merge_counts(&mut sha256s);
-        let (names, checked) = self.best_names(names, search);
-        steps += checked;
+        let (names, match_steps) = self.select_names(names, search);
+        steps += match_steps;
         let sha256 = sha256s.iter().max_by_key(|&&(sum, count)| (count, Reverse(sum)));
         // Half of the providers are enough. A downloader recognises a collection by its content,
         // but checks only if the index says so.
@@ -64,7 +75,7 @@ impl Catalog {
             true => FileKind::Collection,
             false => FileKind::File,
         };
-        let found = IndexedFile {
+        let described = IndexedFile {
             file: FileRecord {
                 id: file.id,
                 size: file.size,
@@ -76,40 +87,43 @@ impl Catalog {
             provider_count: self.provider_count(slot),
             providers: Vec::new(),
         };
-        (found, steps)
+        (described, steps)
     }
 
     /// Selects the names to return from pairs of name and number of providers. Also returns the
     /// steps for matching them.
-    fn best_names(
+    fn select_names(
         &self,
         mut names: Vec<(u32, u32)>,
         search: Option<(u32, &mut Matcher)>,
     ) -> (Vec<String>, usize) {
         let text = |name: u32| self.names.text(name);
-        let by_use = |a: &(u32, u32), b: &(u32, u32)| (b.1.cmp(&a.1)).then_with(|| text(a.0).cmp(text(b.0)));
-        if names.len() > MAX_CHECKED {
-            names.select_nth_unstable_by(MAX_CHECKED, by_use);
-            names.truncate(MAX_CHECKED);
+        let by_count = |a: &(u32, u32), b: &(u32, u32)| {
+            let (more_first, then_text) = (b.1.cmp(&a.1), || text(a.0).cmp(text(b.0)));
+            more_first.then_with(then_text)
+        };
+        if names.len() > MAX_MATCHED_NAMES {
+            names.select_nth_unstable_by(MAX_MATCHED_NAMES, by_count);
+            names.truncate(MAX_MATCHED_NAMES);
         }
-        names.sort_unstable_by(by_use);
+        names.sort_unstable_by(by_count);
         let mut names: Vec<u32> = names.into_iter().map(|(name, _)| name).collect();
         let mut steps = 0;
-        if let Some((found_under, matcher)) = search {
-            if !names.contains(&found_under) {
-                names.insert(0, found_under);
+        if let Some((found_name, matcher)) = search {
+            if !names.contains(&found_name) {
+                names.insert(0, found_name);
             }
             // The sort is stable, so matching and other names each keep their order.
             names.sort_by_cached_key(|&name| {
-                if name == found_under {
+                if name == found_name {
                     return false;
                 }
-                if steps >= CHECK_STEPS {
+                if steps >= MAX_MATCHING_STEPS {
                     return true;
                 }
-                let (fits, took) = matcher.fits(text(name));
-                steps += took;
-                !fits
+                let (matches, match_steps) = matcher.matches(text(name));
+                steps += match_steps;
+                !matches
             });
         }
         names.truncate(MAX_NAMES);
@@ -120,20 +134,20 @@ impl Catalog {
     }
 }
 
-/// The most common claims, at most [`MAX_CLAIMS`], from the first [`MAX_TALLIED`].
-fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
-    let order = |&(variant, count): &(u32, u32)| (Reverse(count), variant);
-    let (head, rest) = tally.split_at(tally.len().min(MAX_CLAIMS));
+/// The most common claims, at most [`MAX_CLAIMS`], from the first [`MAX_COUNTED_CLAIMS`].
+fn most_common(claims: &[ClaimCount]) -> Vec<ClaimCount> {
+    let order = |&(claim, count): &ClaimCount| (Reverse(count), claim);
+    let (head, rest) = claims.split_at(claims.len().min(MAX_CLAIMS));
     let mut best = head.to_vec();
     if rest.is_empty() {
         return best;
     }
     // If every provider makes its own claim, hardly any of the rest is inserted.
     best.sort_unstable_by_key(order);
-    for claim in &rest[..rest.len().min(MAX_TALLIED - MAX_CLAIMS)] {
+    for claim in &rest[..rest.len().min(MAX_COUNTED_CLAIMS - MAX_CLAIMS)] {
         if best.last().is_some_and(|last| order(claim) < order(last)) {
             best.pop();
-            let at = best.partition_point(|kept| order(kept) < order(claim));
+            let at = best.partition_point(|other| order(other) < order(claim));
             best.insert(at, *claim);
         }
     }
@@ -144,10 +158,10 @@ fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
 fn merge_counts<K: Copy + Ord>(pairs: &mut Vec<(K, u32)>) {
     pairs.sort_unstable();
     pairs.dedup_by(|next, kept| {
-        let same = next.0 == kept.0;
-        if same {
+        let is_same = next.0 == kept.0;
+        if is_same {
             kept.1 += next.1;
         }
-        same
+        is_same
     });
 }

@@ -10,13 +10,13 @@ use smallvec::SmallVec;
 use unicode_normalization::UnicodeNormalization as _;
 
 /// Maximum length of a search query, in bytes, as the contract says.
-pub const MAX_QUERY_BYTES: usize = 255;
+pub(crate) const MAX_QUERY_BYTES: usize = 255;
 
 /// Maximum words of a search query, as the contract says.
-pub const MAX_QUERY_WORDS: usize = 16;
+pub(crate) const MAX_QUERY_WORDS: usize = 16;
 
 /// The distinct words of a name, sorted.
-pub fn words(text: &str) -> Vec<String> {
+pub(crate) fn words(text: &str) -> Vec<String> {
     let mut all = Vec::new();
     each_word(text, |word| all.push(word.to_owned()));
     all
@@ -24,16 +24,16 @@ pub fn words(text: &str) -> Vec<String> {
 
 /// Calls `each` for the distinct words of a name, in sorted order. Allocates at most once for most
 /// names, because opening a large index calls this for every name.
-pub fn each_word(text: &str, each: impl FnMut(&str)) {
+pub(crate) fn each_word(text: &str, each: impl FnMut(&str)) {
     // NFKC leaves ASCII unchanged, and most names are ASCII.
-    let normal = if !text.is_ascii() {
+    let normalized = if !text.is_ascii() {
         Cow::Owned(normalize(text))
     } else if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
         Cow::Owned(text.to_ascii_lowercase())
     } else {
         Cow::Borrowed(text)
     };
-    let mut words: SmallVec<[&str; 16]> = normal
+    let mut words: SmallVec<[&str; 16]> = normalized
         .split(|c: char| !c.is_alphanumeric())
         .filter(|word| !word.is_empty())
         .collect();
@@ -50,7 +50,7 @@ fn lower(text: &str) -> impl Iterator<Item = char> + '_ {
     text.nfkc().flat_map(char::to_lowercase).nfkc()
 }
 
-// `Matcher::fits` uses a `u32` with one bit per term.
+// `Matcher::matches` uses a `u32` with one bit per term.
 const _: () = assert!(MAX_QUERY_WORDS < 32);
 
 /// Why a query is invalid.
@@ -94,50 +94,50 @@ pub fn terms(query: &str) -> Result<Vec<String>, TermsError> {
 
 /// Matches names against the terms of one search, without an allocation per name.
 #[derive(Debug)]
-pub struct Matcher {
+pub(crate) struct Matcher {
     /// From [`terms`]: sorted, and no term is a prefix of another, so a word matches at most one
     /// term.
     terms: Vec<String>,
     /// Buffer for the current name in lower case and composed.
-    normal: String,
+    normalized: String,
 }
 
 impl Matcher {
     /// Creates a matcher for terms from [`terms`].
-    pub const fn new(terms: Vec<String>) -> Self {
+    pub(crate) const fn new(terms: Vec<String>) -> Self {
         Self {
             terms,
-            normal: String::new(),
+            normalized: String::new(),
         }
     }
 
     /// The terms.
-    pub fn terms(&self) -> &[String] {
+    pub(crate) fn terms(&self) -> &[String] {
         &self.terms
     }
 
     /// Whether each term is a prefix of a word of the name. Also returns the steps taken.
-    pub fn fits(&mut self, name: &str) -> (bool, usize) {
+    pub(crate) fn matches(&mut self, name: &str) -> (bool, usize) {
         if self.terms.is_empty() {
             return (true, 1);
         }
-        self.normal.clear();
+        self.normalized.clear();
         let steps = if name.is_ascii() {
-            self.normal.push_str(name);
-            self.normal.make_ascii_lowercase();
+            self.normalized.push_str(name);
+            self.normalized.make_ascii_lowercase();
             4 + name.len() / 4
         } else {
-            self.normal.extend(lower(name));
+            self.normalized.extend(lower(name));
             // Composition is slow, and a character may expand to eighteen.
-            4 + 2 * name.len().max(self.normal.len())
+            4 + 2 * name.len().max(self.normalized.len())
         };
         let mut missing = (1_u32 << self.terms.len()) - 1;
-        for word in self.normal.split(|c: char| !c.is_alphanumeric()) {
+        for word in self.normalized.split(|c: char| !c.is_alphanumeric()) {
             // Strings between a term and a word with that prefix also start with the term. So only
             // the last term up to the word can be its prefix.
-            let after = self.terms.partition_point(|term| term.as_str() <= word);
-            if after > 0 && word.starts_with(&self.terms[after - 1]) {
-                missing &= !(1 << (after - 1));
+            let count = self.terms.partition_point(|term| term.as_str() <= word);
+            if count > 0 && word.starts_with(&self.terms[count - 1]) {
+                missing &= !(1 << (count - 1));
                 if missing == 0 {
                     return (true, steps);
                 }
@@ -147,7 +147,7 @@ impl Matcher {
     }
 }
 
-/// The same test as [`Matcher::fits`], implemented simply as a reference for tests.
+/// The same test as [`Matcher::matches`], implemented simply as a reference for tests.
 #[cfg(test)]
 pub(crate) fn matches(name: &str, terms: &[String]) -> bool {
     let words = words(name);
@@ -171,7 +171,7 @@ mod tests {
             if let Ok(terms) = terms(&query) {
                 let mut matcher = Matcher::new(terms.clone());
                 for name in names {
-                    prop_assert_eq!(matcher.fits(&name).0, matches(&name, &terms), "{:?} in {:?}", terms, name);
+                    prop_assert_eq!(matcher.matches(&name).0, matches(&name, &terms), "{:?} in {:?}", terms, name);
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! Claims: what registrations say about a file besides its identity, stored once for all that
-//! agree.
+//! Claims: what registrations say about a file besides its identity, stored once for all
+//! registrations that agree.
 //!
 //! Invariant: a claim exists exactly as long as a registration refers to it. It counts one
 //! reference per registration.
@@ -14,7 +14,7 @@ use potluck_core::{
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::catalog::{cost, names::Names};
+use crate::catalog::tables::{cost, names::Names};
 
 /// The names, SHA-256 and kind in a registration.
 #[derive(Debug)]
@@ -32,16 +32,14 @@ impl Claim {
     fn key(&self) -> (&[u32], Option<Sha256>, FileKind) {
         (&self.names, self.sha256, self.kind)
     }
-}
 
-impl Claim {
     /// Whether a registration makes this claim.
     pub(crate) fn matches(&self, names: &Names, registration: &Registration) -> bool {
-        let known = |name: &String| names.find(name).is_some_and(|slot| self.names.contains(&slot));
+        let has_name = |name: &String| names.find(name).is_some_and(|slot| self.names.contains(&slot));
         self.sha256 == registration.file.sha256
             && self.kind == registration.file.kind
             && self.names.len() == registration.names.len()
-            && registration.names.iter().all(known)
+            && registration.names.iter().all(has_name)
     }
 }
 
@@ -59,7 +57,7 @@ impl Claims {
     /// Adds a reference to a registration's claim, which is created if new. Returns its slot and
     /// whether it is new.
     pub(crate) fn intern(&mut self, names: &mut Names, registration: &Registration) -> (u32, bool) {
-        let before = names.bytes;
+        let bytes_before = names.bytes;
         let mut slots: SmallVec<[u32; 4]> =
             registration.names.iter().map(|name| names.intern(name)).collect();
         slots.sort_unstable();
@@ -68,27 +66,27 @@ impl Claims {
             names: slots,
             sha256: registration.file.sha256,
             kind: registration.file.kind,
-            cost: u32::try_from(names.bytes - before + cost::CLAIM_COST).unwrap_or(u32::MAX),
+            cost: u32::try_from(names.bytes - bytes_before + cost::CLAIM_COST).unwrap_or(u32::MAX),
             references: 1,
         };
         let Self {
             hasher,
             slots,
-            claims: variants,
+            claims,
             bytes,
         } = self;
         let entry = slots.entry(
             hasher.hash_one(new.key()),
-            |&slot| variants[slot as usize].key() == new.key(),
-            |&slot| hasher.hash_one(variants[slot as usize].key()),
+            |&slot| claims[slot as usize].key() == new.key(),
+            |&slot| hasher.hash_one(claims[slot as usize].key()),
         );
         match entry {
             Entry::Occupied(entry) => {
-                variants[*entry.get() as usize].references += 1;
+                claims[*entry.get() as usize].references += 1;
                 (*entry.get(), false)
             }
             Entry::Vacant(vacant) => {
-                let slot = variants.insert(new) as u32;
+                let slot = claims.insert(new) as u32;
                 vacant.insert(slot);
                 *bytes += cost::CLAIM_COST;
                 (slot, true)
@@ -98,8 +96,8 @@ impl Claims {
 
     /// The slot of a registration's claim, if the claim exists.
     pub(crate) fn find(&self, names: &Names, registration: &Registration) -> Option<u32> {
-        let known = registration.names.iter().map(|name| names.find(name));
-        let mut slots = known.collect::<Option<SmallVec<[u32; 4]>>>()?;
+        let slots = registration.names.iter().map(|name| names.find(name));
+        let mut slots = slots.collect::<Option<SmallVec<[u32; 4]>>>()?;
         slots.sort_unstable();
         slots.dedup();
         let key = (&*slots, registration.file.sha256, registration.file.kind);
@@ -112,13 +110,13 @@ impl Claims {
 
     /// Releases one reference; removes the claim after the last.
     pub(crate) fn release(&mut self, slot: u32) {
-        let variant = &mut self.claims[slot as usize];
-        variant.references -= 1;
-        if variant.references > 0 {
+        let claim = &mut self.claims[slot as usize];
+        claim.references -= 1;
+        if claim.references > 0 {
             return;
         }
-        let variant = self.claims.remove(slot as usize);
-        let hash = self.hasher.hash_one(variant.key());
+        let claim = self.claims.remove(slot as usize);
+        let hash = self.hasher.hash_one(claim.key());
         if let Ok(entry) = self.slots.find_entry(hash, |&other| other == slot) {
             entry.remove();
         }

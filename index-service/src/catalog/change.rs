@@ -1,0 +1,277 @@
+//! Changes of the catalog: peers and registrations come and go.
+
+use potluck_core::{
+    FileId, PeerId,
+    model::{Address, Registration, RegistrationHash},
+};
+use smallvec::SmallVec;
+
+use crate::catalog::{
+    lookup::Catalog,
+    tables::{
+        cost,
+        files::ProviderEntry,
+        peers::{PeerEntry, PeerSlot},
+    },
+};
+
+/// The effect of a registration on the providers of its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// The peer is a new provider of the file.
+    New,
+    /// The peer was a provider, and changed from partial to complete or back.
+    CompletenessChanged,
+    /// The providers are as before.
+    Unchanged,
+}
+
+impl Catalog {
+    /// Returns how many registrations were put or removed since the last call.
+    pub(crate) const fn take_change_count(&mut self) -> usize {
+        std::mem::replace(&mut self.change_count, 0)
+    }
+
+    /// Adds a live peer or changes its address; true if it was known under another address.
+    pub fn set_peer(&mut self, id: PeerId, address: &Address) -> bool {
+        let Some(slot) = self.slot_of(&id) else {
+            let slot = self.add_hidden(id, address);
+            self.publish(slot);
+            return false;
+        };
+        if self.peers[slot].address == *address {
+            return false;
+        }
+        let host = self.hosts.add_peer(&address.host);
+        let peer = &mut self.peers[slot];
+        peer.address = address.clone();
+        let charge = peer.charge;
+        let old_host = std::mem::replace(&mut peer.host, host);
+        self.hosts[host].live_peers += 1;
+        self.hosts[host].charge += charge;
+        self.hosts[old_host].live_peers -= 1;
+        self.hosts[old_host].charge -= charge;
+        self.hosts.remove_peer(old_host);
+        true
+    }
+
+    /// Adds a hidden peer. [`Self::put_at`] fills it, and [`Self::publish`] makes it live.
+    pub(crate) fn add_hidden(&mut self, id: PeerId, address: &Address) -> PeerSlot {
+        let host = self.hosts.add_peer(&address.host);
+        self.hosts[host].charge += cost::PEER;
+        self.bytes += cost::PEER;
+        self.peers.add_hidden(id, address.clone(), host, cost::PEER)
+    }
+
+    /// Makes a hidden peer live. A live peer with the same id is hidden and returned.
+    pub(crate) fn publish(&mut self, slot: PeerSlot) -> Option<PeerSlot> {
+        let PeerEntry { id, files, host, .. } = &self.peers[slot];
+        self.hidden_registrations -= files.len();
+        self.hosts[*host].live_peers += 1;
+        let id = *id;
+        let old = self.hide(&id);
+        self.peers.publish(slot);
+        old
+    }
+
+    /// Hides a peer immediately. [`Self::clear`] then removes it in steps.
+    pub(crate) fn hide(&mut self, id: &PeerId) -> Option<PeerSlot> {
+        let slot = self.peers.hide(id)?;
+        let peer = &self.peers[slot];
+        self.hidden_registrations += peer.files.len();
+        self.hosts[peer.host].live_peers -= 1;
+        Some(slot)
+    }
+
+    /// Removes up to `max` files of a hidden peer; true once the peer is removed with all of its
+    /// files.
+    pub(crate) fn clear(&mut self, slot: PeerSlot, max: usize) -> bool {
+        let files: SmallVec<[u32; 64]> = self.peers[slot].files.iter().take(max).collect();
+        for file in files {
+            self.remove_at(slot, file);
+        }
+        if !self.peers[slot].files.is_empty() {
+            return false;
+        }
+        let peer = self.peers.remove(slot);
+        self.hosts[peer.host].charge -= peer.charge;
+        self.hosts.remove_peer(peer.host);
+        self.bytes -= cost::PEER;
+        true
+    }
+
+    /// Registers a file of a peer that [`Self::set_peer`] has added, and replaces its earlier
+    /// registration.
+    ///
+    /// The caller guarantees that the names are valid and that the id matches size and root.
+    pub fn put(&mut self, peer: &PeerId, registration: &Registration) -> PutOutcome {
+        match self.slot_of(peer) {
+            Some(slot) => self.put_at(slot, registration),
+            None => PutOutcome::Unchanged,
+        }
+    }
+
+    /// Registers a file of a live or hidden peer; otherwise like [`Self::put`].
+    pub(crate) fn put_at(&mut self, slot: PeerSlot, registration: &Registration) -> PutOutcome {
+        self.change_count += 1;
+        let (file, is_new_file) = self.files.intern(&registration.file);
+        let (claim, is_new_claim) = self.claims.intern(&mut self.names, registration);
+        let mut provider = ProviderEntry::new(slot, claim, registration.is_complete);
+        if is_new_file {
+            self.bytes += cost::FILE;
+            provider.charge_file();
+        }
+        if is_new_claim {
+            provider.charge_claim();
+        }
+        let hash = RegistrationHash::from(registration);
+        match self.files[file].find_provider(slot) {
+            Ok(at) => {
+                let old = self.files[file].providers[at];
+                if old.pays_file() {
+                    provider.charge_file();
+                }
+                if old.claim() == claim && old.pays_claim() {
+                    provider.charge_claim();
+                }
+                let old_hash = self.registration_hash(file, old);
+                self.files[file].providers[at] = provider;
+                self.adjust_charge(slot, self.charge_for(provider), self.charge_for(old));
+                let digest = &mut self.peers[slot].digest;
+                digest.remove(&old_hash);
+                digest.insert(&hash);
+                // Add before removing, so that a value that both claims share is not freed in
+                // between.
+                self.add_claim(file, claim);
+                self.remove_claim(file, old.claim());
+                match old.is_complete() == provider.is_complete() {
+                    true => PutOutcome::Unchanged,
+                    false => PutOutcome::CompletenessChanged,
+                }
+            }
+            Err(at) => {
+                self.files[file].providers.insert(at, provider);
+                self.add_claim(file, claim);
+                self.adjust_charge(slot, self.charge_for(provider), 0);
+                let peer = &mut self.peers[slot];
+                peer.digest.insert(&hash);
+                peer.files.insert(file);
+                if !peer.is_live {
+                    self.hidden_registrations += 1;
+                }
+                self.registrations += 1;
+                self.bytes += cost::REGISTRATION;
+                PutOutcome::New
+            }
+        }
+    }
+
+    /// Removes a peer's registration of a file; true if there was one.
+    pub(crate) fn remove(&mut self, peer: &PeerId, file: &FileId) -> bool {
+        let Some(peer) = self.slot_of(peer) else {
+            return false;
+        };
+        self.files
+            .find(file)
+            .is_some_and(|file| self.remove_at(peer, file))
+    }
+
+    /// Removes the registration of a file by a live or hidden peer; true if there was one.
+    fn remove_at(&mut self, peer: PeerSlot, file: u32) -> bool {
+        self.change_count += 1;
+        let Ok(at) = self.files[file].find_provider(peer) else {
+            return false;
+        };
+        let provider = self.files[file].providers[at];
+        let hash = self.registration_hash(file, provider);
+        self.adjust_charge(peer, 0, self.charge_for(provider));
+        self.files[file].providers.remove(at);
+        let was_last = self.files[file].providers.is_empty();
+        self.remove_claim(file, provider.claim());
+        let peer = &mut self.peers[peer];
+        peer.digest.remove(&hash);
+        peer.files.remove(file);
+        if !peer.is_live {
+            self.hidden_registrations -= 1;
+        }
+        self.registrations -= 1;
+        self.bytes -= cost::REGISTRATION;
+        if was_last {
+            self.files.remove(file);
+            self.bytes -= cost::FILE;
+        }
+        true
+    }
+
+    /// Bytes charged for a registration.
+    fn charge_for(&self, provider: ProviderEntry) -> u64 {
+        let mut charge = cost::REGISTRATION;
+        if provider.pays_file() {
+            charge += cost::FILE;
+        }
+        if provider.pays_claim() {
+            charge += u64::from(self.claims[provider.claim()].cost);
+        }
+        charge
+    }
+
+    /// Adds to and subtracts from the charge of a peer and of its host.
+    fn adjust_charge(&mut self, peer: PeerSlot, added: u64, removed: u64) {
+        let peer = &mut self.peers[peer];
+        peer.charge = peer.charge + added - removed;
+        let host = &mut self.hosts[peer.host];
+        host.charge = host.charge + added - removed;
+    }
+
+    /// Counts one more provider of `file` with this claim. Takes over the reference from interning.
+    fn add_claim(&mut self, file: u32, claim: u32) {
+        let entry = &mut self.files[file];
+        match entry.find_claim(claim) {
+            Ok(at) => entry.claims[at].1 += 1,
+            Err(at) => {
+                entry.claims.insert(at, (claim, 1));
+                let claim = &self.claims[claim];
+                for &name in &claim.names {
+                    self.names.add_file(name, file);
+                    self.bytes += cost::NAME_OF_FILE;
+                }
+                if let Some(sum) = claim.sha256 {
+                    self.by_sha256.entry(sum).or_default().add(file);
+                    self.bytes += cost::SHA256_COST;
+                }
+            }
+        }
+    }
+
+    /// Counts one provider less of `file` with this claim, and releases its reference.
+    fn remove_claim(&mut self, file: u32, claim: u32) {
+        let entry = &mut self.files[file];
+        if let Ok(at) = entry.find_claim(claim) {
+            entry.claims[at].1 -= 1;
+            if entry.claims[at].1 == 0 {
+                entry.claims.remove(at);
+                self.remove_claim_of_file(file, claim);
+            }
+        }
+        self.claims.release(claim);
+    }
+
+    /// Removes a file from the names and the SHA-256 of a claim that no provider of it makes.
+    fn remove_claim_of_file(&mut self, file: u32, claim: u32) {
+        let claim = &self.claims[claim];
+        for &name in &claim.names {
+            self.names.remove_file(name, file);
+            self.bytes -= cost::NAME_OF_FILE;
+        }
+        if let Some(sum) = claim.sha256 {
+            self.bytes -= cost::SHA256_COST;
+            if self
+                .by_sha256
+                .get_mut(&sum)
+                .is_some_and(|files| files.remove(file))
+            {
+                self.by_sha256.remove(&sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The tables of the catalog. Each stores one kind of value once; other tables refer to a value by
+//! its 4-byte slot.
+
+pub(crate) mod claims;
+pub(crate) mod cost;
+pub(crate) mod files;
+pub(crate) mod hosts;
+pub(crate) mod names;
+pub(crate) mod peers;
+pub(crate) mod ref_counted_set;
+pub(crate) mod words;

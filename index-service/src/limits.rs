@@ -1,0 +1,65 @@
+//! Limits on the use of the index, set by flags.
+
+/// Limits on the use of the index. A request beyond a limit is refused with a reason.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct Limits {
+    /// Maximum files that one peer may register
+    #[arg(long, env = "POTLUCK_INDEX_MAX_FILES_PER_PEER", value_name = "N", default_value_t = DEFAULT_FILES_PER_PEER)]
+    pub max_files_per_peer: u64,
+
+    /// Maximum peers with one host address
+    #[arg(long, env = "POTLUCK_INDEX_MAX_PEERS_PER_ADDRESS", value_name = "N", default_value_t = DEFAULT_PEERS_PER_ADDRESS)]
+    pub max_peers_per_address: u64,
+
+    /// Maximum calls per second from one source address; 0 for no limit
+    #[arg(long, env = "POTLUCK_INDEX_MAX_CALLS_PER_SECOND", value_name = "N", default_value_t = DEFAULT_CALLS_PER_SECOND)]
+    pub max_calls_per_second: u32,
+
+    /// Maximum open watch streams
+    #[arg(long, env = "POTLUCK_INDEX_MAX_WATCHERS", value_name = "N", default_value_t = DEFAULT_WATCHERS)]
+    pub max_watchers: usize,
+
+    /// Maximum open connections; one address may hold at most half of those that others leave, the
+    /// local machine any number
+    #[arg(long, env = "POTLUCK_INDEX_MAX_CONNECTIONS", value_name = "N", default_value_t = DEFAULT_CONNECTIONS)]
+    pub max_connections: usize,
+
+    /// Maximum memory for registrations, in MiB; further ones are refused
+    #[arg(long, env = "POTLUCK_INDEX_MAX_MEMORY_MIB", value_name = "MIB", default_value_t = DEFAULT_MEMORY_MIB)]
+    pub max_memory_mib: u64,
+}
+
+/// Enough for the largest data sets that people share as folders of small files.
+const DEFAULT_FILES_PER_PEER: u64 = 1_000_000;
+
+/// Many peers may share one NAT address, but a flood of fake peers must not fill the index.
+const DEFAULT_PEERS_PER_ADDRESS: u64 = 1_000;
+
+/// Ten times the need of a thousand peers behind one address.
+const DEFAULT_CALLS_PER_SECOND: u32 = 1_000;
+
+/// Each watcher costs a stream and a short queue: some 10 KiB.
+const DEFAULT_WATCHERS: usize = 20_000;
+
+/// One connection per peer, with room for short-lived callers.
+const DEFAULT_CONNECTIONS: usize = 10_000;
+
+/// Some 10 million registrations, on a machine with this much memory to spare.
+const DEFAULT_MEMORY_MIB: u64 = 4096;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_files_per_peer: DEFAULT_FILES_PER_PEER,
+            max_peers_per_address: DEFAULT_PEERS_PER_ADDRESS,
+            max_calls_per_second: DEFAULT_CALLS_PER_SECOND,
+            max_watchers: DEFAULT_WATCHERS,
+            max_connections: DEFAULT_CONNECTIONS,
+            max_memory_mib: DEFAULT_MEMORY_MIB,
+        }
+    }
+}
+
+/// Maximum percentage of the memory not used by others that one peer, or all peers of one host
+/// together, may use. It equals the limit for connections and leaves memory for later peers.
+pub(crate) const MAX_MEMORY_PERCENT: u64 = potluck_core::grpc::limiter::DEFAULT_MAX_SHARE as u64;
