@@ -13,6 +13,7 @@
 //! | [`problem`] | failures with a stable reason, and their encoding as a gRPC status |
 //! | [`process`] | logging, and shutdown on signals |
 //! | [`read_buffer`] | memory aligned for fast file reads |
+//! | [`units`] | rates and times as people write them |
 //!
 //! All modules are pure except [`identity::hash`], [`files`], [`process`], [`grpc`] and
 //! [`index_client`]. Generating a [`Token`] needs randomness.
@@ -30,6 +31,7 @@ pub mod problem;
 pub mod process;
 pub mod proto;
 pub mod read_buffer;
+pub mod units;
 
 pub use crate::identity::id::{FileId, PeerId, Root, Sha256, Token};
 pub use crate::identity::layout::{FileLayout, PieceIndex};

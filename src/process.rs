@@ -14,6 +14,12 @@ const INTERRUPTED: i32 = 130;
 /// invalid HTTP/2 frame.
 const NOISY: &[&str] = &["h2", "hyper", "hyper_util", "tonic", "tower"];
 
+/// The section of a service's help about its log.
+pub const LOG_HELP: &str = "\
+Environment:
+  POTLUCK_LOG, RUST_LOG    log filter, as in POTLUCK_LOG=potluck_peer=debug
+                           [default: info]; logs go to standard error";
+
 /// The default log filter at `level`: only errors from libraries that log what
 /// strangers do.
 pub fn default_filter(level: &str) -> String {

@@ -1,4 +1,5 @@
-//! Command-line definitions for clap. Each command defines its own arguments in [`commands`].
+//! The command line: which verb runs which module of [`commands`]. Each module defines its own
+//! arguments.
 
 use clap::{Parser, Subcommand};
 
@@ -6,19 +7,32 @@ use crate::{commands, options::GlobalOptions};
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck demo             watch one file come from three peers at once
-  potluck share model.bin  share a file in place
-  potluck search model     find files by words of their names
-  potluck get model.bin    fetch it from everyone who has it
-  potluck                  the interactive prompt
+  potluck demo             watch one file arrive from three peers at once
+  potluck share model.bin  share a file where it is
+  potluck search model     find files by words in their names
+  potluck get model.bin    download a file from all peers that have it
+  potluck                  start the interactive prompt
+
+Environment:
+  POTLUCK_PEER_HOME        home of the peer that commands use
+                           [default: peer-12349 in the user's data folder]
+  POTLUCK_PEER_TOKEN       control token, instead of --peer-token-file
+  POTLUCK_LOG              log filter, as in POTLUCK_LOG=potluck_peer=debug
+  The help of `index` and `peer` lists the variables of these services.
 
 Exit codes:
   0 done, 1 failed, 2 usage, 3 not found, 4 verification failed,
   5 index or peer unreachable, 130 interrupted";
 
-/// Share files, find them, and download one file from many peers at once, every piece verified
+/// Share files, find them, and download them from many peers at once, verified piece by piece
 #[derive(Debug, Parser)]
-#[command(name = "potluck", version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(
+    name = "potluck",
+    version,
+    after_help = EXAMPLES,
+    max_term_width = 100,
+    subcommand_help_heading = "Commands"
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) options: GlobalOptions,
@@ -26,7 +40,7 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 }
 
-/// The subcommands of `potluck`.
+/// The commands of `potluck`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     #[command(flatten)]
@@ -107,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn a_missing_argument_is_named() {
         let error = Cli::try_parse_from(["potluck", "get"]).unwrap_err();
         assert!(
             usage_message(&error).contains("<ID|NAME|sha256:HEX>"),
@@ -130,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn every_verb_teaches_by_example() {
+    fn the_help_of_every_verb_has_an_example() {
         for command in Cli::command().get_subcommands() {
             let help = command
                 .get_after_help()

@@ -144,7 +144,9 @@ impl CommandContext {
     pub(crate) fn index_endpoint(&self) -> Result<Endpoint, CommandError> {
         match (&self.index, self.no_index) {
             (Some(endpoint), _) => Ok(endpoint.clone()),
-            (None, true) => Err(CommandError::usage("this needs an index: give --index URL")),
+            (None, true) => Err(CommandError::usage(
+                "this command needs an index: give --index HOST:PORT",
+            )),
             (None, false) => Ok(potluck_peer::options::DEFAULT_INDEX.parse()?),
         }
     }
@@ -186,7 +188,7 @@ impl CommandContext {
             Err(_) => {
                 let default = potluck_peer::options::DEFAULT_INDEX;
                 self.out.note(format_args!(
-                    "the peer that runs here does not answer: asking the index at {default}"
+                    "the running peer does not answer; using the index at {default}"
                 ));
                 None
             }
@@ -219,9 +221,8 @@ impl CommandContext {
     pub(crate) async fn require_running_peer(&self) -> Result<PeerHandle, CommandError> {
         self.running_peer().await?.ok_or_else(|| match LockOwner::find() {
             Some(owner) => owner.conflict(Reason::Unreachable),
-            None => CommandError::new(Reason::Unreachable, "no peer is running on this machine").hint(
-                "start one with `potluck peer`, or name one with --peer unix:PATH or --peer http://ADDR",
-            ),
+            None => CommandError::new(Reason::Unreachable, "no peer is running on this machine")
+                .hint("start one with `potluck peer`, or choose one with --peer"),
         })
     }
 
@@ -268,9 +269,8 @@ impl CommandContext {
     /// Starts an in-process peer and notifies the user if that takes long.
     async fn start(&self, settings: InProcessSettings) -> Result<ConnectedPeer, Problem> {
         let slow = || {
-            self.out.note(
-                "the peer of this command is still starting: its library may be large, or its disk slow",
-            );
+            self.out
+                .note("this command's peer is still starting: its library is large, or its disk is slow");
         };
         warn_if_slow(ConnectedPeer::start(settings), slow).await
     }
@@ -341,11 +341,11 @@ fn home_locked(problem: Problem) -> CommandError {
             CommandError::new(
                 problem.reason,
                 format!(
-                    "another peer has {} and is not to be talked to from here",
-                    home.as_deref().unwrap_or("the home")
+                    "another peer uses {}, and its control service cannot be found",
+                    home.as_deref().unwrap_or("the default home")
                 ),
             )
-            .hint("stop it, or name it with --peer unix:PATH or --peer http://ADDR")
+            .hint("stop that peer, or give its control service with --peer unix:PATH")
         }
     }
 }
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_takes_over_each_flag_that_it_names_and_keeps_the_rest() {
+    fn options_of_a_line_override_those_of_the_session() {
         let outer = context_with(&GlobalOptions {
             index: Some("http://a:1".into()),
             peer: Some("http://b:2".into()),
@@ -390,15 +390,15 @@ mod tests {
         let line = |flags: &GlobalOptions| outer.line(flags, CancellationToken::new()).unwrap();
         let same = line(&options());
         assert_eq!(same.index_and_peer_flags(), outer.index_and_peer_flags());
-        let named = line(&GlobalOptions {
+        let changed = line(&GlobalOptions {
             index: Some("none".into()),
             peer_token_file: Some("inner".into()),
             json: true,
             ..options()
         });
-        assert!(named.no_index && named.index.is_none() && named.out.is_json());
+        assert!(changed.no_index && changed.index.is_none() && changed.out.is_json());
         assert_eq!(
-            named.index_and_peer_flags(),
+            changed.index_and_peer_flags(),
             [
                 "--index",
                 "none",
@@ -421,12 +421,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_slow_start_is_told() {
-        for (takes, status) in [(1, false), (6, true)] {
+    async fn only_a_slow_start_is_reported() {
+        for (takes, is_slow) in [(1, false), (6, true)] {
             let warned = Cell::new(false);
             let work = tokio::time::sleep(Duration::from_secs(takes));
             warn_if_slow(work, || warned.set(true)).await;
-            assert_eq!(warned.get(), status, "{takes} s");
+            assert_eq!(warned.get(), is_slow, "{takes} s");
         }
     }
 }

@@ -156,7 +156,7 @@ impl From<Problem> for CommandError {
     fn from(problem: Problem) -> Self {
         let hints = match problem.reason {
             Reason::Unreachable if problem.message.starts_with("the index at") => {
-                vec!["start one with `potluck index`, or name one with --index URL".to_owned()]
+                vec!["start one with `potluck index`, or choose one with --index HOST:PORT".to_owned()]
             }
             _ => Vec::new(),
         };
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documented_codes_stay() {
+    fn exit_codes_are_as_documented() {
         let code = |reason| ExitStatus::of(reason) as u8;
         assert_eq!(code(Reason::DiskFull), 1);
         assert_eq!(code(Reason::InvalidId), 2);

@@ -52,7 +52,8 @@ impl Interrupts {
             done = &mut work => done,
             () = self.next() => Err(CommandError::AlreadyReported(ExitStatus::Interrupted)),
             () = tokio::time::sleep(STOP_TIMEOUT) => {
-                Err(CommandError::interrupted(format!("gave up waiting for an orderly stop after {} s", STOP_TIMEOUT.as_secs())))
+                let seconds = STOP_TIMEOUT.as_secs();
+                Err(CommandError::interrupted(format!("the command did not stop within {seconds} s")))
             }
         }
     }

@@ -29,11 +29,11 @@ const REDRAW: Duration = Duration::from_millis(100);
 /// A usage error if the path is not UTF-8; an I/O error if it is empty.
 pub(crate) fn absolute(path: &Path) -> Result<String, CommandError> {
     let absolute =
-        std::path::absolute(path).map_err(|error| CommandError::io("understand the path", path, &error))?;
+        std::path::absolute(path).map_err(|error| CommandError::io("resolve the path", path, &error))?;
     absolute
         .into_os_string()
         .into_string()
-        .map_err(|path| CommandError::usage(format!("the path {} is not UTF-8", path.display())))
+        .map_err(|path| CommandError::usage(format!("the path {} is not valid UTF-8", path.display())))
 }
 
 /// Hashes a file or folder and shows the progress.
@@ -57,15 +57,18 @@ pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identi
         tokio::select! {
             // Cancel-safe: the join handle is polled by reference; the other arms only wait.
             done = &mut work => {
-                return done.unwrap_or_else(|_| Err(CommandError::new(Reason::Internal, "hashing stopped in the middle")));
+                let panicked = |_| Err(CommandError::new(Reason::Internal, "hashing stopped unexpectedly"));
+                return done.unwrap_or_else(panicked);
             }
             () = context.stop.cancelled() => {
                 progress.stop.store(true, Ordering::Relaxed);
                 return Err(CommandError::interrupted("interrupted"));
             }
             () = tokio::time::sleep(REDRAW) => {
-                let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
-                progress_lines.show(|width| vec![draw::hashing_line(&name, done, total, began.elapsed(), width)]);
+                let done = progress.done.load(Ordering::Relaxed);
+                let total = progress.total.load(Ordering::Relaxed);
+                let elapsed = began.elapsed();
+                progress_lines.show(|width| vec![draw::hashing_line(&name, done, total, elapsed, width)]);
             }
         }
     }
@@ -92,14 +95,14 @@ fn hash_blocking(path: &Path, progress: &HashProgress) -> Result<Identified, Com
         &|| progress.stop.load(Ordering::Relaxed),
     );
     identified.map_err(|refused| {
-        let mut refused = refused.into_iter().map(|(path, problem)| Problem {
+        let mut problems = refused.into_iter().map(|(path, problem)| Problem {
             message: format!("{}: {}", path.display(), problem.message),
             ..problem
         });
-        let first = refused
+        let first = problems
             .next()
-            .unwrap_or_else(|| Problem::new(Reason::Internal, "it cannot be read"));
-        refused.fold(CommandError::from(first), |error, problem| {
+            .unwrap_or_else(|| Problem::new(Reason::Internal, "the path cannot be read"));
+        problems.fold(CommandError::from(first), |error, problem| {
             error.hint(problem.message)
         })
     })

@@ -49,14 +49,14 @@ pub(crate) async fn find_files(
 
 /// The not-found error, with a hint.
 pub(crate) fn not_found(query: &FileQuery) -> CommandError {
-    let error = CommandError::new(Reason::NotFound, format!("no peer that is up has {query}"));
+    let error = CommandError::new(Reason::NotFound, format!("no running peer has {query}"));
     match (query, query.truncated_id_hint()) {
         (_, Some(hint)) => error.hint(hint),
         (FileQuery::Name(name), None) => error.hint(format!(
-            "names must fit exactly here; try: potluck search {}",
+            "a name must match exactly; to find similar names: potluck search {}",
             shell_quoted(name)
         )),
-        (_, None) => error.hint("whoever has it must be running and registered with this index"),
+        (_, None) => error.hint("a peer that has it must be running and registered with this index"),
     }
 }
 

@@ -5,7 +5,9 @@
 //! | [`args`] | the command line: maps each verb to its module |
 //! | [`prompt`] | the interactive prompt |
 //! | [`commands`] | the commands, one module each; none uses another |
-//! | [`download`], [`lookup`], [`views`] | what several commands share: following a download, asking the index, tables and JSON |
+//! | [`download`] | following a download, and reporting its result |
+//! | [`lookup`] | finding files at the index |
+//! | [`views`] | domain values as tables, text and JSON |
 //! | [`local_files`] | local paths and their ids |
 //! | [`context`] | the index, peer, output and stop token that every command receives |
 //! | [`peer`] | finding a running peer, or starting one in this process |
@@ -128,7 +130,7 @@ fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
 /// usage error.
 fn missing_command(out: &Output) -> CommandError {
     if out.is_json() {
-        return CommandError::usage("no command given; `potluck --help` lists them");
+        return CommandError::usage("no command given: `potluck --help` lists the commands");
     }
     // Ignore a failed write: stderr may be closed.
     let _ = writeln!(std::io::stderr(), "{}", Cli::command().render_help());
@@ -152,7 +154,8 @@ fn log_to_stderr(options: &GlobalOptions, out: &Output, is_service: bool) {
         .unwrap_or_else(|| {
             let others = potluck_core::process::default_filter("warn");
             EnvFilter::new(format!(
-                "{others},potluck_core={level},potluck_index={level},potluck_peer={level},potluck={level}"
+                "{others},potluck_core={level},potluck_index={level},potluck_peer={level},\
+                 potluck={level}"
             ))
         });
     let filter = if level == "off" && std::env::var_os(LOG_VARIABLE).is_none() {

@@ -15,30 +15,31 @@ pub(crate) const JSON_VARIABLE: &str = "POTLUCK_JSON";
 
 /// Flags that every command accepts.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Everywhere")]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalOptions {
-    /// URL of the index [default: http://127.0.0.1:1313]
+    /// Index to use, as HOST:PORT; `none` for no index [default: the running peer's index, or
+    /// 127.0.0.1:1313]
     #[arg(
         long,
         global = true,
         env = "POTLUCK_INDEX",
         hide_env_values = true,
-        value_name = "URL"
+        value_name = "ADDRESS"
     )]
     pub(crate) index: Option<String>,
 
-    /// Peer to use, unix:PATH or http://ADDR [default: the peer in the default home, if it is
-    /// running]
+    /// Control service of the peer to use, as unix:PATH or HOST:PORT [default: the peer in the
+    /// default home, if it is running]
     #[arg(
         long,
         global = true,
         env = "POTLUCK_PEER",
         hide_env_values = true,
-        value_name = "ENDPOINT"
+        value_name = "ADDRESS"
     )]
     pub(crate) peer: Option<String>,
 
-    /// File with the control token, for a peer whose control service listens on TCP
+    /// File with the peer's control token, which a control service at HOST:PORT requires
     #[arg(
         long,
         global = true,
@@ -48,12 +49,25 @@ pub(crate) struct GlobalOptions {
     )]
     pub(crate) peer_token_file: Option<PathBuf>,
 
-    /// Print one JSON object per line, errors included
-    #[arg(long, global = true, env = JSON_VARIABLE, hide_env_values = true, value_parser = FalseyValueParser::new())]
+    /// Print results and errors as JSON, one object per line
+    #[arg(
+        long,
+        global = true,
+        env = JSON_VARIABLE,
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
     pub(crate) json: bool,
 
     /// Print only results and errors
-    #[arg(short, long, global = true, env = "POTLUCK_QUIET", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "POTLUCK_QUIET",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
     pub(crate) quiet: bool,
 
     /// Log to stderr; repeat for more detail
@@ -62,7 +76,7 @@ pub(crate) struct GlobalOptions {
 }
 
 impl GlobalOptions {
-    /// These flags; those that are not set are taken from `outer`.
+    /// These options; those that are not set are taken from `outer`.
     pub(crate) fn with_defaults_from(&self, outer: &Self) -> Self {
         Self {
             index: self.index.clone().or_else(|| outer.index.clone()),

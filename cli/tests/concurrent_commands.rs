@@ -26,7 +26,7 @@ fn has_some(get: &Service) {
 }
 
 #[test]
-fn ctrl_c_in_one_get_leaves_it_to_the_other() {
+fn ctrl_c_in_one_get_does_not_stop_the_other() {
     const SIZE: usize = 12 << 20;
     let sandbox = Sandbox::new();
     let seed = sandbox.peer("seed", &["--upload-limit", "4MiB"]);
@@ -51,7 +51,7 @@ fn ctrl_c_in_one_get_leaves_it_to_the_other() {
 }
 
 #[test]
-fn a_get_of_its_own_that_gives_up_leaves_nothing_in_the_list() {
+fn a_get_that_times_out_leaves_no_transfer() {
     let sandbox = Sandbox::without_index();
     let id = "3f".repeat(32);
     sandbox
@@ -62,7 +62,7 @@ fn a_get_of_its_own_that_gives_up_leaves_nothing_in_the_list() {
 }
 
 #[test]
-fn what_to_go_on_with_names_all_that_was_named() {
+fn the_resume_command_repeats_every_flag() {
     let sandbox = Sandbox::new();
     let seed = sandbox.peer("seed", &["--upload-limit", "1MiB"]);
     sandbox.file("src/x.bin", 12 << 20, 1);
@@ -82,17 +82,17 @@ fn what_to_go_on_with_names_all_that_was_named() {
     let mut get = Service::start(&mut command);
     support::wait_until("it fetches", || fs::read_dir(sandbox.work()).unwrap().count() > 1);
     assert_eq!(get.interrupt().code(), Some(130));
-    let told = fs::read_to_string(stderr).unwrap();
+    let stderr = fs::read_to_string(stderr).unwrap();
     let again = format!(
-        "potluck get {id} -o 'a b' --from {} --limit 1MiB --index {index}",
+        "potluck get {id} -o 'a b' --from {} --limit 1MiB/s --index {index}",
         seed.address
     );
-    assert!(told.contains(&again), "{told}");
+    assert!(stderr.contains(&again), "{stderr}");
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_share_that_has_the_home_is_named() {
+fn a_share_that_uses_the_home_is_reported() {
     let sandbox = Sandbox::new();
     sandbox.file("x.bin", 1000, 1);
     let mut command = sandbox.command();
@@ -105,18 +105,18 @@ fn a_share_that_has_the_home_is_named() {
         (&["limits"], 5),
         (&["why", "1"], 5),
     ] {
-        let told = sandbox.run(args).expect(code).stderr;
+        let stderr = sandbox.run(args).expect(code).stderr;
         assert!(
-            told.contains("`potluck share` runs here") && told.contains("stop it first"),
-            "{args:?}: {told}"
+            stderr.contains("`potluck share` (process") && stderr.contains("stop it first"),
+            "{args:?}: {stderr}"
         );
-        assert!(!told.contains("--home"), "{args:?}: {told}");
+        assert!(!stderr.contains("--home"), "{args:?}: {stderr}");
     }
     let status = sandbox.run(&["status"]).expect(0).stdout;
-    assert!(status.contains("`potluck share` runs here"), "{status}");
+    assert!(status.contains("`potluck share` (process"), "{status}");
     assert!(sharing.interrupt().success());
-    let told = sandbox.run(&["transfers"]).expect(5).stderr;
-    assert!(told.contains("no peer is running"), "{told}");
+    let stderr = sandbox.run(&["transfers"]).expect(5).stderr;
+    assert!(stderr.contains("no peer is running"), "{stderr}");
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn the_port_for_other_peers_is_not_the_control_service() {
 }
 
 #[test]
-fn a_token_file_that_is_there_and_cannot_be_read_is_not_missing() {
+fn an_unreadable_token_file_is_not_reported_as_missing() {
     let sandbox = Sandbox::without_index();
     let peer = sandbox.peer("one", &[]);
     let with = |file: &str, code: i32| {

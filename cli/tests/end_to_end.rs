@@ -33,7 +33,7 @@ fn share(sandbox: &Sandbox, peer: &Service, path: &str) -> String {
 }
 
 #[test]
-fn a_daemon_shares_and_everybody_finds_it() {
+fn a_shared_file_is_found_and_can_be_unshared() {
     let sandbox = Sandbox::new();
     let peer = sandbox.peer("one", &[]);
     let path = sandbox.file("My Model-7b.bin", 700_000, 1);
@@ -190,7 +190,7 @@ fn get_with_a_daemon_saves_into_its_files_folder() {
 }
 
 #[test]
-fn a_name_of_two_files_is_a_choice() {
+fn a_name_of_two_files_is_ambiguous() {
     let sandbox = Sandbox::new();
     let peer = sandbox.peer("one", &[]);
     sandbox.file("a/x.bin", 1000, 1);
@@ -199,9 +199,9 @@ fn a_name_of_two_files_is_a_choice() {
         share(&sandbox, &peer, "a/x.bin"),
         share(&sandbox, &peer, "b/x.bin"),
     ];
-    let told = sandbox.run(&["get", "x.bin", "--json"]).expect(2);
-    assert_eq!(told.error()["error"], "ambiguous_name");
-    assert_eq!(told.object()["files"].as_array().unwrap().len(), 2);
+    let run = sandbox.run(&["get", "x.bin", "--json"]).expect(2);
+    assert_eq!(run.error()["error"], "ambiguous_name");
+    assert_eq!(run.object()["files"].as_array().unwrap().len(), 2);
     assert!(!sandbox.work().join("x.bin").exists());
     let plain = sandbox.run(&["get", "x.bin"]).expect(2).stdout;
     assert!(ids.iter().all(|id| plain.contains(id)), "{plain}");
@@ -233,7 +233,7 @@ fn a_sha256_finds_and_is_checked() {
 }
 
 #[test]
-fn a_folder_comes_back_as_it_was() {
+fn a_downloaded_folder_equals_the_original() {
     let sandbox = Sandbox::new();
     let peer = sandbox.peer("one", &[]);
     sandbox.file("set/a.bin", 5_000_000, 1);
@@ -301,15 +301,15 @@ fn share_and_get_need_no_daemon_at_all() {
 }
 
 #[test]
-fn what_cannot_be_shared_is_named_and_the_rest_is_shared() {
+fn a_path_that_cannot_be_shared_is_reported_and_the_rest_is_shared() {
     let sandbox = Sandbox::new();
     let peer = sandbox.peer("one", &[]);
     sandbox.file("a", 10, 1);
-    let told = sandbox
+    let run = sandbox
         .run(&["share", "none", "a", "--json", "--peer", &control(&peer)])
         .expect(1);
-    assert_eq!(told.object()["name"], "a");
-    assert_eq!(told.error()["error"], "not_found");
+    assert_eq!(run.object()["name"], "a");
+    assert_eq!(run.error()["error"], "not_found");
     let plain = sandbox
         .run(&["share", "none", "--peer", &control(&peer)])
         .expect(3);
@@ -319,7 +319,7 @@ fn what_cannot_be_shared_is_named_and_the_rest_is_shared() {
 }
 
 #[test]
-fn ctrl_c_keeps_what_came_and_the_next_run_goes_on() {
+fn a_get_stopped_by_ctrl_c_is_resumed_by_the_next() {
     let sandbox = Sandbox::new();
     let peer = sandbox.peer("one", &["--upload-limit", "4MiB"]);
     sandbox.file("src/x.bin", LARGE, 1);
@@ -338,7 +338,7 @@ fn ctrl_c_keeps_what_came_and_the_next_run_goes_on() {
 }
 
 #[test]
-fn a_killed_get_goes_on_in_the_next_run() {
+fn a_killed_get_is_resumed_by_the_next() {
     let sandbox = Sandbox::new();
     let peer = sandbox.peer("one", &["--upload-limit", "4MiB"]);
     sandbox.file("src/x.bin", LARGE, 1);
@@ -368,7 +368,7 @@ fn begin(sandbox: &Sandbox, id: &str) -> Service {
 }
 
 #[test]
-fn an_index_or_peer_that_is_down_is_named() {
+fn an_unreachable_index_or_peer_is_reported() {
     let sandbox = Sandbox::without_index();
     for args in [
         &["search", "x", "--json"][..],
@@ -426,7 +426,7 @@ fn something_that_is_not_potluck_is_unreachable() {
 }
 
 #[test]
-fn a_control_service_on_tcp_asks_for_its_token() {
+fn a_control_service_on_tcp_requires_its_token() {
     let sandbox = Sandbox::new();
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -456,11 +456,11 @@ fn services_print_where_they_listen_and_stop_cleanly() {
     index.signal(rustix::process::Signal::TERM);
     assert_eq!(index.wait().code(), Some(0));
     let second = sandbox.peer("one", &[]);
-    let told = finish(
+    let run = finish(
         sandbox
             .command()
             .args(["peer", "--json", "--listen", "127.0.0.1:0", "--home"])
             .arg(&second.home),
     );
-    assert_eq!(told.expect(1).error()["error"], "home_locked");
+    assert_eq!(run.expect(1).error()["error"], "home_locked");
 }

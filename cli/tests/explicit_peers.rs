@@ -17,7 +17,7 @@ const ID: &str = "3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f
 /// Runs `get` with and without `--json`; asserts the exit code, the error word, and texts in the
 /// message.
 #[track_caller]
-fn both(sandbox: &Sandbox, from: &str, code: i32, word: &str, says: &[&str]) {
+fn both(sandbox: &Sandbox, from: &str, code: i32, word: &str, texts: &[&str]) {
     let get = |more: &[&str]| -> Finished {
         let args = ["get", ID, "--from", from, "--wait", "1"];
         sandbox.run(&[&args, more].concat()).expect(code)
@@ -25,7 +25,7 @@ fn both(sandbox: &Sandbox, from: &str, code: i32, word: &str, says: &[&str]) {
     let object = get(&["--json", "-q"]).error();
     assert_eq!(object["error"], word, "{object}");
     let plain = get(&["-q"]).stderr;
-    for text in says {
+    for text in texts {
         assert!(
             object["message"].as_str().unwrap().contains(text),
             "{text}: {object}"
@@ -35,7 +35,7 @@ fn both(sandbox: &Sandbox, from: &str, code: i32, word: &str, says: &[&str]) {
 }
 
 /// An address that never listens. A free port could be taken by another process during the test.
-const NOBODY: &str = "127.0.0.1:1";
+const UNUSED: &str = "127.0.0.1:1";
 
 /// Starts a web server and returns its address.
 fn web_server() -> String {
@@ -52,26 +52,26 @@ fn web_server() -> String {
 }
 
 #[test]
-fn each_reason_is_repeated_with_what_to_do() {
+fn each_failure_says_why_and_what_to_do() {
     let (unknown, without) = (Sandbox::new(), Sandbox::without_index());
     let peer = unknown.peer("one", &[]);
     let web = web_server();
     // The result is the same with an index that does not know the file and without an index.
     for sandbox in [&unknown, &without] {
-        let refused = [NOBODY, "onnection refused", "see that the address is right"];
-        both(sandbox, NOBODY, 5, "unreachable", &refused);
+        let refused = [UNUSED, "onnection refused", "see that the address is right"];
+        both(sandbox, UNUSED, 5, "unreachable", &refused);
         let foreign = [
             web.as_str(),
-            "is no Potluck peer",
+            "is not a Potluck peer",
             "give the address on which a peer listens",
         ];
         both(sandbox, &web, 5, "not_potluck", &foreign);
         let absent = [peer.address.as_str(), "share the file there"];
         both(sandbox, &peer.address, 3, "not_found", &absent);
-        let all = [NOBODY, "onnection refused", &peer.address, "name another"];
+        let all = [UNUSED, "onnection refused", &peer.address, "name another"];
         both(
             sandbox,
-            &format!("{NOBODY},{}", peer.address),
+            &format!("{UNUSED},{}", peer.address),
             3,
             "no_providers",
             &all,

@@ -12,7 +12,7 @@ fn control(peer: &Service) -> String {
 }
 
 #[test]
-fn limits_are_shown_and_changed_one_by_one_until_the_peer_stops() {
+fn limits_are_changed_one_by_one_until_the_peer_stops() {
     let sandbox = Sandbox::without_index();
     sandbox.run(&["limits"]).expect(5);
     let home = sandbox.dir.path().join("p");
@@ -32,7 +32,7 @@ fn limits_are_shown_and_changed_one_by_one_until_the_peer_stops() {
     };
     assert_eq!(limits(&[]), object(1 << 20, 0, 256));
     assert_eq!(
-        limits(&["--download", "10MiB", "--slots", "64"]),
+        limits(&["--download", "10.00 MiB/s", "--slots", "64"]),
         object(1 << 20, 10 << 20, 64)
     );
     assert_eq!(limits(&["--upload", "0"]), object(0, 10 << 20, 64));
@@ -42,9 +42,17 @@ fn limits_are_shown_and_changed_one_by_one_until_the_peer_stops() {
         plain.stdout,
         "upload    no limit\ndownload  at most 10.00 MiB/s\nslots     no limit\n"
     );
-    sandbox
+    let stderr = sandbox
         .run(&["limits", "--peer", &at, "--upload", "fast"])
-        .expect(2);
+        .expect(2)
+        .stderr;
+    assert!(stderr.contains("as in 10MiB/s"), "{stderr}");
+    let changed = sandbox.run(&["limits", "--peer", &at, "--upload", "0"]).expect(0);
+    assert!(
+        changed.stderr.contains("until the peer stops"),
+        "{}",
+        changed.stderr
+    );
     assert!(peer.interrupt().success());
     let again = sandbox.peer_in(&home, &flags);
     assert_eq!(control(&again), at);
@@ -52,7 +60,7 @@ fn limits_are_shown_and_changed_one_by_one_until_the_peer_stops() {
 }
 
 #[test]
-fn a_transfer_is_adjusted_while_it_runs_and_keeps_that_over_a_restart() {
+fn a_running_transfer_is_adjusted_and_keeps_its_limits_over_a_restart() {
     let sandbox = Sandbox::new();
     let seed = sandbox.peer("seed", &[]);
     sandbox.file("large.bin", 8 << 20, 3);
@@ -74,11 +82,11 @@ fn a_transfer_is_adjusted_while_it_runs_and_keeps_that_over_a_restart() {
         (&begun["max_bytes_per_second"], &begun["priority"]),
         (&(100 << 10).into(), &10.into())
     );
-    let told = run(&["transfers", "adjust", id, "--priority", "20"]).expect(0);
+    let adjust = run(&["transfers", "adjust", id, "--priority", "20"]).expect(0);
     assert!(
-        told.stdout.contains("priority 20, at most 100.00 KiB/s"),
+        adjust.stdout.contains("priority 20, at most 100.00 KiB/s"),
         "{}",
-        told.stdout
+        adjust.stdout
     );
     let number = begun["transfer"].to_string();
     let adjusted = run(&["transfers", "adjust", &number, "--limit", "120KiB", "--json"])

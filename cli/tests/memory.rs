@@ -16,7 +16,7 @@ use potluck_core::{FileId, Root, proto::v1};
 use prost::Message as _;
 
 /// Maximum memory of a command in MiB, for any answer of the index.
-const MOST: u64 = 40;
+const MAX_MEMORY: u64 = 40;
 
 /// Runs a command against an index that always sends `answer`. Returns the exit code, the peak
 /// memory in MiB, and the text on stderr.
@@ -53,16 +53,16 @@ async fn run(arguments: &[&str], answer: Vec<u8>) -> (Option<i32>, Option<u64>, 
         "{arguments:?}: {peak:?} MiB, {} bytes printed",
         reader.join().unwrap()
     );
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    (code, peak, said)
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    (code, peak, stderr)
 }
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn assert_small(peak: Option<u64>) {
     match peak {
-        Some(peak) => assert!(peak < MOST, "{peak} MiB"),
+        Some(peak) => assert!(peak < MAX_MEMORY, "{peak} MiB"),
         None => println!("memory is not checked: this system has no /proc/PID/status"),
     }
 }
@@ -73,11 +73,11 @@ async fn answers_of_empty_items_are_refused_before_they_are_decoded() {
     for bytes in [4, 2] {
         let empty = [0x0a, 0].repeat((bytes << 19) - 100);
         for arguments in [&["search", "x"][..], &["query", "x"], &["query", "x", "--json"]] {
-            let (code, peak, said) = run(arguments, empty.clone()).await;
+            let (code, peak, stderr) = run(arguments, empty.clone()).await;
             assert!(code.is_some_and(|code| code > 0), "{code:?}");
             assert!(
-                said.contains("more files") || said.contains("too large"),
-                "{said}"
+                stderr.contains("more files") || stderr.contains("too large"),
+                "{stderr}"
             );
             assert_small(peak);
         }
@@ -133,8 +133,8 @@ async fn the_largest_answers_that_are_taken_cost_little() {
     for answer in [query.encode_to_vec(), crowded.encode_to_vec()] {
         assert!((1 << 20..2 << 20).contains(&answer.len()), "{}", answer.len());
         for arguments in [&["query", "x"][..], &["query", "x", "--json"]] {
-            let (code, peak, said) = run(arguments, answer.clone()).await;
-            assert_eq!(code, Some(0), "{said}");
+            let (code, peak, stderr) = run(arguments, answer.clone()).await;
+            assert_eq!(code, Some(0), "{stderr}");
             assert_small(peak);
         }
     }
@@ -151,8 +151,8 @@ async fn the_largest_answers_that_are_taken_cost_little() {
         ..Default::default()
     };
     for arguments in [&["search", "x"][..], &["search", "x", "--json"]] {
-        let (code, peak, said) = run(arguments, search.encode_to_vec()).await;
-        assert_eq!(code, Some(0), "{said}");
+        let (code, peak, stderr) = run(arguments, search.encode_to_vec()).await;
+        assert_eq!(code, Some(0), "{stderr}");
         assert_small(peak);
     }
 }

@@ -28,7 +28,7 @@ fn help_and_version_are_results() {
 }
 
 #[test]
-fn nothing_to_do_is_a_usage_error_with_the_help() {
+fn no_command_is_a_usage_error_with_the_help() {
     let sandbox = Sandbox::without_index();
     let run = sandbox.run(&[]).expect(2);
     assert!(run.stderr.contains("Usage:") && run.stdout.is_empty());
@@ -36,7 +36,7 @@ fn nothing_to_do_is_a_usage_error_with_the_help() {
 }
 
 #[test]
-fn usage_errors_are_objects_where_objects_are_wanted() {
+fn usage_errors_are_objects_with_json() {
     let sandbox = Sandbox::without_index();
     for args in [
         &["--json", "get"][..],
@@ -90,7 +90,7 @@ fn an_id_is_the_one_in_the_contract() {
 }
 
 #[test]
-fn ids_of_many_paths_go_on_past_a_failure() {
+fn a_failed_path_does_not_stop_the_ids_of_others() {
     let sandbox = Sandbox::without_index();
     sandbox.file("a", 10, 1);
     sandbox.file("b", 20, 2);
@@ -104,7 +104,7 @@ fn ids_of_many_paths_go_on_past_a_failure() {
 }
 
 #[test]
-fn verify_tells_the_same_from_the_changed() {
+fn verify_detects_a_change() {
     let sandbox = Sandbox::without_index();
     let path = sandbox.file("big", 3_000_000, 3);
     let id = sandbox.run(&["id", "--json", "big"]).expect(0).object()["id"]
@@ -124,7 +124,7 @@ fn verify_tells_the_same_from_the_changed() {
 }
 
 #[test]
-fn a_folder_is_verified_whole() {
+fn a_folder_is_verified_with_all_its_entries() {
     let sandbox = Sandbox::without_index();
     sandbox.file("set/a.bin", 5000, 1);
     sandbox.file("set/deep/er/b.bin", 70_000, 2);
@@ -142,7 +142,7 @@ fn a_folder_is_verified_whole() {
 }
 
 #[test]
-fn a_folder_with_a_link_out_is_refused_by_name() {
+fn a_folder_with_a_link_out_of_it_is_refused() {
     let sandbox = Sandbox::without_index();
     sandbox.file("set/a", 1, 1);
     symlink("/etc/passwd", sandbox.work().join("set/out")).unwrap();
@@ -151,7 +151,7 @@ fn a_folder_with_a_link_out_is_refused_by_name() {
 }
 
 #[test]
-fn hostile_names_on_this_machine_steer_no_terminal() {
+fn hostile_names_on_this_machine_are_escaped() {
     let sandbox = Sandbox::without_index();
     let name = "evil\x1b[2J\u{202e}name";
     sandbox.file(name, 1, 1);
@@ -167,7 +167,7 @@ fn hostile_names_on_this_machine_steer_no_terminal() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_success() {
+fn a_closed_pipe_is_success() {
     let sandbox = Sandbox::without_index();
     sandbox.file("a", 10, 1);
     let (reader, writer) = std::io::pipe().unwrap();

@@ -104,13 +104,13 @@ fn a_start_that_hangs_can_be_interrupted() {
 }
 
 #[test]
-fn an_index_that_hangs_does_not_hold_up_the_end() {
+fn an_index_that_hangs_does_not_delay_the_end() {
     let sandbox = Sandbox::without_index();
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut command = sandbox.command();
     let url = format!("http://{}", silent.local_addr().unwrap());
     let mut prompt = Prompt::start(command.args(["--index", &url]));
-    prompt.shows("this prompt's own");
+    prompt.shows("runs in this prompt");
     let begun = Instant::now();
     assert_eq!(prompt.interrupt(), Some(130));
     // The peer's grace period, which it may need to unregister from an index that does not answer.
@@ -118,7 +118,7 @@ fn an_index_that_hangs_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn the_environment_does_not_beat_the_flags_and_a_line_beats_both() {
+fn flags_override_the_environment_and_a_line_overrides_both() {
     let sandbox = Sandbox::new();
     let mut command = sandbox.command();
     command

@@ -16,19 +16,19 @@ fn object(line: &str) -> Value {
 }
 
 #[test]
-fn what_is_said_to_be_registered_is_found_at_once() {
+fn a_registered_file_is_found_at_once() {
     let sandbox = Sandbox::new();
     let peer = sandbox.peer("one", &[]);
     for n in 0..2000 {
         std::fs::create_dir_all(sandbox.work().join("set")).unwrap();
         std::fs::write(sandbox.work().join(format!("set/{n}")), format!("content {n}")).unwrap();
     }
-    let told = sandbox
+    let shared = sandbox
         .run(&["share", "set", "--peer", &control(&peer), "--json"])
         .expect(0)
         .object();
-    assert_eq!(told["registered"], true, "{told}");
-    sandbox.run(&["query", told["id"].as_str().unwrap()]).expect(0);
+    assert_eq!(shared["registered"], true, "{shared}");
+    sandbox.run(&["query", shared["id"].as_str().unwrap()]).expect(0);
     sandbox.run(&["query", "1999"]).expect(0);
     sandbox.file("x", 10, 1);
     let plain = sandbox.run(&["share", "x", "--peer", &control(&peer)]).expect(0);
@@ -40,22 +40,26 @@ fn what_is_said_to_be_registered_is_found_at_once() {
 }
 
 #[test]
-fn with_the_index_down_share_says_that_nobody_finds_it_yet() {
+fn share_warns_if_the_index_is_down() {
     let sandbox = Sandbox::without_index();
     let peer = sandbox.peer("one", &[]);
     sandbox.file("x", 10, 1);
     let share = ["share", "x", "--peer", &control(&peer)];
     let plain = sandbox.run(&share).expect(0);
-    assert!(plain.stderr.contains("not registered yet"), "{}", plain.stderr);
-    let told = sandbox
+    assert!(
+        plain.stderr.contains("others cannot find the files yet"),
+        "{}",
+        plain.stderr
+    );
+    let shared = sandbox
         .run(&[&share[..], &["--json"]].concat())
         .expect(0)
         .object();
-    assert_eq!(told["registered"], false, "{told}");
+    assert_eq!(shared["registered"], false, "{shared}");
 }
 
 #[test]
-fn a_running_share_says_when_the_index_is_lost_and_when_it_is_back() {
+fn a_running_share_reports_when_the_index_is_lost_and_back() {
     let sandbox = Sandbox::without_index();
     let start = |listen: &str| {
         let mut command = sandbox.command();

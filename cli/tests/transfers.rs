@@ -58,7 +58,7 @@ fn a_paused_transfer_is_paused_in_every_view() {
     assert_at_rest(&paused);
     assert!(
         !paused["sources"].as_array().unwrap().is_empty(),
-        "what each gave stays to be seen"
+        "the contributions of the peers are kept"
     );
     assert_at_rest(&ask(&["transfers"]));
     let why = ask(&["why", "1"]);
@@ -78,11 +78,11 @@ fn a_paused_transfer_is_paused_in_every_view() {
         .object();
     assert_eq!(status["peer"]["paused_transfers"], 1, "{status}");
     let plain = sandbox.run(&["status", "--peer", &at_peer]).expect(0).stdout;
-    assert!(plain.contains("0 transfers under way, 1 paused"), "{plain}");
+    assert!(plain.contains("0 transfers running, 1 paused"), "{plain}");
 }
 
 #[test]
-fn what_is_done_is_not_said_to_be_cancelled() {
+fn a_finished_transfer_cannot_be_changed() {
     let sandbox = Sandbox::new();
     let (seed, peer) = (sandbox.peer("seed", &[]), sandbox.peer("peer", &[]));
     sandbox.file("src/x.bin", 100_000, 1);
@@ -92,8 +92,8 @@ fn what_is_done_is_not_said_to_be_cancelled() {
     let at_peer = control(&peer);
     sandbox.run(&["get", "x.bin", "--peer", &at_peer]).expect(0);
     for action in ["cancel", "pause", "resume"] {
-        let told = sandbox.run(&["transfers", action, "1", "--peer", &at_peer, "--json"]);
-        assert_eq!(told.expect(1).error()["error"], "already_ended");
+        let run = sandbox.run(&["transfers", action, "1", "--peer", &at_peer, "--json"]);
+        assert_eq!(run.expect(1).error()["error"], "already_ended");
     }
     let plain = sandbox
         .run(&["transfers", "cancel", "1", "--peer", &at_peer])

@@ -50,7 +50,7 @@ fn with_error(mut transfer: Transfer, reason: &str, message: &str) -> Transfer {
 }
 
 #[test]
-fn a_search_goes_on_past_pages_without_results() {
+fn a_search_continues_past_empty_pages() {
     let sandbox = Sandbox::without_index();
     let script = Script {
         files: vec![found(1, &["fake.bin"])],
@@ -58,23 +58,23 @@ fn a_search_goes_on_past_pages_without_results() {
         ..Script::default()
     };
     let fake = Fake::start(sandbox.dir.path(), script);
-    let run = run(&sandbox, &fake, &["search", "fake", "--limit", "3"]);
-    assert_eq!(run.code, Some(0), "{}", run.stderr);
-    assert!(run.stdout.contains("fake.bin"), "{}", run.stdout);
+    let result = run(&sandbox, &fake, &["search", "fake", "--limit", "3"]);
+    assert_eq!(result.code, Some(0), "{}", result.stderr);
+    assert!(result.stdout.contains("fake.bin"), "{}", result.stdout);
     assert_eq!(fake.calls("search"), 21);
 }
 
 #[test]
-fn a_search_that_finds_nothing_on_any_page_ends_and_says_how_to_go_on() {
+fn a_search_of_empty_pages_ends_and_says_how_to_continue() {
     let sandbox = Sandbox::without_index();
     let script = Script {
         empty_pages: usize::MAX,
         ..Script::default()
     };
     let fake = Fake::start(sandbox.dir.path(), script);
-    let run = run(&sandbox, &fake, &["search", "fake", "--all"]);
-    assert_eq!(run.code, Some(3), "{}", run.stderr);
-    assert!(run.stderr.contains("--page"), "{}", run.stderr);
+    let result = run(&sandbox, &fake, &["search", "fake", "--all"]);
+    assert_eq!(result.code, Some(3), "{}", result.stderr);
+    assert!(result.stderr.contains("--page"), "{}", result.stderr);
     assert_eq!(fake.calls("search"), 500);
 }
 
@@ -86,15 +86,15 @@ fn a_query_with_many_files_is_a_table() {
         ..Script::default()
     };
     let fake = Fake::start(sandbox.dir.path(), script);
-    let run = run(&sandbox, &fake, &["query", "same.bin"]);
-    assert_eq!(run.code, Some(0), "{}", run.stderr);
-    assert!(run.stdout.lines().count() < 210, "{}", run.stdout);
-    assert!(!run.stdout.contains("192.0.2."), "{}", run.stdout);
-    assert!(run.stderr.contains("potluck query ID"), "{}", run.stderr);
+    let result = run(&sandbox, &fake, &["query", "same.bin"]);
+    assert_eq!(result.code, Some(0), "{}", result.stderr);
+    assert!(result.stdout.lines().count() < 210, "{}", result.stdout);
+    assert!(!result.stdout.contains("192.0.2."), "{}", result.stdout);
+    assert!(result.stderr.contains("potluck query ID"), "{}", result.stderr);
 }
 
 #[test]
-fn hostile_names_from_the_network_steer_no_terminal() {
+fn hostile_names_from_the_network_are_escaped() {
     let sandbox = Sandbox::without_index();
     let evil = "\x1b]0;owned\x07\x1b[2J\u{9b}31m\u{202e}gpj.exe\r\nfake";
     // An invisible character that is not a control character, so the index accepts the name.
@@ -114,8 +114,8 @@ fn hostile_names_from_the_network_steer_no_terminal() {
         &["query", "x", "--json"],
         &["get", "x", "--json"],
     ] {
-        let run = run(&sandbox, &fake, args);
-        for text in [&run.stdout, &run.stderr] {
+        let result = run(&sandbox, &fake, args);
+        for text in [&result.stdout, &result.stderr] {
             let harmless = text
                 .chars()
                 .all(|c| c == '\n' || !(c.is_control() || matches!(c, '\u{202e}' | '\u{3164}')));
@@ -132,16 +132,16 @@ fn hostile_names_from_the_network_steer_no_terminal() {
 }
 
 #[test]
-fn a_name_of_several_files_is_listed_and_nothing_is_fetched() {
+fn the_files_of_an_ambiguous_name_are_listed_and_none_is_downloaded() {
     let sandbox = Sandbox::without_index();
     let script = Script {
         files: vec![found(1, &["x"]), found(2, &["x"])],
         ..Script::default()
     };
     let fake = Fake::start(sandbox.dir.path(), script);
-    let told = run(&sandbox, &fake, &["get", "x", "--json"]).expect(2);
-    assert_eq!(told.error()["error"], "ambiguous_name");
-    let ids: Vec<_> = told.object()["files"]
+    let result = run(&sandbox, &fake, &["get", "x", "--json"]).expect(2);
+    assert_eq!(result.error()["error"], "ambiguous_name");
+    let ids: Vec<_> = result.object()["files"]
         .as_array()
         .unwrap()
         .iter()
@@ -161,7 +161,7 @@ fn a_name_of_several_files_is_listed_and_nothing_is_fetched() {
 }
 
 #[test]
-fn a_done_transfer_tells_who_gave_what() {
+fn a_finished_download_lists_its_peers() {
     let sandbox = Sandbox::without_index();
     let mut done = transfer(1, TransferState::Done, 1000);
     let peer = |last, state: PeerState, bytes, reason: &str| TransferPeer {
@@ -234,7 +234,7 @@ fn a_done_transfer_tells_who_gave_what() {
 }
 
 #[test]
-fn failures_end_in_their_documented_codes() {
+fn failures_exit_with_their_documented_codes() {
     for (reason, code, word) in [
         ("VERIFICATION_FAILED", 4, "verification_failed"),
         ("DISK_FULL", 1, "disk_full"),
@@ -245,13 +245,13 @@ fn failures_end_in_their_documented_codes() {
         let sandbox = Sandbox::without_index();
         let failed = with_error(transfer(1, TransferState::Failed, 10), reason, "it \x1b[31mbroke");
         let fake = Fake::start(sandbox.dir.path(), play([failed]));
-        let run = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(code);
-        assert_eq!(run.error()["error"], word);
+        let result = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(code);
+        assert_eq!(result.error()["error"], word);
     }
 }
 
 #[test]
-fn waiting_for_peers_ends_with_patience_and_keeps_what_is_there() {
+fn a_wait_without_peers_times_out_and_keeps_the_verified_pieces() {
     let sandbox = Sandbox::without_index();
     let waiting = with_error(
         transfer(1, TransferState::Waiting, 400),
@@ -263,7 +263,7 @@ fn waiting_for_peers_ends_with_patience_and_keeps_what_is_there() {
         ..play([transfer(1, TransferState::Running, 400), waiting])
     };
     let fake = Fake::start(sandbox.dir.path(), script);
-    let told = run(
+    let result = run(
         &sandbox,
         &fake,
         &[
@@ -280,12 +280,17 @@ fn waiting_for_peers_ends_with_patience_and_keeps_what_is_there() {
         ],
     )
     .expect(3);
-    assert!(told.stderr.contains("no peer has the rest"), "{}", told.stderr);
+    assert!(
+        result.stderr.contains("no peer has the rest"),
+        "{}",
+        result.stderr
+    );
     let again = format!(
-        "go on with: potluck get fake.bin --from 192.0.2.1:9 --limit 10MiB --priority 3 --wait 1 --index {} --peer {}",
+        "resume with: potluck get fake.bin --from 192.0.2.1:9 --limit 10MiB/s --priority 3 \
+         --wait 1s --index {} --peer {}",
         fake.index, fake.peer
     );
-    assert!(told.stderr.contains(&again), "{}", told.stderr);
+    assert!(result.stderr.contains(&again), "{}", result.stderr);
     assert!(
         !fake.was_called("pause") && !fake.was_called("cancel"),
         "others may follow it"
@@ -293,7 +298,7 @@ fn waiting_for_peers_ends_with_patience_and_keeps_what_is_there() {
 }
 
 #[test]
-fn an_id_that_nobody_has_is_not_waited_for() {
+fn a_get_does_not_wait_for_an_id_without_providers() {
     let sandbox = Sandbox::without_index();
     let waiting = with_error(
         transfer(1, TransferState::Waiting, 0),
@@ -307,8 +312,8 @@ fn an_id_that_nobody_has_is_not_waited_for() {
     };
     let fake = Fake::start(sandbox.dir.path(), script);
     let id = hex(&record(1, 1000).file_id);
-    let told = run(&sandbox, &fake, &["get", &id, "--json"]).expect(3);
-    assert_eq!(told.error()["error"], "not_found");
+    let result = run(&sandbox, &fake, &["get", &id, "--json"]).expect(3);
+    assert_eq!(result.error()["error"], "not_found");
     let plain = run(&sandbox, &fake, &["get", &id]).expect(3);
     assert!(
         plain.stderr.contains("potluck transfers cancel 7"),
@@ -322,34 +327,34 @@ fn an_id_that_nobody_has_is_not_waited_for() {
 }
 
 #[test]
-fn an_id_that_is_here_already_needs_no_index() {
+fn an_id_that_is_saved_already_needs_no_index() {
     let sandbox = Sandbox::without_index();
     let mut done = transfer(1, TransferState::Done, 1000);
     done.resumed_bytes = 1000;
     let fake = Fake::start(sandbox.dir.path(), play([done]));
     let id = hex(&record(1, 1000).file_id);
     let mut command = sandbox.command();
-    let told = finish(command.args(["get", &id, "--peer", &fake.peer])).expect(0);
-    assert!(told.stdout.contains("already there"), "{}", told.stdout);
+    let result = finish(command.args(["get", &id, "--peer", &fake.peer])).expect(0);
+    assert!(result.stdout.contains("already there"), "{}", result.stdout);
 }
 
 #[test]
-fn a_peer_that_goes_away_in_the_middle_is_told_with_how_to_go_on() {
+fn a_peer_that_disconnects_is_reported_with_the_resume_command() {
     let sandbox = Sandbox::without_index();
     let fake = Fake::start(
         sandbox.dir.path(),
         play([transfer(1, TransferState::Running, 400)]),
     );
-    let told = run(&sandbox, &fake, &["get", "fake.bin"]).expect(5);
+    let result = run(&sandbox, &fake, &["get", "fake.bin"]).expect(5);
     assert!(
-        told.stderr.contains("go on with: potluck get fake.bin"),
+        result.stderr.contains("resume with: potluck get fake.bin"),
         "{}",
-        told.stderr
+        result.stderr
     );
 }
 
 #[test]
-fn ctrl_c_leaves_the_transfer_to_the_peer_and_tells_how_to_go_on() {
+fn ctrl_c_leaves_the_transfer_to_the_peer() {
     let sandbox = Sandbox::without_index();
     let script = Script {
         hangs: true,
@@ -373,7 +378,7 @@ fn ctrl_c_leaves_the_transfer_to_the_peer_and_tells_how_to_go_on() {
 }
 
 #[test]
-fn a_transfer_that_somebody_else_pauses_is_told_as_paused() {
+fn a_transfer_paused_by_another_command_is_reported_as_paused() {
     let sandbox = Sandbox::without_index();
     let fake = Fake::start(
         sandbox.dir.path(),
@@ -382,16 +387,16 @@ fn a_transfer_that_somebody_else_pauses_is_told_as_paused() {
             transfer(1, TransferState::Paused, 400),
         ]),
     );
-    let told = run(&sandbox, &fake, &["get", "fake.bin"]).expect(1);
+    let result = run(&sandbox, &fake, &["get", "fake.bin"]).expect(1);
     for text in ["transfer 7 was paused", "potluck transfers resume 7"] {
-        assert!(told.stderr.contains(text), "{}", told.stderr);
+        assert!(result.stderr.contains(text), "{}", result.stderr);
     }
-    let told = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(1);
-    assert_eq!(told.error()["error"], "cancelled");
+    let result = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(1);
+    assert_eq!(result.error()["error"], "cancelled");
 }
 
 #[test]
-fn a_reader_that_went_away_does_not_end_the_fetch() {
+fn a_closed_pipe_does_not_end_the_download() {
     let late = Duration::from_millis(400);
     for (state, code) in [(TransferState::Done, 0), (TransferState::Failed, 4)] {
         let sandbox = Sandbox::without_index();
@@ -432,7 +437,7 @@ fn a_reader_that_went_away_does_not_end_the_fetch() {
 }
 
 #[test]
-fn a_sha256_goes_on_to_the_next_candidate_where_nobody_serves_the_first() {
+fn a_sha256_tries_the_next_file_if_the_first_has_no_provider() {
     for (reason, code) in [("NO_PROVIDERS", 3), ("UNREACHABLE", 5), ("DISK_FULL", 1)] {
         let sandbox = Sandbox::without_index();
         let failed = with_error(transfer(1, TransferState::Failed, 0), reason, "it cannot be had");
@@ -442,20 +447,22 @@ fn a_sha256_goes_on_to_the_next_candidate_where_nobody_serves_the_first() {
         };
         let fake = Fake::start(sandbox.dir.path(), script);
         let sum = format!("sha256:{}", "ab".repeat(32));
-        let told = run(&sandbox, &fake, &["get", &sum]).expect(code);
+        let result = run(&sandbox, &fake, &["get", &sum]).expect(code);
         let another = code != 1;
         assert_eq!(fake.calls("fetch"), 1 + usize::from(another), "{reason}");
         assert_eq!(
-            told.stderr.contains("is served by nobody now, trying another"),
+            result
+                .stderr
+                .contains("has no running peer: trying the next file"),
             another,
             "{}",
-            told.stderr
+            result.stderr
         );
     }
 }
 
 #[test]
-fn json_asked_for_by_the_environment_counts_for_what_is_mistyped() {
+fn usage_errors_are_objects_if_the_environment_sets_json() {
     let sandbox = Sandbox::without_index();
     let mistyped = |json: &str| finish(sandbox.command().env("POTLUCK_JSON", json).arg("get")).expect(2);
     assert_eq!(mistyped("1").error()["error"], "usage");
@@ -463,7 +470,7 @@ fn json_asked_for_by_the_environment_counts_for_what_is_mistyped() {
 }
 
 #[test]
-fn a_detached_fetch_returns_at_once() {
+fn a_detached_get_returns_at_once() {
     let sandbox = Sandbox::without_index();
     let script = Script {
         hangs: true,
@@ -483,7 +490,7 @@ fn a_detached_fetch_returns_at_once() {
 }
 
 #[test]
-fn transfers_and_why_speak_of_everything_there_is() {
+fn transfers_and_why_show_a_transfer_and_its_missing_pieces() {
     let sandbox = Sandbox::without_index();
     let mut running = transfer(1, TransferState::Running, 400);
     running.units_total = 10;
@@ -520,7 +527,7 @@ fn transfers_and_why_speak_of_everything_there_is() {
 }
 
 #[test]
-fn a_download_that_stays_shared_only_until_the_peer_stops_says_so() {
+fn a_download_that_is_shared_only_until_the_peer_stops_says_so() {
     let sandbox = Sandbox::without_index();
     let mut done = transfer(1, TransferState::Done, 1000);
     let message = "it is shared only until the peer stops: the disk of its home is full";
@@ -529,11 +536,11 @@ fn a_download_that_stays_shared_only_until_the_peer_stops_says_so() {
         message: message.into(),
     });
     let fake = Fake::start(sandbox.dir.path(), play([done]));
-    let told = run(&sandbox, &fake, &["get", "fake.bin"]).expect(0);
-    let expected = format!("downloaded; {message}");
-    assert!(told.stderr.contains(&expected), "{}", told.stderr);
-    let told = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(0);
-    let last = told.objects().pop().unwrap();
+    let result = run(&sandbox, &fake, &["get", "fake.bin"]).expect(0);
+    let expected = format!("downloaded, but {message}");
+    assert!(result.stderr.contains(&expected), "{}", result.stderr);
+    let result = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(0);
+    let last = result.objects().pop().unwrap();
     assert_eq!(
         (&last["event"], &last["sharing_error"]),
         (&"done".into(), &"disk_full".into())
@@ -542,7 +549,7 @@ fn a_download_that_stays_shared_only_until_the_peer_stops_says_so() {
 }
 
 #[test]
-fn a_check_names_what_is_damaged_and_fails() {
+fn a_check_lists_damaged_files_and_fails() {
     let sandbox = Sandbox::without_index();
     let fake = Fake::start(sandbox.dir.path(), Script::default());
     let good = run(&sandbox, &fake, &["check", "/somewhere/good"]).expect(0);
@@ -552,7 +559,7 @@ fn a_check_names_what_is_damaged_and_fails() {
     let lines: Vec<_> = bad.stdout.lines().collect();
     assert_eq!(lines.len(), 1, "a line for each bad file: {lines:?}");
     assert!(lines[0].starts_with("damaged  /somewhere/damaged: "), "{lines:?}");
-    assert!(bad.stderr.contains("1 of 2 files is not"), "{}", bad.stderr);
+    assert!(bad.stderr.contains("1 of 2 files is damaged"), "{}", bad.stderr);
     let objects = run(&sandbox, &fake, &[&paths[..], &["--json"]].concat()).expect(4);
     let objects: Vec<serde_json::Value> = objects
         .stdout

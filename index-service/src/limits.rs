@@ -4,28 +4,64 @@
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct Limits {
     /// Maximum files that one peer may register
-    #[arg(long, env = "POTLUCK_INDEX_MAX_FILES_PER_PEER", value_name = "N", default_value_t = DEFAULT_FILES_PER_PEER)]
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_MAX_FILES_PER_PEER",
+        hide_env_values = true,
+        value_name = "N",
+        default_value_t = DEFAULT_FILES_PER_PEER
+    )]
     pub max_files_per_peer: u64,
 
-    /// Maximum peers with one host address
-    #[arg(long, env = "POTLUCK_INDEX_MAX_PEERS_PER_ADDRESS", value_name = "N", default_value_t = DEFAULT_PEERS_PER_ADDRESS)]
+    /// Maximum peers at one address
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_MAX_PEERS_PER_ADDRESS",
+        hide_env_values = true,
+        value_name = "N",
+        default_value_t = DEFAULT_PEERS_PER_ADDRESS
+    )]
     pub max_peers_per_address: u64,
 
-    /// Maximum calls per second from one source address; 0 for no limit
-    #[arg(long, env = "POTLUCK_INDEX_MAX_CALLS_PER_SECOND", value_name = "N", default_value_t = DEFAULT_CALLS_PER_SECOND)]
+    /// Maximum calls per second from one address; 0 for no limit
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_MAX_CALLS_PER_SECOND",
+        hide_env_values = true,
+        value_name = "N",
+        default_value_t = DEFAULT_CALLS_PER_SECOND
+    )]
     pub max_calls_per_second: u32,
 
     /// Maximum open watch streams
-    #[arg(long, env = "POTLUCK_INDEX_MAX_WATCHERS", value_name = "N", default_value_t = DEFAULT_WATCHERS)]
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_MAX_WATCHERS",
+        hide_env_values = true,
+        value_name = "N",
+        default_value_t = DEFAULT_WATCHERS
+    )]
     pub max_watchers: usize,
 
-    /// Maximum open connections; one address may hold at most half of those that others leave, the
-    /// local machine any number
-    #[arg(long, env = "POTLUCK_INDEX_MAX_CONNECTIONS", value_name = "N", default_value_t = DEFAULT_CONNECTIONS)]
+    /// Maximum open connections; one address may hold at most half of those that others leave, this
+    /// machine any number
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_MAX_CONNECTIONS",
+        hide_env_values = true,
+        value_name = "N",
+        default_value_t = DEFAULT_CONNECTIONS
+    )]
     pub max_connections: usize,
 
-    /// Maximum memory for registrations, in MiB; further ones are refused
-    #[arg(long, env = "POTLUCK_INDEX_MAX_MEMORY_MIB", value_name = "MIB", default_value_t = DEFAULT_MEMORY_MIB)]
+    /// Maximum memory for registrations, in MiB; further registrations are refused
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_MAX_MEMORY_MIB",
+        hide_env_values = true,
+        value_name = "MIB",
+        default_value_t = DEFAULT_MEMORY_MIB
+    )]
     pub max_memory_mib: u64,
 }
 

@@ -6,12 +6,14 @@ use clap::Parser;
 use potluck_core::process;
 use potluck_index::{Options, run};
 
-/// The Potluck index: knows which peers have which files.
-///
-/// Prints one line, `listening on ADDR`, when it is ready. Logs go to standard error; POTLUCK_LOG
-/// or RUST_LOG sets the level, as in POTLUCK_LOG=debug. Shuts down cleanly on SIGINT and SIGTERM.
+/// Run an index, which knows which peers have which files
 #[derive(Debug, Parser)]
-#[command(name = "potluck-index", version)]
+#[command(
+    name = "potluck-index",
+    version,
+    after_help = potluck_index::options::help_footer("potluck-index"),
+    max_term_width = 100
+)]
 struct Arguments {
     #[command(flatten)]
     options: Options,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::builder::FalseyValueParser;
-use potluck_core::grpc::transport::parse_listen;
+use potluck_core::{grpc::transport::parse_listen, process::LOG_HELP, units::parse_duration};
 
 use crate::{address::AllowedHost, limits::Limits};
 
@@ -34,34 +34,66 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(3);
 /// Flags of the index.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Address to listen on; port 0 picks a free port
-    #[arg(long, env = "POTLUCK_INDEX_LISTEN", value_name = "ADDR", default_value_t = DEFAULT_LISTEN, value_parser = parse_listen)]
+    /// Address to listen on, as HOST:PORT, or PORT for this machine only; port 0 picks a free port
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_LISTEN",
+        hide_env_values = true,
+        value_name = "ADDRESS",
+        default_value_t = DEFAULT_LISTEN,
+        value_parser = parse_listen
+    )]
     pub listen: SocketAddr,
 
-    /// Folder for persistent data [default: potluck/index in the user's data directory]
-    #[arg(long, env = "POTLUCK_INDEX_DATA_DIR", value_name = "DIR")]
+    /// Folder for stored registrations [default: potluck/index in the user's data folder]
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_DATA_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
     pub data_dir: Option<PathBuf>,
 
-    /// Where to keep registrations: `sled` on disk, `memory` only while the index runs
-    #[arg(long, env = "POTLUCK_INDEX_STORE", value_enum, default_value_t = StoreKind::Sled)]
+    /// Where to keep registrations: `sled` on disk, or `memory` only while the index runs
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_STORE",
+        hide_env_values = true,
+        hide_possible_values = true,
+        value_enum,
+        default_value_t = StoreKind::Sled
+    )]
     pub store: StoreKind,
 
-    /// Lease of a peer that asks for none: 1s to 1h
-    #[arg(long, env = "POTLUCK_INDEX_TTL", value_name = "TIME", default_value = "60s", value_parser = parse_ttl)]
+    /// Lease of a peer that requests none, from 1s to 1h
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_TTL",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "60s",
+        value_parser = parse_ttl
+    )]
     pub ttl: Duration,
 
-    /// Let peers register this host, or any address in this network (CIDR), besides the address
-    /// they call from
+    /// Host, or network such as 10.0.0.0/8, that peers may register besides the address that they
+    /// call from
     #[arg(
         long,
         env = "POTLUCK_INDEX_ALLOW_HOST",
+        hide_env_values = true,
         value_name = "HOST|NETWORK",
         value_delimiter = ','
     )]
     pub allow_host: Vec<AllowedHost>,
 
     /// Disable gRPC reflection, which lists the services to callers
-    #[arg(long, env = "POTLUCK_INDEX_NO_REFLECTION", value_parser = FalseyValueParser::new())]
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_NO_REFLECTION",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
     pub no_reflection: bool,
 
     /// Limits per caller and for the whole index
@@ -122,7 +154,7 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
     /// `--data-dir` is missing, and the system has no default data directory for the user.
-    #[error("this system names no data directory: give --data-dir DIR, or --store memory")]
+    #[error("this user has no data folder: give --data-dir DIR, or --store memory")]
     NoDataDir,
 }
 
@@ -152,9 +184,25 @@ impl Options {
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let ttl = parse_duration(text)?;
     match (MIN_TTL..=MAX_TTL).contains(&ttl) {
         true => Ok(ttl),
-        false => Err("a lease lasts 1s to 1h".to_owned()),
+        false => Err("a lease lasts from 1s to 1h".to_owned()),
     }
+}
+
+/// The end of the help of `program`: examples, and variables that are not those of a flag.
+pub fn help_footer(program: &str) -> String {
+    format!(
+        "\
+Examples:
+  {program}                       for this machine only, on port 1313
+  {program} --listen 0.0.0.0:1313 for the whole network
+  {program} --listen 0            on a free port of this machine
+
+Prints `listening on ADDRESS` when it is ready. SIGINT and SIGTERM stop it
+cleanly.
+
+{LOG_HELP}"
+    )
 }

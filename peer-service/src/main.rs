@@ -6,13 +6,14 @@ use clap::Parser;
 use potluck_core::process;
 use potluck_peer::{Options, run};
 
-/// Share files with other peers and download from many at once; every piece is verified
-///
-/// Files in `files` in the peer's folder are shared, and downloads are saved there. Control the
-/// peer with the `potluck` command. Logs go to standard error (set the level with POTLUCK_LOG or
-/// RUST_LOG). Stops cleanly on SIGINT and SIGTERM.
+/// Run a peer, which shares, serves and downloads files
 #[derive(Debug, Parser)]
-#[command(name = "potluck-peer", version)]
+#[command(
+    name = "potluck-peer",
+    version,
+    after_help = potluck_peer::options::help_footer("potluck-peer"),
+    max_term_width = 100
+)]
 struct CommandLine {
     #[command(flatten)]
     options: Options,

@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use bytesize::ByteSize;
 use clap::builder::FalseyValueParser;
 use potluck_core::{
     Problem, Reason,
@@ -21,6 +20,8 @@ use potluck_core::{
         transport::{Endpoint, parse_listen},
     },
     model::Address,
+    process::LOG_HELP,
+    units::{parse_duration, parse_rate},
 };
 
 /// Default address of the open port: loopback, so that only this machine can connect.
@@ -40,19 +41,34 @@ pub const DEFAULT_MAX_CONNECTIONS: usize = 512;
 /// Flags of `potluck-peer` and `potluck peer`; each has an environment variable.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Address to serve other peers on; port 0 picks a free port
-    #[arg(long, value_name = "ADDR", env = "POTLUCK_PEER_LISTEN", default_value_t = DEFAULT_LISTEN, value_parser = parse_listen)]
+    /// Address to serve other peers on, as HOST:PORT, or PORT for this machine only; port 0 picks a
+    /// free port
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "POTLUCK_PEER_LISTEN",
+        hide_env_values = true,
+        default_value_t = DEFAULT_LISTEN,
+        value_parser = parse_listen
+    )]
     pub listen: SocketAddr,
 
-    /// The peer's folder [default: `peer-PORT` in the user's data directory for potluck]
-    #[arg(long, value_name = "DIR", env = "POTLUCK_PEER_HOME")]
+    /// Folder of the peer [default: peer-PORT in the user's data folder]
+    #[arg(long, value_name = "DIR", env = "POTLUCK_PEER_HOME", hide_env_values = true)]
     pub home: Option<PathBuf>,
 
-    /// Index to register with and to query; `none` for no index
-    #[arg(long, value_name = "URL", env = "POTLUCK_INDEX", default_value = DEFAULT_INDEX)]
+    /// Index to register with and to query, as HOST:PORT; `none` for no index
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "POTLUCK_INDEX",
+        hide_env_values = true,
+        default_value = DEFAULT_INDEX
+    )]
     pub index: String,
 
-    /// File or folder to share in place; may be repeated [env: POTLUCK_PEER_SHARE=PATH:PATH…]
+    /// File or folder to share in place; may be repeated [env: POTLUCK_PEER_SHARE, paths separated
+    /// by colons]
     #[arg(long, value_name = "PATH")]
     pub share: Vec<PathBuf>,
 
@@ -62,45 +78,76 @@ pub struct Options {
 
     /// Address that the index gives to other peers [default: the address that the index sees, with
     /// the listening port]
-    #[arg(long, value_name = "HOST:PORT", env = "POTLUCK_PEER_ADVERTISE", value_parser = parse_address)]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "POTLUCK_PEER_ADVERTISE",
+        hide_env_values = true,
+        value_parser = parse_address
+    )]
     pub advertise: Option<Address>,
 
-    /// Endpoint of the control service: unix:PATH, or an address on which it requires a token
+    /// Address of the control service: unix:PATH, or HOST:PORT, at which it requires a token
     /// [default: control.sock in the home]
-    #[arg(long, value_name = "unix:PATH|ADDR", env = "POTLUCK_PEER_CONTROL")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "POTLUCK_PEER_CONTROL",
+        hide_env_values = true
+    )]
     pub control: Option<ControlAt>,
 
-    /// Let the control service listen beyond this machine without encryption
-    ///
-    /// Anyone who can read the network traffic learns the token. The token allows commanding this
-    /// peer and reading every file that its user can read.
-    #[arg(long, env = "POTLUCK_PEER_PLAINTEXT", value_parser = FalseyValueParser::new())]
+    /// Let the control service listen beyond this machine without encryption. Anyone who can read
+    /// the network traffic learns the token, which gives access to this peer and to every file that
+    /// its user can read.
+    #[arg(
+        long,
+        env = "POTLUCK_PEER_PLAINTEXT",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
     pub plaintext: bool,
 
-    /// Maximum upload rate in bytes per second, such as 10MiB; 0 for no limit
+    /// Maximum upload rate, such as 10MiB/s; 0 for no limit
     #[arg(
         long,
         value_name = "RATE",
         env = "POTLUCK_PEER_UPLOAD_LIMIT",
-        default_value = "0"
+        hide_env_values = true,
+        default_value = "0",
+        value_parser = parse_rate
     )]
-    pub upload_limit: ByteSize,
+    pub upload_limit: u64,
 
-    /// Maximum download rate in bytes per second, such as 10MiB; 0 for no limit
+    /// Maximum download rate, such as 10MiB/s; 0 for no limit
     #[arg(
         long,
         value_name = "RATE",
         env = "POTLUCK_PEER_DOWNLOAD_LIMIT",
-        default_value = "0"
+        hide_env_values = true,
+        default_value = "0",
+        value_parser = parse_rate
     )]
-    pub download_limit: ByteSize,
+    pub download_limit: u64,
 
     /// Maximum downloads to serve at the same time; 0 for no limit
-    #[arg(long, value_name = "N", env = "POTLUCK_PEER_UPLOAD_SLOTS", default_value_t = DEFAULT_UPLOAD_SLOTS)]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "POTLUCK_PEER_UPLOAD_SLOTS",
+        hide_env_values = true,
+        default_value_t = DEFAULT_UPLOAD_SLOTS
+    )]
     pub upload_slots: u32,
 
     /// Maximum connections from other peers
-    #[arg(long, value_name = "N", env = "POTLUCK_PEER_MAX_CONNECTIONS", default_value_t = DEFAULT_MAX_CONNECTIONS)]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "POTLUCK_PEER_MAX_CONNECTIONS",
+        hide_env_values = true,
+        default_value_t = DEFAULT_MAX_CONNECTIONS
+    )]
     pub max_connections: usize,
 
     /// Largest fraction of the free connections, watchers and upload slots that one address may
@@ -109,24 +156,41 @@ pub struct Options {
         long,
         value_name = "PERCENT",
         env = "POTLUCK_PEER_ADDRESS_SHARE",
+        hide_env_values = true,
         default_value_t = DEFAULT_MAX_SHARE,
         value_parser = clap::value_parser!(u8).range(1..=100)
     )]
     pub address_share: u8,
 
     /// Disable gRPC reflection for other peers
-    #[arg(long, env = "POTLUCK_PEER_NO_REFLECTION", value_parser = FalseyValueParser::new())]
+    #[arg(
+        long,
+        env = "POTLUCK_PEER_NO_REFLECTION",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
     pub no_reflection: bool,
 
     /// Threads that hash files, and threads per file system that verify downloads (the latter at
     /// most 16) [default: one per core]
-    #[arg(long, value_name = "N", env = "POTLUCK_PEER_HASH_THREADS")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "POTLUCK_PEER_HASH_THREADS",
+        hide_env_values = true
+    )]
     pub hash_threads: Option<NonZeroUsize>,
 
-    /// Seconds until the index drops this peer if it does not renew its lease [default: set by the
-    /// index]
-    #[arg(long, value_name = "SECONDS", env = "POTLUCK_PEER_LEASE")]
-    pub lease: Option<u32>,
+    /// Time after which the index drops this peer if it does not renew its lease, such as 60s
+    /// [default: set by the index]
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "POTLUCK_PEER_LEASE",
+        hide_env_values = true,
+        value_parser = parse_duration
+    )]
+    pub lease: Option<Duration>,
 }
 
 /// Where the control service listens.
@@ -149,11 +213,9 @@ impl FromStr for ControlAt {
                 false => Ok(Self::Unix(Some(path.into()))),
             };
         }
-        text.strip_prefix("http://")
-            .unwrap_or(text)
-            .parse()
+        parse_listen(text.strip_prefix("http://").unwrap_or(text))
             .map(Self::Tcp)
-            .map_err(|_| "give unix:PATH, or an IP address with a port as in 127.0.0.1:12350".into())
+            .map_err(|_| "give unix:PATH, an IP address with a port as in 127.0.0.1:12350, or a port".into())
     }
 }
 
@@ -249,8 +311,8 @@ impl Config {
             control: options.control.unwrap_or(ControlAt::Unix(None)),
             plaintext: options.plaintext,
             limits: LimitSettings {
-                upload_bytes_per_second: options.upload_limit.as_u64(),
-                download_bytes_per_second: options.download_limit.as_u64(),
+                upload_bytes_per_second: options.upload_limit,
+                download_bytes_per_second: options.download_limit,
                 upload_slots: options.upload_slots,
             },
             max_connections: options.max_connections.max(1),
@@ -259,13 +321,28 @@ impl Config {
             hash_threads: options
                 .hash_threads
                 .map_or_else(default_threads, NonZeroUsize::get),
-            lease: options
-                .lease
-                .filter(|&seconds| seconds > 0)
-                .map(|s| Duration::from_secs(s.into())),
+            lease: options.lease.filter(|lease| !lease.is_zero()),
             ..Self::new(home)
         })
     }
+}
+
+/// The end of the help of `program`: examples, and variables that are not those of a flag.
+pub fn help_footer(program: &str) -> String {
+    format!(
+        "\
+Examples:
+  {program}                       for this machine only, on port 12349
+  {program} --listen 0.0.0.0:12349 --index index.example:1313
+  {program} --share ~/models --upload-limit 50MiB/s
+
+Prints `listening on ADDRESS` when it is ready. Files in `files` in the peer's
+folder are shared, and downloads are saved there. Commands of `potluck` control
+the peer through the control socket in its folder. SIGINT and SIGTERM stop it
+cleanly.
+
+{LOG_HELP}"
+    )
 }
 
 /// The default home of a peer on this port: `peer-<port>` in the user's data directory for potluck.
@@ -278,7 +355,7 @@ pub fn default_home(port: u16) -> Result<PathBuf, Problem> {
         .ok_or_else(|| {
             Problem::new(
                 Reason::InvalidArgument,
-                "this user has no home directory to put the peer's folder in: give --home DIR",
+                "this user has no data folder for the peer's home: give --home DIR",
             )
         })
 }
@@ -371,6 +448,7 @@ mod tests {
             "127.0.0.1:5".parse(),
             Ok(ControlAt::Tcp("127.0.0.1:5".parse().unwrap()))
         );
+        assert_eq!("5".parse(), Ok(ControlAt::Tcp("127.0.0.1:5".parse().unwrap())));
         assert!("unix:".parse::<ControlAt>().is_err());
         assert!("nonsense".parse::<ControlAt>().is_err());
     }
@@ -386,11 +464,9 @@ mod tests {
     }
 
     #[test]
-    fn rates_have_units() {
-        assert_eq!(
-            parse(&["--upload-limit", "10MiB"]).upload_limit.as_u64(),
-            10 << 20
-        );
+    fn rates_and_times_have_units() {
+        assert_eq!(parse(&["--upload-limit", "10MiB/s"]).upload_limit, 10 << 20);
+        assert_eq!(parse(&["--lease", "5m"]).lease, Some(Duration::from_secs(300)));
         assert!(TestCommandLine::try_parse_from(["peer", "--upload-limit", "fast"]).is_err());
     }
 }

@@ -20,6 +20,6 @@ impl FromStr for TransferTarget {
         text.parse()
             .map(Self::File)
             .or_else(|_| text.parse().map(Self::Number))
-            .map_err(|_| "give the number of a transfer, or an id of 64 hex digits".to_owned())
+            .map_err(|_| "give the number of a transfer, or the id of its file".to_owned())
     }
 }

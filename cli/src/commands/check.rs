@@ -6,11 +6,10 @@ use std::{
     time::Instant,
 };
 
-use bytesize::ByteSize;
 use clap::Args;
 use console::style;
 use futures_util::StreamExt as _;
-use potluck_core::Reason;
+use potluck_core::{Reason, units::parse_rate};
 use serde_json::json;
 
 use crate::{
@@ -21,25 +20,26 @@ use crate::{
     output::{draw, progress::ProgressLines, text},
 };
 
-/// Default hashing rate, in bytes per second: leaves most of a disk and a core to other programs.
-const DEFAULT_RATE: ByteSize = ByteSize::mib(100);
+/// Default hashing rate: leaves most of a disk and a core to other programs.
+const DEFAULT_RATE: &str = "100MiB/s";
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck check model.bin            hash it again: exit code 0 if it is as it
-                                     was shared, 4 if not
-  potluck check --all --rate 0       everything that is shared, at full speed
-  potluck check --all --json         an object for each bad file, and a summary
+  potluck check model.bin          hash one shared file again
+  potluck check --all --rate 0     hash everything that is shared, at full speed
+  potluck check --all --json       print one object per damaged file, and a summary
 
-Disks fail silently, and no time of a file tells of it. A file that is not what
-was hashed is no longer offered to others: put it back from a copy, or share it
-again as it is, which gives it a new id.";
+A disk can damage a file without changing its modification time. The peer no
+longer offers a damaged file. Restore it from a copy, or share it again as it is
+now, under a new id.
 
-/// Rehash shared files, and report damaged ones
+Exit codes: 0 undamaged, 4 damaged";
+
+/// Check that shared files are undamaged, by hashing them again
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CheckArgs {
-    /// Shared files, or folders that contain them
+    /// Shared files, or folders that contain shared files
     #[arg(required_unless_present = "all", value_name = "PATH")]
     paths: Vec<PathBuf>,
 
@@ -47,9 +47,9 @@ pub(crate) struct CheckArgs {
     #[arg(long, conflicts_with = "paths")]
     all: bool,
 
-    /// Maximum bytes to hash per second, e.g. 10MiB; 0: no limit
-    #[arg(long, value_name = "RATE", default_value_t = DEFAULT_RATE)]
-    rate: ByteSize,
+    /// Maximum rate of hashing, such as 10MiB/s; 0 for no limit
+    #[arg(long, value_name = "RATE", default_value = DEFAULT_RATE, value_parser = parse_rate)]
+    rate: u64,
 }
 
 /// Runs a check in the peer, and reports damaged files.
@@ -60,9 +60,7 @@ pub(crate) async fn run(context: &CommandContext, args: CheckArgs) -> Result<(),
         .map(|path| local_files::absolute(path))
         .collect::<Result<Vec<_>, _>>()?;
     let peer = context.stoppable(context.library_peer()).await?;
-    let done = context
-        .stoppable(check(context, &peer, paths, args.rate.as_u64()))
-        .await;
+    let done = context.stoppable(check(context, &peer, paths, args.rate)).await;
     peer.close().await;
     done
 }
@@ -118,7 +116,7 @@ async fn check(
     }
     Err(CommandError::new(
         Reason::Internal,
-        "the check ended early: see the peer's log",
+        "the check ended early: the peer's log says why",
     ))
 }
 
@@ -144,7 +142,7 @@ fn report_summary(
         ))?;
     } else {
         context.out.note(format_args!(
-            "{bad} of {} {} not what was shared",
+            "{bad} of {} {} damaged",
             text::count(files, "file"),
             if bad == 1 { "is" } else { "are" },
         ));

@@ -11,24 +11,24 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck health http://127.0.0.1:1313     is this index serving?
-  potluck health http://127.0.0.1:12349    is this peer?
-  potluck health unix:PATH/control.sock    is its control service?
+  potluck health localhost:1313            an index on this machine
+  potluck health 192.0.2.7:12349           a peer on another machine
+  potluck health unix:PATH/control.sock    the control service of a peer
 
-Exit codes: 0 serving; 5 not serving, or nothing answers";
+Exit codes: 0 serving, 5 not serving or unreachable";
 
-/// Check whether an index or peer is serving (grpc.health.v1)
+/// Check whether an index or a peer is serving
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct HealthArgs {
-    /// Address of the service, http://HOST:PORT or unix:PATH
-    #[arg(value_name = "URL")]
-    url: String,
+    /// Address of the service, as HOST:PORT, PORT or unix:PATH
+    #[arg(value_name = "ADDRESS")]
+    address: String,
 }
 
 /// Queries the service and prints its state.
 pub(crate) async fn run(context: &CommandContext, args: HealthArgs) -> Result<(), CommandError> {
-    let endpoint: Endpoint = args.url.parse()?;
+    let endpoint: Endpoint = args.address.parse()?;
     let is_serving = endpoint.is_serving().await?;
     match context.out.is_json() {
         true => context

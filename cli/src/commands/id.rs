@@ -14,10 +14,10 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck id model.bin            the id that `potluck share` would give it
-  potluck id --json *.iso         one JSON object a line";
+  potluck id model.bin        the id under which `potluck share` shares it
+  potluck id --json *.iso     one JSON object per file";
 
-/// Print the ids of files and folders, without network access
+/// Print the ids of files and folders, without using the network
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct IdArgs {

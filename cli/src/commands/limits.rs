@@ -1,35 +1,36 @@
 //! `potluck limits`: shows or changes the limits of the running peer.
 
-use bytesize::ByteSize;
 use clap::Args;
+use potluck_core::units::parse_rate;
 use serde_json::json;
 
 use crate::{context::CommandContext, control::model::Limits, error::CommandError, output::text};
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck limits                     what holds now
-  potluck limits --upload 10MiB      send at most 10 MiB a second from now on
-  potluck limits --download 0        fetch as fast as it goes
+  potluck limits                       show the limits
+  potluck limits --upload 10MiB/s      limit uploads to 10 MiB/s
+  potluck limits --download 0          remove the limit of downloads
 
-They hold until the peer stops. It starts with those of its own flags, as in
-`potluck peer --upload-limit 10MiB`, or of POTLUCK_PEER_UPLOAD_LIMIT,
-POTLUCK_PEER_DOWNLOAD_LIMIT and POTLUCK_PEER_UPLOAD_SLOTS. For one transfer
-alone: `potluck get --limit` and `potluck transfers adjust`.";
+Changes last until the peer stops. A peer starts with the limits of its flags
+--upload-limit, --download-limit and --upload-slots, or of the variables
+POTLUCK_PEER_UPLOAD_LIMIT, POTLUCK_PEER_DOWNLOAD_LIMIT and
+POTLUCK_PEER_UPLOAD_SLOTS. To limit a single download, use `potluck get --limit`
+or `potluck transfers adjust`.";
 
-/// Show or change the rate limits and upload slots of the running peer
+/// Show or set the running peer's rate limits and upload slots
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LimitsArgs {
-    /// Maximum upload rate in bytes per second, e.g. 10MiB; 0: no limit
-    #[arg(long, value_name = "RATE")]
-    upload: Option<ByteSize>,
+    /// Maximum upload rate, such as 10MiB/s; 0 for no limit
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    upload: Option<u64>,
 
-    /// Maximum download rate in bytes per second, over all transfers, e.g. 10MiB; 0: no limit
-    #[arg(long, value_name = "RATE")]
-    download: Option<ByteSize>,
+    /// Maximum download rate of all transfers together, such as 10MiB/s; 0 for no limit
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    download: Option<u64>,
 
-    /// Downloads to serve at the same time; 0: no limit
+    /// Maximum downloads to serve at the same time; 0 for no limit
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
 }
@@ -39,8 +40,8 @@ impl LimitsArgs {
     fn applied_to(&self, now: Limits) -> Option<Limits> {
         let any = self.upload.is_some() || self.download.is_some() || self.slots.is_some();
         any.then(|| Limits {
-            upload: self.upload.map_or(now.upload, |rate| rate.as_u64()),
-            download: self.download.map_or(now.download, |rate| rate.as_u64()),
+            upload: self.upload.unwrap_or(now.upload),
+            download: self.download.unwrap_or(now.download),
             slots: self.slots.unwrap_or(now.slots),
         })
     }
@@ -50,11 +51,9 @@ impl LimitsArgs {
 pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<(), CommandError> {
     let peer = context.require_running_peer().await?;
     let mut limits = peer.control.limits().await?;
-    if let Some(requested) = args.applied_to(limits) {
+    let requested = args.applied_to(limits);
+    if let Some(requested) = requested {
         limits = peer.control.set_limits(requested).await?;
-        context
-            .out
-            .note("until the peer stops; its flags set them for good");
     }
     if context.out.is_json() {
         return context.out.print_object(&json!({
@@ -71,7 +70,13 @@ pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<()
         format!("upload    {}", text::limit(limits.upload)),
         format!("download  {}", text::limit(limits.download)),
         format!("slots     {slots}"),
-    ])
+    ])?;
+    if requested.is_some() {
+        context
+            .out
+            .note("until the peer stops; the flags of `potluck peer` set limits for each start");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -79,15 +84,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_named_changes() {
+    fn only_the_given_limits_change() {
         let now = Limits {
             upload: 1,
             download: 2,
             slots: 3,
         };
         let args = |upload: Option<u64>, download: Option<u64>, slots| LimitsArgs {
-            upload: upload.map(ByteSize::b),
-            download: download.map(ByteSize::b),
+            upload,
+            download,
             slots,
         };
         assert_eq!(args(None, None, None).applied_to(now), None);

@@ -15,10 +15,10 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck ls              what this machine's peer shares
-  potluck ls --json       one JSON object a line";
+  potluck ls             what this machine's peer shares
+  potluck ls --json      one JSON object per item";
 
-/// List what the peer shares
+/// List what this machine's peer shares
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LsArgs {}
@@ -50,7 +50,9 @@ async fn list(context: &CommandContext, peer: &PeerHandle) -> Result<(), Command
         }
     }
     if items == 0 {
-        context.out.note("nothing is shared yet: potluck share PATH");
+        context
+            .out
+            .note("nothing is shared yet; share something with: potluck share PATH");
     }
     Ok(())
 }

@@ -21,20 +21,25 @@ const MAX_IN_FULL: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck query model.bin            every file of this name, with its peers
-  potluck query 3f9a…(64 digits)     one file by its id
-  potluck query sha256:e3b0…         files whose sharers claim this SHA-256";
+  potluck query model.bin        every file of this name, with its peers
+  potluck query 3f9a…            one file, by its id
+  potluck query sha256:e3b0…     files whose providers claim this SHA-256";
 
-/// Show who has a file
+/// Show which peers have a file
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct QueryArgs {
-    /// An id, an exact name, or sha256:HEX
+    /// Id, exact name, or sha256:HEX
     #[arg(value_name = "ID|NAME|sha256:HEX")]
     query: FileQuery,
 
-    /// Maximum number of peers to list for each file, a random sample
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Maximum peers to list per file; they are a random sample
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..=1000)
+    )]
     providers: u32,
 }
 
@@ -51,7 +56,9 @@ pub(crate) async fn run(context: &CommandContext, args: QueryArgs) -> Result<(),
         context
             .out
             .print_lines(indexed_files::table_lines(&files, context.out.width()))?;
-        context.out.note("who has one of them: potluck query ID");
+        context
+            .out
+            .note("to show the peers of one file: potluck query ID");
     } else if !context.out.is_json() {
         for (i, found) in files.iter().enumerate() {
             if i > 0 {
@@ -72,17 +79,14 @@ fn lines(found: &IndexedFile) -> Vec<String> {
     let mut fact = |what: &str, value: String| lines.push(format!("  {:<7} {value}", style(what).dim()));
     fact("id", found.file.id.to_string());
     match found.file.kind {
-        FileKind::File => fact(
-            "size",
-            format!("{} ({} bytes)", text::size(found.file.size), found.file.size),
-        ),
+        FileKind::File => fact("size", exact_size(found.file.size)),
         FileKind::Collection => fact(
             "kind",
-            format!("folder (its list of files has {})", text::size(found.file.size)),
+            format!("folder (its manifest has {})", text::size(found.file.size)),
         ),
     }
     if let Some(sum) = found.file.sha256 {
-        fact("sha256", format!("{sum} (claimed)"));
+        fact("sha256", sum.to_string());
     }
     if found.names.len() > 1 {
         let others: Vec<_> = found.names[1..].iter().map(|name| text::escape(name)).collect();
@@ -109,4 +113,12 @@ fn lines(found: &IndexedFile) -> Vec<String> {
     }
     lines.extend(table.lines());
     lines
+}
+
+/// A size in a unit for people, and in bytes if that differs.
+fn exact_size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => text::size(bytes),
+        _ => format!("{} ({} bytes)", text::size(bytes), indicatif::HumanCount(bytes)),
+    }
 }

@@ -34,15 +34,15 @@ const MAX_REMEMBERED: usize = 100_000;
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck search llama 70b     words beginning with llama and 70b, in any order
-  potluck search               everything the index knows
-  potluck search --all --json  every match, one JSON object a page";
+  potluck search llama 70b     names with words that begin with llama and 70b
+  potluck search               all files of the index
+  potluck search --all --json  all matches, one JSON object per page";
 
-/// Find files by words, or beginnings of words, in their names
+/// Find files by words in their names
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct SearchArgs {
-    /// Words that the name must contain, all of them; without words, every file matches
+    /// Words, or beginnings of words, that the name must contain; without any, all files match
     words: Vec<String>,
 
     /// Maximum number of results
@@ -50,11 +50,11 @@ pub(crate) struct SearchArgs {
         value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
 
-    /// Print all results, page after page
+    /// Print all results
     #[arg(long)]
     all: bool,
 
-    /// Continue from the `next_page` token of an earlier answer
+    /// Continue from the `next_page` token of an earlier search
     #[arg(long, value_name = "TOKEN")]
     page: Option<String>,
 }
@@ -98,25 +98,25 @@ pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<()
         }
     }
     if let Some(page) = page.as_ref().filter(|_| empty == MAX_EMPTY) {
-        let what = format!("nothing more in the names looked at so far for `{query}`");
+        let what = format!("no further match for `{query}` among the names examined so far");
         return Err(CommandError::new(Reason::NotFound, what)
-            .hint("longer or rarer words are found sooner")
-            .hint(format!("to go on from here: add --page {page}")));
+            .hint("longer or rarer words are found faster")
+            .hint(format!("to continue the search: add --page {page}")));
     }
     if found == 0 {
         let what = match query.is_empty() {
-            true => "the index knows no files yet".to_owned(),
-            false => format!("no file has a name with `{query}`"),
+            true => "the index has no files yet".to_owned(),
+            false => format!("no name matches `{query}`"),
         };
         let hint = match query.is_empty() {
-            true => "share one: potluck share PATH",
-            false => "every word must begin a word of the name; fewer words find more",
+            true => "share a file with: potluck share PATH",
+            false => "every word must begin a word of the name: try fewer or shorter words",
         };
         return Err(CommandError::new(Reason::NotFound, what).hint(hint));
     }
     if page.is_some() {
         context.out.note(format_args!(
-            "there is more: --all gives everything, --limit N more than {}",
+            "there are more matches: --limit N shows more than {}, --all shows all",
             args.limit
         ));
     }

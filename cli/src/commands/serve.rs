@@ -6,23 +6,9 @@ use potluck_index::RunError;
 
 use crate::{context::CommandContext, error::CommandError};
 
-const INDEX_EXAMPLES: &str = "\
-Examples:
-  potluck index                             this machine only, port 1313
-  potluck index --listen 0.0.0.0:1313       for the whole network
-  potluck index --listen 127.0.0.1:0        any free port; it says which";
-
-const PEER_EXAMPLES: &str = "\
-Examples:
-  potluck peer                              this machine only, port 12349
-  potluck peer --listen 0.0.0.0:12349 --index http://index.example:1313
-  potluck peer --share ~/models --upload-limit 50MiB
-
-Other commands find it through the control socket in its home and use it.";
-
 /// Run an index, which knows which peers have which files
 #[derive(Debug, Args)]
-#[command(after_help = INDEX_EXAMPLES)]
+#[command(after_help = potluck_index::options::help_footer("potluck index"))]
 pub(crate) struct IndexArgs {
     #[command(flatten)]
     pub(crate) options: potluck_index::Options,
@@ -30,7 +16,7 @@ pub(crate) struct IndexArgs {
 
 /// Run a peer, which shares, serves and downloads files
 #[derive(Debug, Args)]
-#[command(after_help = PEER_EXAMPLES)]
+#[command(after_help = potluck_peer::options::help_footer("potluck peer"))]
 pub(crate) struct PeerArgs {
     #[command(flatten)]
     pub(crate) options: potluck_peer::Options,

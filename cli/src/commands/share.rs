@@ -11,6 +11,7 @@ use std::{
 use clap::Args;
 use console::style;
 use futures_util::StreamExt as _;
+use potluck_core::{grpc::transport::parse_listen, units::parse_duration};
 use serde_json::json;
 
 use crate::{
@@ -26,18 +27,18 @@ use crate::{
     views::library_items,
 };
 
-/// Default wait for the index, in seconds. Several hundred thousand files take less on a local
-/// network.
-const DEFAULT_WAIT: u64 = 30;
+/// Default wait for the index. Several hundred thousand files take less on a local network.
+const DEFAULT_WAIT: &str = "30s";
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck share model.bin            share a file; nothing is copied
-  potluck share ~/photos notes.txt   a folder as one collection, and a file
-  potluck share --listen 0.0.0.0:12349 model.bin     for other machines too
+  potluck share model.bin              share a file where it is, without a copy
+  potluck share ~/photos notes.txt     share a folder as one item, and a file
+  potluck share --listen 0.0.0.0:12349 model.bin      also for other machines
 
-With a peer running (`potluck peer`) that one shares, and this returns; else
-this command serves until Ctrl-C. Others fetch with: potluck get ID, or NAME.";
+A running peer (`potluck peer`) takes over the files, and the command returns.
+Without one, the command serves them itself until Ctrl-C. Others download them
+with `potluck get ID` or `potluck get NAME`.";
 
 /// Share files and folders in place
 #[derive(Debug, Args)]
@@ -47,14 +48,13 @@ pub(crate) struct ShareArgs {
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
 
-    /// Address to serve from if no peer is running [default: 127.0.0.1:12349, or a free port of
-    /// this machine]
-    #[arg(long, value_name = "ADDR")]
+    /// Address to serve from, if no peer is running [default: 127.0.0.1:12349, or a free port]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
 
-    /// Maximum seconds to wait for the index to register the files
-    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_WAIT)]
-    wait: u64,
+    /// How long to wait until the index has registered the files
+    #[arg(long, value_name = "TIME", default_value = DEFAULT_WAIT, value_parser = parse_duration)]
+    wait: Duration,
 }
 
 /// Results over all paths.
@@ -79,7 +79,7 @@ pub(crate) async fn run(context: &CommandContext, args: ShareArgs) -> Result<(),
         Some(peer) => peer,
         None => context.stoppable(context.start_peer(args.listen)).await?,
     };
-    let done = share_and_serve(context, &peer, paths, Duration::from_secs(args.wait)).await;
+    let done = share_and_serve(context, &peer, paths, args.wait).await;
     peer.close().await;
     done
 }
@@ -183,20 +183,20 @@ fn item_lines(item: &Item) -> Vec<String> {
 fn report_registration(context: &CommandContext, index: Option<&str>, registration: &Registration) {
     match (index, &registration.problem) {
         _ if registration.registered => context.out.note(
-            style("registered with the index; others fetch it with: potluck get ID|NAME")
+            style("registered with the index; others download it with: potluck get ID|NAME")
                 .dim()
                 .for_stderr(),
         ),
         (None, _) => context
             .out
-            .warn("the peer runs without an index: nobody finds this by name or id"),
+            .warn("the peer has no index: others cannot find the files by name or id"),
         (Some(_), Some(problem)) => context.out.warn(format_args!(
-            "not registered yet, so that nobody finds this: {}; the peer keeps trying",
+            "not registered, so others cannot find the files yet: {}; the peer keeps trying",
             text::escape(&problem.message)
         )),
         (Some(url), None) => context.out.warn(format_args!(
-            "not registered yet, so that nobody finds this: the index at {} has not answered; \
-             the peer keeps trying",
+            "not registered, so others cannot find the files yet: the index at {} has not \
+             answered; the peer keeps trying",
             text::escape(url)
         )),
     }
@@ -217,10 +217,12 @@ async fn serve(
         .map(ToString::to_string)
         .unwrap_or_default();
     context.out.note(format_args!(
-        "serving from {listening} until Ctrl-C; `potluck peer` keeps serving all that it shares"
+        "serving from {listening} until Ctrl-C; `potluck peer` would serve in the background"
     ));
     if listening.starts_with("127.") && index.is_some_and(|url| !is_loopback(url)) {
-        context.out.warn("the index is on another machine, but only this one can fetch from here: give --listen 0.0.0.0:12349");
+        context
+            .out
+            .warn("other machines cannot download from here: add --listen 0.0.0.0:12349");
     }
     let mut progress = ProgressLines::new(context.out.bars());
     let mut sent = (Instant::now(), peer.status.uploaded);
@@ -265,13 +267,11 @@ fn report_registration_change(
             "message": problem.map(|problem| problem.message.as_str()),
         }));
     }
-    let why = problem.map_or("it does not answer", |problem| problem.message.as_str());
+    let why = problem.map_or("the index does not answer", |problem| problem.message.as_str());
     match is_registered {
-        true => context
-            .out
-            .note("registered with the index: others find this again"),
+        true => context.out.note("registered with the index again"),
         false => context.out.warn(format_args!(
-            "not registered any more, so that nobody finds this: {}; the peer keeps trying",
+            "no longer registered, so others cannot find the files: {}; the peer keeps trying",
             text::escape(why)
         )),
     }

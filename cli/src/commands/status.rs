@@ -1,21 +1,28 @@
 //! `potluck status`: shows the state of the index and the peer.
 
+use std::{path::Path, time::Duration};
+
 use clap::Args;
 use console::style;
 use potluck_core::{Problem, grpc::transport::Endpoint, model::IndexStats};
 use serde_json::{Value, json};
 
 use crate::{
-    context::CommandContext, control::model::Status, error::CommandError, output::text, peer::LockOwner,
+    context::CommandContext,
+    control::model::Status,
+    error::CommandError,
+    output::text,
+    peer::{CONTROL_SOCKET, LockOwner},
 };
-use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck status             is everything up?
-  potluck status --json      for programs; exit code 5 where something is down";
+  potluck status             whether the index and the peer are up
+  potluck status --json      the same as JSON
 
-/// Show the state of the index and the peer
+Exit codes: 0 up, 5 the index or a peer given by --peer is unreachable";
+
+/// Show whether the index and the peer are up
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct StatusArgs {}
@@ -48,9 +55,9 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
         let mut lines = index_lines(index, &stats);
         lines.push(String::new());
         lines.extend(match &peer {
-            Some((status, control, own)) => peer_lines(status, control, *own),
+            Some((status, control, is_in_process)) => peer_lines(status, control, *is_in_process, index),
             None => {
-                let none = || "none is running here; start one with: potluck peer".to_owned();
+                let none = || "not running on this machine; start one with `potluck peer`".to_owned();
                 let description = LockOwner::find().map_or_else(none, |owner| owner.description());
                 vec![format!("{}   {description}", style("peer").bold())]
             }
@@ -118,16 +125,16 @@ fn index_lines(endpoint: &Endpoint, stats: &Result<IndexStats, Problem>) -> Vec<
         Ok(stats) => vec![
             format!("{head}  {endpoint}  {}", style("up").green()),
             format!(
-                "  {}, {}, {}",
+                "  has {}, {}, {}",
                 text::count(stats.peers, "peer"),
                 text::count(stats.files, "file"),
                 text::count(stats.registrations, "registration")
             ),
             format!(
-                "  up for {}, store {}, version {}",
+                "  up for {}, version {}, store {}",
                 text::duration(Duration::from_secs(stats.uptime.as_secs())),
-                text::escape(&stats.store),
-                text::escape(&stats.version)
+                text::escape(&stats.version),
+                text::escape(&stats.store)
             ),
         ],
         Err(problem) => vec![
@@ -137,88 +144,87 @@ fn index_lines(endpoint: &Endpoint, stats: &Result<IndexStats, Problem>) -> Vec<
     }
 }
 
-fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
-    let listening = status
+/// The peer as text. `index` is the index that the command uses: it is shown already.
+fn peer_lines(status: &Status, control: &Endpoint, is_in_process: bool, index: &Endpoint) -> Vec<String> {
+    let address = status
         .listening
         .as_ref()
-        .map_or_else(|| "nowhere".to_owned(), ToString::to_string);
-    let owned = if own { ", lives as long as this prompt" } else { "" };
-    let registration = match (status.registered, &status.index, &status.index_error) {
-        (true, _, _) => {
-            let advertised = status
-                .advertised
-                .as_ref()
-                .map(|a| format!(" as {a}"))
-                .unwrap_or_default();
-            format!("{}{advertised}", style("registered").green())
-        }
-        (false, None, _) => "runs without an index".to_owned(),
-        (false, Some(_), Some(error)) => {
-            format!(
-                "{}: {}",
-                style("not registered").red(),
-                text::escape(&error.message)
-            )
-        }
-        (false, Some(_), None) => style("not registered yet").yellow().to_string(),
-    };
-    let paused = match status.paused {
-        0 => String::new(),
-        paused => format!(", {paused} paused"),
-    };
+        .map_or_else(|| "no address".to_owned(), ToString::to_string);
     let mut lines = vec![
+        format!("{}   {address}  {}", style("peer").bold(), style("up").green()),
+        format!("  {}", registration_text(status, index)),
         format!(
-            "{}   {listening}  {}  (peer {}{owned})",
-            style("peer").bold(),
-            style("up").green(),
-            status.peer.short()
-        ),
-        format!(
-            "  {registration}{}",
-            status
-                .index
-                .as_ref()
-                .map(|url| format!(" at {}", text::escape(url)))
-                .unwrap_or_default()
-        ),
-        format!(
-            "  shares {} ({}, {}), {} under way{paused}",
+            "  shares {} ({}, {})",
             text::count(status.items, "item"),
             text::count(status.files, "file"),
             text::size(status.bytes),
-            text::count(status.transfers.saturating_sub(status.paused).into(), "transfer")
         ),
         format!(
-            "  up for {}: sent {}, fetched {}",
-            text::duration(Duration::from_secs(status.uptime.as_secs())),
+            "  has {} running, {} paused",
+            text::count(status.transfers.saturating_sub(status.paused).into(), "transfer"),
+            status.paused
+        ),
+        format!(
+            "  sent {}, received {}",
             text::size(status.uploaded),
             text::size(status.downloaded)
         ),
+        format!(
+            "  up for {}, version {}, peer id {}",
+            text::duration(Duration::from_secs(status.uptime.as_secs())),
+            text::escape(&status.version),
+            status.peer.short(),
+        ),
         format!("  home {}", text::escape(&status.home)),
     ];
+    let usual_socket = Path::new(&status.home).join(CONTROL_SOCKET);
+    if is_in_process {
+        lines.push("  runs in this prompt, and stops with it".to_owned());
+    } else if !matches!(control, Endpoint::Unix(path) if *path == usual_socket) {
+        lines.push(format!("  control {}", text::escape(&control.to_string())));
+    }
     let warning = |warning: &String| {
         let head = style("warning:").yellow().bold();
         format!("  {head} {}", text::escape(warning))
     };
     lines.extend(status.warnings.iter().map(warning));
     if status.damaged_items > 0 {
+        let items = text::count(status.damaged_items, "damaged item");
         lines.push(format!(
-            "  {}: {} not what was hashed, and not offered; `potluck ls` and `potluck check --all` tell which",
-            style("damaged").red(),
-            match status.damaged_items {
-                1 => "1 item is".to_owned(),
-                more => format!("{more} items are"),
-            }
+            "  {} {items} not offered to others; `potluck ls` shows which",
+            style("warning:").yellow().bold(),
         ));
     }
     if let Some(previous) = &status.previous_peer {
         lines.push(format!(
-            "  new identity: this home was copied from another machine or moved here; there it was peer {}",
+            "  {} this home was copied or moved from another machine, where its peer id was {}",
+            style("note:").bold(),
             previous.short()
         ));
     }
-    if !own {
-        lines.push(format!("  control {}", text::escape(&control.to_string())));
-    }
     lines
+}
+
+/// Whether the peer is registered, with whatever differs from what the other lines show.
+fn registration_text(status: &Status, index: &Endpoint) -> String {
+    let Some(url) = &status.index else {
+        return "runs without an index".to_owned();
+    };
+    let at = match url.trim_end_matches('/') == index.to_string() {
+        true => String::new(),
+        false => format!(" at {}", text::escape(url)),
+    };
+    match (status.registered, &status.index_error) {
+        (true, _) => {
+            let advertised = status.advertised.as_ref();
+            let other = advertised.filter(|&address| Some(address) != status.listening.as_ref());
+            let name = other.map(|address| format!(" as {address}")).unwrap_or_default();
+            format!("{}{at}{name}", style("registered").green())
+        }
+        (false, Some(error)) => {
+            let message = text::escape(&error.message);
+            format!("{}{at}: {message}", style("not registered").red())
+        }
+        (false, None) => format!("{}{at}", style("not registered yet").yellow()),
+    }
 }

@@ -1,8 +1,7 @@
 //! `potluck transfers`: lists, pauses, resumes, cancels and adjusts the peer's downloads.
 
-use bytesize::ByteSize;
 use clap::{Args, Subcommand};
-use potluck_core::Reason;
+use potluck_core::{Reason, units::parse_rate};
 
 use crate::{
     arguments::{limits::priority, transfer_target::TransferTarget},
@@ -18,16 +17,16 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck transfers               what is being fetched, and what was lately
-  potluck transfers pause 3       hold transfer number 3
-  potluck transfers resume 3      let it go on
-  potluck transfers cancel 3      end it and remove what it had fetched
-  potluck transfers adjust 3 --limit 5MiB --priority 20
+  potluck transfers               list current and recent downloads
+  potluck transfers pause 3       pause transfer number 3
+  potluck transfers resume 3      resume it
+  potluck transfers cancel 3      cancel it and remove its partial content
+  potluck transfers adjust 3 --limit 5MiB/s --priority 20
 
-A priority is 1 to 100, 10 unless set. Transfers that run at the same time
-share the peer's download limit in proportion to it.";
+A priority is 1 to 100, by default 10. Transfers that run at the same time share
+the peer's download limit in proportion to their priorities.";
 
-/// List the peer's downloads; pause, resume, cancel or adjust them
+/// List, pause, resume, cancel or adjust downloads
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct TransfersArgs {
@@ -43,7 +42,7 @@ enum Action {
     Resume(Targets),
     /// Cancel transfers and remove their partial content
     Cancel(Targets),
-    /// Change the rate limit and priority of transfers; applies immediately and is saved
+    /// Change the rate limit or priority of transfers
     Adjust(AdjustArgs),
 }
 
@@ -60,9 +59,9 @@ struct AdjustArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 struct LimitArgs {
-    /// Maximum bytes per second, e.g. 10MiB; 0: no limit
-    #[arg(long, value_name = "RATE")]
-    limit: Option<ByteSize>,
+    /// Maximum rate, such as 10MiB/s; 0 for no limit
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    limit: Option<u64>,
 
     /// Relative weight among the peer's downloads: 30 gets three times the rate of 10
     #[arg(long, value_name = "1-100", value_parser = priority())]
@@ -71,7 +70,7 @@ struct LimitArgs {
 
 #[derive(Debug, Args)]
 struct Targets {
-    /// Transfer numbers, or ids of the files that they download
+    /// Numbers of transfers, or ids of their files
     #[arg(value_name = "NUMBER|ID", required = true)]
     targets: Vec<TransferTarget>,
 }
@@ -117,8 +116,9 @@ async fn apply(peer: &PeerHandle, action: &Action, number: u64) -> Result<Transf
         Action::Resume(_) => peer.control.resume(number).await?,
         Action::Cancel(_) => peer.control.cancel(number).await?,
         Action::Adjust(AdjustArgs { changes, .. }) => {
-            let limit = changes.limit.map(|limit| limit.as_u64());
-            peer.control.adjust(number, limit, changes.priority).await?
+            peer.control
+                .adjust(number, changes.limit, changes.priority)
+                .await?
         }
     })
 }
@@ -132,8 +132,8 @@ fn number_of(target: TransferTarget, transfers: &[Transfer]) -> Result<u64, Comm
             .find(|t| t.file == id)
             .map(|t| t.number)
             .ok_or_else(|| {
-                CommandError::new(Reason::NotFound, format!("no transfer fetches {id}"))
-                    .hint("potluck transfers lists them")
+                CommandError::new(Reason::NotFound, format!("no transfer downloads {id}"))
+                    .hint("`potluck transfers` lists the transfers")
             }),
     }
 }
@@ -145,7 +145,9 @@ fn list(context: &CommandContext, transfers: &[Transfer]) -> Result<(), CommandE
             .try_for_each(|transfer| context.out.print_object(&transfers::object(transfer)));
     }
     if transfers.is_empty() {
-        context.out.note("no transfers yet: potluck get ID|NAME");
+        context
+            .out
+            .note("no transfers yet; start one with: potluck get ID|NAME");
         return Ok(());
     }
     let mut table = Table::new(&[

@@ -16,12 +16,12 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck unshare model.bin          what is shared from this path
-  potluck unshare 3f9a…(64 digits)   what has this id
+  potluck unshare model.bin     stop sharing this path
+  potluck unshare 3f9a…         stop sharing the item with this id
 
-No file is deleted.";
+The files themselves stay where they are.";
 
-/// Stop sharing a file or folder; nothing is deleted
+/// Stop sharing files or folders; deletes nothing
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct UnshareArgs {
@@ -49,7 +49,7 @@ async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String])
             .control
             .unshare(what)
             .await
-            .map_err(|problem| CommandError::from(problem).hint("potluck ls lists what is shared"))?;
+            .map_err(|problem| CommandError::from(problem).hint("`potluck ls` lists what is shared"))?;
         for item in &removed {
             match context.out.is_json() {
                 true => context.out.print_object(&library_items::object(item))?,

@@ -11,10 +11,12 @@ use crate::{context::CommandContext, error::CommandError, local_files, output::t
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck verify 3f9a…(64 digits) model.bin   exit code 0 if it is, 4 if not
-  potluck verify 3f9a…(64 digits) photos/     a folder, every file in it";
+  potluck verify 3f9a… model.bin     check a file
+  potluck verify 3f9a… photos/       check a folder and every file in it
 
-/// Check a file or folder against an id, without network access
+Exit codes: 0 it has this id, 4 it has another id";
+
+/// Check a file or folder against an id, without using the network
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {
@@ -36,11 +38,11 @@ pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<()
             .ok()
             .and_then(|home| kept_manifest(&home, args.id))
             .filter(|manifest| hashed.holds_all_of(manifest))
-            .map(|_| "the file system cannot keep modes or links, which are not compared"),
+            .map(|_| "permissions and links were not compared: the file system cannot store them"),
     };
     if hashed.record.id != args.id && not_kept.is_none() {
         let message = format!(
-            "{} is not {}: its id is {}",
+            "{} does not have the id {}: its id is {}",
             args.path.display(),
             args.id,
             hashed.record.id
@@ -62,7 +64,7 @@ pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<()
                 context.out.warn(what);
             }
             context.out.print_line(format_args!(
-                "{}  {} is what the id says",
+                "{}  {} has this id",
                 console::style("verified").green(),
                 text::escape(&args.path.to_string_lossy())
             ))

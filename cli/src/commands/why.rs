@@ -24,14 +24,16 @@ const MAX_RUNS: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck why 3f9a…(64 digits)     the newest transfer of this file
-  potluck why 3                    transfer number 3 of `potluck transfers`";
+  potluck why 3          transfer number 3 of `potluck transfers`
+  potluck why 3f9a…      the newest transfer of this file
 
-/// Explain what a transfer is doing: its peers, the missing pieces, and who has them
+Shows its peers, the missing pieces, and which peers have them.";
+
+/// Explain the progress of a download
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct WhyArgs {
-    /// Id of a file, or number of a transfer
+    /// Number of a transfer, or id of its file
     #[arg(value_name = "ID|NUMBER")]
     target: TransferTarget,
 }
@@ -43,9 +45,11 @@ pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), C
         TransferTarget::File(id) => TransferRef::File(id),
         TransferTarget::Number(number) => TransferRef::Number(number),
     };
-    let explanation = peer.control.explain(which).await.map_err(|problem| {
-        CommandError::from(problem).hint("potluck transfers lists what is and was fetched")
-    })?;
+    let explanation = peer
+        .control
+        .explain(which)
+        .await
+        .map_err(|problem| CommandError::from(problem).hint("`potluck transfers` lists the transfers"))?;
     if context.out.is_json() {
         let mut object = transfers::object(&explanation.transfer);
         object["missing"] = json!(explanation.missing);
@@ -91,7 +95,7 @@ fn summary(transfer: &Transfer) -> Vec<String> {
     );
     let unverified = match transfer.unverified {
         0 => String::new(),
-        bytes => format!(", {} more not verified yet", text::size(bytes)),
+        bytes => format!(", {} not verified yet", text::size(bytes)),
     };
     let mut lines = vec![
         format!(
@@ -110,12 +114,12 @@ fn summary(transfer: &Transfer) -> Vec<String> {
         lines.push(format!("  rate  {}{left}", text::rate(transfer.bytes_per_second)));
     }
     if !transfer.state.has_ended() {
-        lines.push(format!("  terms {}", transfers::limits_text(transfer)));
+        lines.push(format!("  limit {}", transfers::limits_text(transfer)));
     }
     if let Some(error) = &transfer.error {
         lines.push(format!(
             "  {}  {}",
-            style("why").yellow(),
+            style("error").yellow(),
             text::escape(&error.message)
         ));
     }
@@ -126,10 +130,10 @@ fn peers(transfer: &Transfer) -> Vec<String> {
     let mut table = Table::new(&[
         ("PEER", Align::Left),
         ("STATE", Align::Left),
-        ("GAVE", Align::Right),
+        ("BYTES", Align::Right),
         ("RATE", Align::Right),
         ("HAS", Align::Right),
-        ("OPEN", Align::Right),
+        ("REQUESTS", Align::Right),
         ("REASON", Align::Left),
     ]);
     for peer in &transfer.peers {
@@ -157,7 +161,7 @@ fn missing(runs: &[MissingUnits]) -> Vec<String> {
         ("MISSING", Align::Left),
         ("UNITS", Align::Right),
         ("PEERS", Align::Right),
-        ("BEING FETCHED", Align::Right),
+        ("IN FLIGHT", Align::Right),
     ]);
     for run in runs.iter().take(MAX_RUNS) {
         let last = run.first.saturating_add(run.count.saturating_sub(1));

@@ -98,7 +98,7 @@ impl ControlClient {
                 let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
                     Problem::new(
                         Reason::InvalidToken,
-                        "the control token has characters that no token has",
+                        "the control token contains characters that are not allowed in a token",
                     )
                 })?;
                 value.set_sensitive(true);

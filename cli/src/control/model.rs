@@ -263,7 +263,7 @@ fn problem(failure: v1::Failure) -> Problem {
 fn missing_field(what: &str) -> Problem {
     Problem::new(
         Reason::NotPotluck,
-        format!("the peer sent {what} that is incomplete: is it of another version?"),
+        format!("the peer sent {what} with missing fields: it may be of another version"),
     )
 }
 

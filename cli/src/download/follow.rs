@@ -168,13 +168,13 @@ fn kept_text(transfer: &Transfer) -> String {
     match transfer.total {
         Some(total) => {
             format!(
-                "{} of {} ({} %) are kept",
+                "kept {} of {} ({} %)",
                 text::size(transfer.done),
                 text::size(total),
                 text::percent(transfer.done, total)
             )
         }
-        None => "nothing was fetched yet".to_owned(),
+        None => "nothing was downloaded yet".to_owned(),
     }
 }
 
@@ -182,12 +182,14 @@ fn kept_text(transfer: &Transfer) -> String {
 /// be intended.
 fn paused(context: &CommandContext, transfer: &Transfer) -> CommandError {
     let number = transfer.number;
-    CommandError::new(Reason::Cancelled, format!("transfer {number} was paused"))
-        .hint(transfers(context, "resume", number))
+    CommandError::new(Reason::Cancelled, format!("transfer {number} was paused")).hint(format!(
+        "resume it: {}",
+        transfers_command(context, "resume", number)
+    ))
 }
 
 /// The shell command for an action on a transfer.
-fn transfers(context: &CommandContext, action: &str, number: u64) -> String {
+fn transfers_command(context: &CommandContext, action: &str, number: u64) -> String {
     context.shell_command(["potluck", "transfers", action, &number.to_string()].map(ToOwned::to_owned))
 }
 
@@ -202,25 +204,26 @@ async fn pause_own(peer: &PeerHandle, transfer: Transfer) -> Transfer {
 }
 
 /// Hint for a transfer at a peer that outlives the command.
-const STAYS_PAUSED: &str = "the peer holds it, unless it was detached or somebody else follows it";
+const STAYS_PAUSED: &str =
+    "the peer pauses the transfer, unless it is detached or another command follows it";
 
 async fn stopped(peer: &PeerHandle, last: Option<Transfer>, resume: Option<&str>) -> CommandError {
     let Some(resume) = resume else {
         return CommandError::interrupted("interrupted");
     };
     let Some(last) = last else {
-        return CommandError::interrupted("nothing was fetched yet");
+        return CommandError::interrupted("nothing was downloaded yet");
     };
     let unverified = last.unverified_to_show();
     let transfer = pause_own(peer, last).await;
-    let resume_hint = format!("go on with: {resume}");
+    let resume_hint = format!("resume with: {resume}");
     match (peer.ends_with_command(), unverified) {
         (false, _) => CommandError::interrupted(kept_text(&transfer))
             .hint(STAYS_PAUSED)
             .hint(resume_hint),
         (true, 0) => CommandError::interrupted(kept_text(&transfer)).hint(resume_hint),
         (true, unverified) => CommandError::interrupted(format!(
-            "{}; {} of pieces that are not whole come again",
+            "{}; {} of incomplete pieces will be downloaded again",
             kept_text(&transfer),
             text::size(unverified)
         ))
@@ -238,7 +241,7 @@ async fn wait_limit_reached(
     let Some(transfer) = last else {
         return wait_limit
             .error
-            .unwrap_or_else(|| CommandError::new(Reason::NoProviders, "nobody has it now"));
+            .unwrap_or_else(|| CommandError::new(Reason::NoProviders, "no running peer has the file"));
     };
     let number = transfer.number;
     // Another peer keeps the transfer in its list: it may have other followers.
@@ -251,16 +254,16 @@ async fn wait_limit_reached(
         }
         _ => pause_own(peer, transfer).await,
     };
-    let cancel = transfers(context, "cancel", number);
+    let cancel = transfers_command(context, "cancel", number);
     let with_resume_hints = |command_error: CommandError| {
         let Some(resume) = resume else {
             return command_error;
         };
-        let resume_hint = format!("go on with: {resume}");
+        let resume_hint = format!("resume with: {resume}");
         match (transfer.done, outlives_command) {
             (0, false) => command_error,
             (0, true) => command_error.hint(format!(
-                "transfer {number} stays with the peer; this ends it for everybody: {cancel}"
+                "the peer keeps transfer {number}; to cancel it: {cancel}"
             )),
             (_, false) => command_error.hint(kept_text(&transfer)).hint(resume_hint),
             (_, true) => command_error
@@ -275,9 +278,9 @@ async fn wait_limit_reached(
     let problem = transfer
         .error
         .clone()
-        .unwrap_or_else(|| Problem::new(Reason::NoProviders, "no peer that is up has what is missing"));
+        .unwrap_or_else(|| Problem::new(Reason::NoProviders, "no running peer has the missing pieces"));
     let waited = format!(
-        "gave up after {} without progress: {}",
+        "no progress for {}: {}",
         text::duration(wait_limit.wait),
         problem.message
     );
@@ -288,13 +291,15 @@ async fn wait_limit_reached(
 }
 
 fn failed(transfer: &Transfer, wait_limit: WaitLimit) -> CommandError {
-    let problem = transfer
-        .error
-        .clone()
-        .unwrap_or_else(|| Problem::new(Reason::Internal, "the transfer failed without a reason"));
+    let problem = transfer.error.clone().unwrap_or_else(|| {
+        Problem::new(
+            Reason::Internal,
+            "the transfer failed, and the peer gave no reason",
+        )
+    });
     match (problem.reason, wait_limit.error) {
         (Reason::NotFound | Reason::NoProviders | Reason::Unreachable, Some(error)) => error,
-        (Reason::TargetExists, _) => CommandError::from(problem).hint("give another path with -o"),
+        (Reason::TargetExists, _) => CommandError::from(problem).hint("choose another path with -o"),
         _ => CommandError::from(problem),
     }
 }
@@ -302,7 +307,7 @@ fn failed(transfer: &Transfer, wait_limit: WaitLimit) -> CommandError {
 fn stream_ended_early() -> Problem {
     Problem::new(
         Reason::Unreachable,
-        "the peer ended the transfer's report before the transfer ended",
+        "the peer closed the connection before the transfer ended",
     )
 }
 
@@ -318,8 +323,8 @@ fn stream_error(problem: Problem, began: bool, resume: Option<&str>) -> CommandE
             reason: Reason::Unreachable,
             ..problem
         })
-        .hint(format!("what was fetched is kept; go on with: {resume}")),
-        (None, Reason::TargetExists) => CommandError::from(problem).hint("give another path with -o"),
+        .hint(format!("verified pieces are kept; resume with: {resume}")),
+        (None, Reason::TargetExists) => CommandError::from(problem).hint("choose another path with -o"),
         (None, _) => problem.into(),
     }
 }

@@ -94,9 +94,9 @@ fn head(transfer: &Transfer, width: usize) -> String {
 fn activity(transfer: &Transfer) -> String {
     match (transfer.state, &transfer.error) {
         // Part of the content is on this machine already.
-        (TransferState::Preparing, _) if transfer.done > 0 => "checking …".to_owned(),
+        (TransferState::Preparing, _) if transfer.done > 0 => "checking existing files …".to_owned(),
         (TransferState::Preparing, _) => "looking for peers …".to_owned(),
-        (TransferState::Finishing, _) => "putting it in its place …".to_owned(),
+        (TransferState::Finishing, _) => "finishing …".to_owned(),
         (TransferState::Paused, _) => "paused".to_owned(),
         (TransferState::Waiting, Some(error)) => format!("waiting: {}", text::escape(&error.message)),
         (state, _) => state.word().to_owned(),
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_of_a_long_unit_is_seen_before_it_is_verified() {
+    fn unverified_bytes_of_a_long_unit_are_shown() {
         let mut now = transfer(1);
         now.done = 0;
         now.total = Some(9 << 30);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn many_peers_are_summed_up() {
+    fn peers_beyond_the_maximum_are_summed_up() {
         let lines = PeerRows::default().render(&transfer(9), 100);
         assert_eq!(lines.len(), 1 + MAX_ROWS + 1);
         assert!(lines[7].contains("+ 3 more"), "{}", lines[7]);

@@ -38,12 +38,12 @@ pub(crate) fn report(
     }
     if detached && !done {
         context.out.print_line(format_args!(
-            "transfer {} goes on in the background",
+            "transfer {} continues in the background",
             transfer.number
         ))?;
         context
             .out
-            .note("follow it with: potluck transfers, or potluck why ID");
+            .note(format_args!("show its progress: potluck why {}", transfer.number));
         return Ok(());
     }
     context.out.print_line(format_args!(
@@ -64,7 +64,7 @@ pub(crate) fn report(
     if let Some(problem) = &transfer.sharing_error {
         context
             .out
-            .warn(format_args!("downloaded; {}", text::escape(&problem.message)));
+            .warn(format_args!("downloaded, but {}", text::escape(&problem.message)));
     }
     Ok(())
 }
@@ -94,7 +94,8 @@ fn renamed(transfer: &Transfer) -> Option<String> {
     let saved = std::path::Path::new(&transfer.path).file_name()?.to_str()?;
     (saved.strip_prefix('_')? == rest).then(|| {
         format!(
-            "others call it `{}`: it begins with `_` instead, as programs may act on a file of that name; -o PATH gives it any name",
+            "saved with `_` at the start of its name, because programs may act on the name `{}`; \
+             -o PATH sets any name",
             text::escape(&transfer.name)
         )
     })
@@ -120,16 +121,16 @@ fn facts(transfer: &Transfer) -> String {
     }
     if transfer.peers.iter().all(|peer| peer.bytes == 0) {
         return format!(
-            "{size}, verified, copied from this machine in {}",
+            "{size}, verified, copied on this machine in {}",
             text::duration(transfer.elapsed)
         );
     }
     let resumed = match transfer.resumed {
         0 => String::new(),
-        resumed => format!(", {} of it kept from before", text::size(resumed)),
+        resumed => format!(", resumed at {}", text::size(resumed)),
     };
     format!(
-        "{size} in {}, {}, verified{resumed}",
+        "{size}, verified, in {} ({}){resumed}",
         text::duration(transfer.elapsed),
         text::mean_rate(downloaded, transfer.elapsed)
     )

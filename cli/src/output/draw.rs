@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_is_as_wide_as_asked_at_every_step() {
+    fn a_bar_has_the_requested_width_at_every_step() {
         for part in 0..=100 {
             assert_eq!(measure_text_width(&bar(part, 100, 13)), 13, "{part}");
         }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_never_pass_the_width() {
+    fn lines_are_never_wider_than_the_width() {
         for width in 0..140 {
             let line = bar_line(
                 "名前-with-a-rather-long-label-indeed.bin",

@@ -189,7 +189,7 @@ fn check_written(written: io::Result<()>) -> Result<(), CommandError> {
         io::ErrorKind::BrokenPipe => CommandError::BrokenPipe,
         _ => CommandError::new(
             potluck_core::Reason::Internal,
-            format!("cannot write the result: {error}"),
+            format!("cannot write to standard output: {error}"),
         ),
     })
 }
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_keeps_its_meaning_and_steers_no_terminal() {
+    fn json_keeps_its_meaning_and_is_safe_on_a_terminal() {
         let name = "a\u{9b}31m\x1b[2J\u{202e}\u{e0041}ü\u{7f}";
         let line = json_line(&serde_json::json!({ "name": name }));
         assert!(!line.chars().any(text::is_hostile), "{line}");

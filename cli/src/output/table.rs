@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_go_below_where_the_terminal_is_narrow() {
+    fn ids_go_below_the_rows_of_a_narrow_terminal() {
         let rows = || [(vec!["a.bin".to_owned(), "1 B".to_owned()], "ab".repeat(32))];
         let columns = [("NAME", Align::Left), ("SIZE", Align::Right)];
         let wide = with_ids(&columns, rows(), None);

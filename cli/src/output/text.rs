@@ -3,7 +3,7 @@
 //! Pure. Invariant: the result of [`escape`] contains no terminal control characters and no
 //! characters that hide or reorder text.
 
-use std::{borrow::Cow, fmt::Write as _, time::Duration};
+use std::{borrow::Cow, fmt::Write as _, ops::RangeInclusive, time::Duration};
 
 use indicatif::HumanBytes;
 use potluck_core::collection::path;
@@ -51,13 +51,22 @@ fn joins(before: Option<char>, c: char, after: Option<char>) -> bool {
     /// The black flag, the base of flags that are spelled with tag characters.
     const FLAG: char = '\u{1f3f4}';
     // Arabic to Malayalam and Sinhala, Myanmar, Khmer and Mongolian.
-    let is_joined =
-        |c: char| matches!(c, '\u{600}'..='\u{dff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{18af}');
-    let is_picture = |c: char| {
-        matches!(c, '\u{2190}'..='\u{27ff}' | '\u{2900}'..='\u{2bff}' | '\u{3030}' | '\u{303d}' | '\u{3297}'
-            | '\u{3299}' | '\u{1f000}'..='\u{1faff}')
-            && !path::is_invisible(c)
-    };
+    const JOINED: [RangeInclusive<char>; 3] = [
+        '\u{600}'..='\u{dff}',
+        '\u{1000}'..='\u{109f}',
+        '\u{1780}'..='\u{18af}',
+    ];
+    // Arrows to symbols, and emoji.
+    const PICTURES: [RangeInclusive<char>; 6] = [
+        '\u{2190}'..='\u{27ff}',
+        '\u{2900}'..='\u{2bff}',
+        '\u{3030}'..='\u{3030}',
+        '\u{303d}'..='\u{303d}',
+        '\u{3297}'..='\u{3299}',
+        '\u{1f000}'..='\u{1faff}',
+    ];
+    let is_joined = |c: char| JOINED.iter().any(|range| range.contains(&c));
+    let is_picture = |c: char| PICTURES.iter().any(|range| range.contains(&c)) && !path::is_invisible(c);
     let Some(before) = before else { return false };
     match c {
         '\u{200c}' => is_joined(before) && after.is_some_and(is_joined),
@@ -165,19 +174,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hostile_names_are_harmless() {
+    fn hostile_characters_are_escaped() {
         assert_eq!(escape("plain ünïcödé 名前.bin"), "plain ünïcödé 名前.bin");
         assert_eq!(escape("\x1b[2Jx"), "\\u{1b}[2Jx");
         assert_eq!(escape("a\u{9b}31m\r\n"), "a\\u{9b}31m\\u{d}\\u{a}");
         assert_eq!(escape("exe\u{202e}gpj"), "exe\\u{202e}gpj");
-        for c in "\u{3164}\u{115f}\u{1160}\u{2800}\u{ffa0}\u{ad}\u{200b}\u{200e}\u{2028}\u{2066}\u{feff}\u{fe0f}\u{e0041}\u{e000}\u{378}\u{fffff}\u{200d}\u{200c}".chars() {
+        let hidden = "\u{3164}\u{115f}\u{1160}\u{2800}\u{ffa0}\u{ad}\u{200b}\u{200e}\u{2028}\u{2066}\
+                      \u{feff}\u{fe0f}\u{e0041}\u{e000}\u{378}\u{fffff}\u{200d}\u{200c}";
+        for c in hidden.chars() {
             assert_eq!(escape(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
             assert_eq!(escape(&c.to_string()), format!("\\u{{{:x}}}", u32::from(c)));
         }
     }
 
     #[test]
-    fn names_in_all_scripts_are_shown_as_they_are() {
+    fn names_in_all_scripts_are_unchanged() {
         for text in [
             "👩\u{200d}👩\u{200d}👧.png",
             "🏳\u{fe0f}\u{200d}🌈 👍🏽",
@@ -205,20 +216,20 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_per_cent_is_all() {
+    fn only_all_of_it_is_a_hundred_percent() {
         assert_eq!(percent(999, 1000), 99);
         assert_eq!(percent(0, 0), 100);
         assert_eq!(percent(u64::MAX, u64::MAX), 100);
     }
 
     #[test]
-    fn halves_share_evenly() {
+    fn halves_are_fifty_percent_each() {
         assert_eq!((rounded_percent(499, 1000), rounded_percent(501, 1000)), (50, 50));
         assert_eq!((rounded_percent(0, 0), rounded_percent(5, 5)), (0, 100));
     }
 
     #[test]
-    fn nouns_agree() {
+    fn nouns_agree_with_their_number() {
         assert_eq!(count(1, "peer"), "1 peer");
         assert_eq!(count(1234, "file"), "1,234 files");
     }

@@ -50,7 +50,7 @@ impl InProcessPeer {
         match default_home() {
             Ok(home) => match Self::start_in(home, None, &settings).await {
                 Err(problem) if settings.temporary && is_fixed_by_another_home(&problem) => {
-                    tracing::info!(%problem, "the default home cannot be used, taking a temporary one");
+                    tracing::info!(%problem, "using a temporary home, not the default one");
                 }
                 done => return done,
             },
@@ -129,7 +129,7 @@ async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Problem> {
     Err(match last {
         Some((address, error)) => Problem::new(
             Reason::AddressInUse,
-            format!("cannot listen on {address}: {error}; give --listen another address"),
+            format!("cannot listen on {address}: {error}; choose another address with --listen"),
         ),
         None => Problem::new(Reason::Internal, "no address to listen on"),
     })
@@ -144,7 +144,7 @@ fn temporary_folder(prefix: &str) -> Result<TempDir, Problem> {
             Problem::new(
                 Reason::PermissionDenied,
                 format!(
-                    "cannot make a folder in {}: {error}; set TMPDIR to one that can be written",
+                    "cannot create a folder in {}: {error}; set TMPDIR to a writable folder",
                     std::env::temp_dir().display()
                 ),
             )

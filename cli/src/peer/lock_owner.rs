@@ -68,18 +68,18 @@ impl LockOwner {
         let pid = self.pid;
         match self.verb {
             Some("peer") => {
-                format!("`potluck peer` runs here (process {pid}) with its control service elsewhere")
+                format!("`potluck peer` (process {pid}) is running, but its control socket is elsewhere")
             }
-            Some(verb) => format!("`potluck {verb}` runs here (process {pid}) and has its peer to itself"),
-            None => format!("the prompt of `potluck` runs here (process {pid}) and has its peer to itself"),
+            Some(verb) => format!("`potluck {verb}` (process {pid}) is running and uses the peer's home"),
+            None => format!("a `potluck` prompt (process {pid}) is running and uses the peer's home"),
         }
     }
 
     /// The error for a command that cannot run because of this owner.
     pub(crate) fn conflict(&self, reason: Reason) -> CommandError {
         let hint = match self.verb {
-            Some("peer") => "name it with --peer unix:PATH or --peer http://ADDR",
-            _ => "stop it first; a `potluck peer` in its place works with all commands at once",
+            Some("peer") => "give its control service with --peer unix:PATH or --peer HOST:PORT",
+            _ => "stop it first, or run `potluck peer` instead, which all commands can use",
         };
         CommandError::new(reason, self.description()).hint(hint)
     }
@@ -99,8 +99,8 @@ mod tests {
         assert_eq!(verb(b"potluck\0"), Some(None));
         assert_eq!(verb(b"potluck\0--index\0http://a:1\0"), Some(None));
         assert_eq!(verb(b"potluck-peer\0--home\0/x\0"), Some(Some("peer")));
-        assert_eq!(verb(b"potluck\0search\0x\0"), None, "it has no peer");
-        assert_eq!(verb(b"/bin/sh\0share\0"), None, "another program of that number");
+        assert_eq!(verb(b"potluck\0search\0x\0"), None, "search starts no peer");
+        assert_eq!(verb(b"/bin/sh\0share\0"), None, "another program");
         assert_eq!(verb(b""), None);
     }
 }

@@ -11,8 +11,12 @@ use std::{io::ErrorKind, path::PathBuf};
 
 use potluck_core::{Problem, Reason, grpc::transport::Endpoint};
 
-use self::{home::CONTROL_SOCKET, in_process::InProcessPeer};
-pub(crate) use self::{home::default_home, in_process::InProcessSettings, lock_owner::LockOwner};
+use self::in_process::InProcessPeer;
+pub(crate) use self::{
+    home::{CONTROL_SOCKET, default_home},
+    in_process::InProcessSettings,
+    lock_owner::LockOwner,
+};
 use crate::control::{ControlClient, model::Status};
 
 /// Environment variable for the token of a control service on TCP.
@@ -55,23 +59,23 @@ impl ConnectedPeer {
         let control = ControlClient::connect(endpoint, token(token_file)?.as_deref())
             .await
             .map_err(|problem| Problem {
-                message: format!("no peer to talk to: {}", problem.message),
+                message: format!("cannot connect to the peer: {}", problem.message),
                 ..problem
             })?;
         let status = control.status().await.map_err(|problem| match problem.reason {
             Reason::Unauthenticated => Problem::new(
                 problem.reason,
                 format!(
-                    "the peer at {endpoint} asks for its control token: give --peer-token-file FILE, or {TOKEN_VARIABLE} \
-                     (the token is in state/control-token in the peer's home)"
+                    "the peer at {endpoint} requires its control token: give --peer-token-file FILE, \
+                     or set {TOKEN_VARIABLE} (the token is in state/control-token in the peer's home)"
                 ),
             ),
             // The original message would mention an unimplemented call.
             Reason::NotPotluck => Problem::new(
                 problem.reason,
                 format!(
-                    "what answers at {endpoint} is not a peer's control service: give --peer unix:HOME/{CONTROL_SOCKET}, HOME being the \
-                     peer's home; `potluck status` shows where it is"
+                    "the server at {endpoint} is not a peer's control service: give the socket in \
+                     the peer's home, --peer unix:HOME/{CONTROL_SOCKET}"
                 ),
             ),
             _ => problem,

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn verbs_complete_and_tell_their_usage() {
+    fn verbs_are_completed_and_have_usage_hints() {
         let verbs: Vec<_> = line::verbs().collect();
         let found: Vec<_> = verbs_with_prefix(&verbs, "se")
             .into_iter()
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn usages_are_of_verbs_that_exist() {
+    fn usage_hints_are_for_existing_verbs() {
         let verbs: Vec<_> = line::verbs().collect();
         assert!(
             ARGUMENTS

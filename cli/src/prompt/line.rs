@@ -13,22 +13,24 @@ use crate::{
 /// Output of `help`.
 const HELP: &str = "\
 Commands:
-  share PATH…                share files and folders in place
-  search WORDS               find files by words of their names
-  query ID|NAME              show who has a file
-  get ID|NAME [-o PATH]      fetch it from everyone who has it
-  unshare ID|PATH            stop sharing
-  list                       what this peer shares
-  transfers                  downloads; pause, resume, cancel and adjust them
-  why ID|NUMBER              what a download is doing, and what holds it up
-  limits                     how much this peer may send and fetch
-  id PATH…                   ids of files and folders
-  verify ID PATH             check a file or folder against an id
-  status                     how the index and the peer are doing
-  health URL                 whether an index or a peer is serving
-  quit                       leave; so does Ctrl-D
+  share PATH…              share files and folders in place
+  search WORDS             find files by words in their names
+  query ID|NAME            show which peers have a file
+  get ID|NAME [-o PATH]    download a file or folder
+  unshare ID|PATH          stop sharing a file or folder
+  list                     list what this peer shares
+  check PATH…|--all        check that shared files are undamaged
+  transfers                list, pause, resume, cancel or adjust downloads
+  why ID|NUMBER            explain the progress of a download
+  limits                   show or set rate limits and upload slots
+  id PATH…                 print the ids of files and folders
+  verify ID PATH           check a file or folder against an id
+  status                   show whether the index and the peer are up
+  health ADDRESS           check whether an index or a peer is serving
+  quit                     leave the prompt, as Ctrl-D does
 
-`get --help` and the like tell more. Ctrl-C stops a running command.";
+`COMMAND --help` or `help COMMAND` describes a command. Ctrl-C stops a running
+command.";
 
 /// A line of the prompt.
 #[derive(Debug, Parser)]
@@ -50,7 +52,7 @@ pub(crate) struct PromptLine {
 pub(crate) enum LineCommand {
     #[command(flatten)]
     Verb(Verb),
-    /// Leave
+    /// Leave the prompt
     #[command(alias = "exit", alias = "bye")]
     Quit,
 }
@@ -78,7 +80,7 @@ pub(crate) enum ParsedLine {
 pub(crate) fn parse(text: &str) -> ParsedLine {
     let Some(words) = shlex::split(text) else {
         return ParsedLine::Invalid {
-            error: CommandError::usage("a quote is not closed"),
+            error: CommandError::usage("a quote is not closed: close it, or write \\ before it"),
             json: wants_json(text.split_whitespace()),
         };
     };
@@ -126,11 +128,10 @@ fn explain(error: &clap::Error, word: &str) -> CommandError {
             ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument
         )
     {
-        return CommandError::usage(format!("there is no command `{word}`"))
-            .hint("`help` lists the commands");
+        return CommandError::usage(format!("unknown command `{word}`")).hint("`help` lists the commands");
     }
     let command_error = CommandError::usage(crate::args::usage_message(error));
-    command_error.hint(format!("`{word} --help` tells more"))
+    command_error.hint(format!("`{word} --help` describes the command"))
 }
 
 /// Every command name, alias included, that can begin a line.
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_mean_what_the_command_line_means() {
+    fn a_line_is_parsed_like_a_command_line() {
         let ParsedLine::Line(line) = parse("get 'a b.bin' -o /tmp") else {
             panic!("not understood")
         };
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_without_an_end() {
+    fn an_invalid_line_is_an_error_and_help_is_a_message() {
         for wrong in ["frobnicate", "get", "share 'x", "id --nonsense", "-x"] {
             assert!(
                 matches!(parse(wrong), ParsedLine::Invalid { json: false, .. }),
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_as_the_line_asks() {
+    fn an_error_is_json_if_the_line_has_the_flag() {
         for wrong in ["get --json", "--json frobnicate", "share --json 'x"] {
             assert!(
                 matches!(parse(wrong), ParsedLine::Invalid { json: true, .. }),
@@ -186,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_says_nothing_in_a_line() {
+    fn a_line_does_not_read_the_environment() {
         let mut command = command();
         command.build();
         for verb in std::iter::once(&command).chain(command.get_subcommands()) {
-            let from_there = verb.get_arguments().find(|arg| arg.get_env().is_some());
-            assert!(from_there.is_none(), "{} {from_there:?}", verb.get_name());
+            let variable = verb.get_arguments().find(|arg| arg.get_env().is_some());
+            assert!(variable.is_none(), "{} {variable:?}", verb.get_name());
         }
     }
 

@@ -68,7 +68,9 @@ async fn read_and_run(
             event = reader.next() => event,
             // The keyboard's Ctrl-C arrives as a reader event; this is a signal sent by another
             // process.
-            () = interrupts.next() => return Err(CommandError::AlreadyReported(ExitStatus::Interrupted)),
+            () = interrupts.next() => {
+                return Err(CommandError::AlreadyReported(ExitStatus::Interrupted));
+            }
         };
         let text = match event {
             ReaderEvent::Line(text) => text,
@@ -138,7 +140,7 @@ async fn print_greeting(context: &CommandContext, peer: Option<&ConnectedPeer>) 
         "{} {}   {}",
         style("Potluck").bold().for_stderr(),
         env!("CARGO_PKG_VERSION"),
-        style("help lists the commands, Tab completes, Ctrl-D leaves")
+        style("help lists the commands, Tab completes, Ctrl-D quits")
             .dim()
             .for_stderr()
     ));
@@ -151,12 +153,12 @@ async fn print_greeting(context: &CommandContext, peer: Option<&ConnectedPeer>) 
             .unwrap_or_default();
         let description = match (peer.is_in_process(), peer.is_temporary()) {
             (false, _) => format!(
-                "runs already; downloads go to {}",
+                "already running; downloads go to {}",
                 text::path(&peer.status.files_folder)
             ),
-            (true, false) => "this prompt's own; downloads go to the current folder".to_owned(),
+            (true, false) => "runs in this prompt; downloads go to the current folder".to_owned(),
             (true, true) => {
-                "this prompt's own, forgotten at the end; downloads go to the current folder".to_owned()
+                "runs in this prompt, with a temporary library; downloads go to the current folder".to_owned()
             }
         };
         context.out.note(format_args!(
@@ -176,7 +178,7 @@ async fn print_greeting(context: &CommandContext, peer: Option<&ConnectedPeer>) 
         ))
         .dim()
         .for_stderr(),
-        Err(_) => style("does not answer; start one with `potluck index`".to_owned())
+        Err(_) => style("does not answer: start one with `potluck index`".to_owned())
             .red()
             .for_stderr(),
     };

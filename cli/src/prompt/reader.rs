@@ -36,8 +36,9 @@ pub(crate) struct LineReader {
 impl LineReader {
     /// Starts the thread and loads the history of earlier sessions.
     pub(crate) fn start() -> Result<Self, CommandError> {
-        let failed =
-            |error: ReadlineError| CommandError::usage(format!("this terminal cannot be edited on: {error}"));
+        let failed = |error: ReadlineError| {
+            CommandError::usage(format!("this terminal does not support line editing: {error}"))
+        };
         let config = Config::builder()
             .completion_type(CompletionType::List)
             .history_ignore_space(true)

@@ -52,7 +52,7 @@ pub(crate) fn peer_object(peer: &TransferPeer) -> Value {
 /// The limit and priority of a transfer, as text.
 pub(crate) fn limits_text(transfer: &Transfer) -> String {
     let limit = match transfer.limit {
-        0 => "no limit of its own".to_owned(),
+        0 => "no rate limit".to_owned(),
         limit => text::limit(limit),
     };
     format!("priority {}, {limit}", transfer.priority)

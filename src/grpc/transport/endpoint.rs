@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
     path::PathBuf,
     str::FromStr,
 };
@@ -15,6 +15,8 @@ use crate::{Problem, Reason, grpc::transport::settings::CONNECT_TIMEOUT};
 const MAX_ZONE: usize = 32;
 
 /// Address of a service.
+///
+/// People may write `PORT` for `http://127.0.0.1:PORT`, and an absolute path for a Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// TCP: `http://HOST:PORT`, or `HOST:PORT`.
@@ -62,15 +64,26 @@ impl fmt::Display for LinkLocal {
     }
 }
 
-/// Parses an address to listen on: `ADDR:PORT`, or `[ADDR%INTERFACE]:PORT` for a link-local
+/// The port in `PORT` or `localhost:PORT`, which stand for a port of this machine's loopback
 /// address.
+fn loopback_port(text: &str) -> Option<u16> {
+    text.strip_prefix("localhost:").unwrap_or(text).parse().ok()
+}
+
+/// Parses an address to listen on: `ADDR:PORT`, `PORT` or `localhost:PORT` for loopback, or
+/// `[ADDR%INTERFACE]:PORT` for a link-local address.
 ///
 /// # Errors
 /// A message for the user: the text is not an address, or the interface does not exist.
 pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let Some(link_local) = LinkLocal::parse(text) else {
+        if let Some(port) = loopback_port(text) {
+            return Ok((Ipv4Addr::LOCALHOST, port).into());
+        }
         return text.parse().map_err(|_| {
-            "give an IP address with a port, as in 127.0.0.1:1313 or [fe80::1%eth0]:1313".to_owned()
+            "give an IP address with a port, as in 0.0.0.0:1313 or [fe80::1%eth0]:1313, or a port \
+             alone for this machine only"
+                .to_owned()
         });
     };
     let found = (link_local.host(), link_local.port).to_socket_addrs();
@@ -84,7 +97,12 @@ impl FromStr for Endpoint {
     type Err = Problem;
 
     fn from_str(text: &str) -> Result<Self, Problem> {
-        let bad = |why: &str| Problem::new(Reason::InvalidAddress, format!("`{text}` is no address: {why}"));
+        let bad = |why: &str| {
+            Problem::new(
+                Reason::InvalidAddress,
+                format!("`{text}` is not an address: {why}"),
+            )
+        };
         if let Some(path) = text.strip_prefix("unix:") {
             // gRPC's naming document allows `unix:///path`.
             let path = path.strip_prefix("//").unwrap_or(path);
@@ -92,6 +110,9 @@ impl FromStr for Endpoint {
                 return Err(bad("give unix:PATH"));
             }
             return Ok(Self::Unix(path.into()));
+        }
+        if text.starts_with('/') {
+            return Ok(Self::Unix(text.into()));
         }
         let bare = text.strip_prefix("http://").unwrap_or(text);
         if let Some(link_local) = LinkLocal::parse(bare.trim_end_matches('/')) {
@@ -102,25 +123,27 @@ impl FromStr for Endpoint {
         }
         if bare.contains('%') {
             return Err(bad(
-                "give an address with its network interface as in http://[fe80::1%eth0]:1313",
+                "give an address and its network interface as in http://[fe80::1%eth0]:1313",
             ));
         }
-        let with_scheme = if text.contains("://") {
-            text.to_owned()
-        } else {
-            format!("http://{text}")
+        let with_scheme = match text.parse::<u16>() {
+            Ok(port) => format!("http://{}:{port}", Ipv4Addr::LOCALHOST),
+            Err(_) if text.contains("://") => text.to_owned(),
+            Err(_) => format!("http://{text}"),
         };
         let uri: Uri = with_scheme
             .parse()
-            .map_err(|_| bad("give http://HOST:PORT or unix:PATH"))?;
+            .map_err(|_| bad("give HOST:PORT, PORT or unix:PATH"))?;
         if uri.scheme_str() != Some("http") {
-            return Err(bad("only http:// and unix: are known"));
+            return Err(bad("give HOST:PORT, http://HOST:PORT or unix:PATH"));
         }
         if uri.port_u16().is_none_or(|port| port == 0) || uri.host().is_none_or(str::is_empty) {
-            return Err(bad("give a host and a port, as in http://127.0.0.1:1313"));
+            return Err(bad(
+                "give HOST:PORT as in localhost:1313, or PORT for this machine",
+            ));
         }
         if uri.path_and_query().is_some_and(|path| path != "/") || text.contains(['@', '#']) {
-            return Err(bad("give nothing but a host and a port"));
+            return Err(bad("give only a host and a port"));
         }
         Ok(Self::Http(uri))
     }
@@ -190,11 +213,42 @@ mod tests {
         assert_eq!(parse_listen("[::1]:7").unwrap().to_string(), "[::1]:7");
         let text = parse_listen("[fe80::1%no-such-interface]:7").unwrap_err();
         assert!(text.contains("no-such-interface"), "{text}");
-        assert!(parse_listen("localhost:7").is_err());
+        for short in ["7", "localhost:7"] {
+            assert_eq!(parse_listen(short).unwrap().to_string(), "127.0.0.1:7");
+        }
+        for bad in ["", "a.example:7", "127.0.0.1", "70000", ":7"] {
+            assert!(parse_listen(bad).unwrap_err().contains("0.0.0.0:1313"), "{bad}");
+        }
         let SocketAddr::V6(zoned) = parse_listen("[fe80::1%1]:7").unwrap() else {
             panic!("it is IPv6");
         };
         assert_eq!((zoned.scope_id(), zoned.port()), (1, 7));
+    }
+
+    #[test]
+    fn addresses_are_read_as_people_write_them() {
+        for (text, endpoint) in [
+            ("1313", "http://127.0.0.1:1313"),
+            ("localhost:1313", "http://localhost:1313"),
+            ("a.example:7", "http://a.example:7"),
+            ("http://a.example:7/", "http://a.example:7"),
+            ("/run/potluck.sock", "unix:/run/potluck.sock"),
+            ("unix:///run/x", "unix:/run/x"),
+        ] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), endpoint);
+        }
+        for bad in [
+            "",
+            "localhost",
+            "0",
+            "70000",
+            "ftp://a:1",
+            "https://a:1",
+            "a:1/x",
+            "unix:",
+        ] {
+            assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
+        }
     }
 
     #[tokio::test]

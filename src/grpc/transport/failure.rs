@@ -30,7 +30,7 @@ pub(crate) fn not_http2(service: &str, endpoint: &dyn std::fmt::Display) -> Prob
 }
 
 fn foreign(service: &str, endpoint: &dyn std::fmt::Display, why: &str) -> String {
-    format!("what answers at {endpoint} is no Potluck {service}: {why}")
+    format!("the server at {endpoint} is not a Potluck {service}: {why}")
 }
 
 /// The problem for a failed call to `service` at `endpoint`.
@@ -128,7 +128,7 @@ fn failure(error: &(dyn Error + 'static)) -> Option<Failure> {
 /// decode.
 fn not_grpc(status: &Status) -> Option<Failure> {
     match status.code() {
-        Code::Unknown | Code::Internal => Some(Failure::NotGrpc("its answer is no gRPC".into())),
+        Code::Unknown | Code::Internal => Some(Failure::NotGrpc("its answer is not gRPC".into())),
         Code::Unimplemented => Some(Failure::NotGrpc("it does not know the call".into())),
         _ => None,
     }

@@ -39,10 +39,10 @@ const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck demo                256 MiB made for it
-  potluck demo big.iso        a file or folder of yours; it is only read";
+  potluck demo             use a generated file of 256 MiB
+  potluck demo big.iso     use a file or folder of yours; it is only read";
 
-/// Watch one file come from three peers at once, all on this machine
+/// Watch one file arrive from three peers at once, all on this machine
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct DemoArgs {
@@ -71,7 +71,7 @@ async fn run_on(
         Some(path) => PathBuf::from(local_files::absolute(path)?),
         None => sample::make(context, network.folder()).await?,
     };
-    print_step(context, 1, "three peers share it, in place");
+    print_step(context, 1, "three peers share the file");
     let item = context
         .stoppable(share_by_all(context, network, &original))
         .await?;
@@ -84,7 +84,7 @@ async fn run_on(
     context
         .stoppable(wait_until_announced(network, item.record.id))
         .await?;
-    print_step(context, 2, "the fourth fetches it from all three at once");
+    print_step(context, 2, "a fourth peer downloads it from all three at once");
     let request = DownloadRequest {
         file: item.record.id,
         name: None,
@@ -102,12 +102,12 @@ async fn run_on(
     };
     let transfer = download::follow(context, network.downloader(), &request, wait_limit, None).await?;
     download::report(context, &transfer, false)?;
-    print_step(context, 3, "what arrived is compared with the original");
+    print_step(context, 3, "the copy is compared with the original");
     let same = sample::compare(context, &original, Path::new(&transfer.path), item.record.id).await?;
     if !same {
         return Err(CommandError::new(
             Reason::VerificationFailed,
-            "what arrived differs from the original",
+            "the copy differs from the original",
         ));
     }
     if context.out.is_json() {
@@ -120,7 +120,7 @@ async fn run_on(
         }));
     }
     context.out.print_line(format_args!(
-        "{}  every byte is the same",
+        "{}  the copy is identical",
         style("verified").green()
     ))
 }
@@ -159,7 +159,7 @@ async fn share_by_all(
         .await?;
         first.get_or_insert(item);
     }
-    first.ok_or_else(|| CommandError::new(Reason::Internal, "nobody shared it"))
+    first.ok_or_else(|| CommandError::new(Reason::Internal, "no peer shared the file"))
 }
 
 async fn share(
@@ -177,7 +177,7 @@ async fn share(
     }
     Err(CommandError::new(
         Reason::Internal,
-        "the peer said nothing of what it should share",
+        "the peer did not report the file that it should share",
     ))
 }
 
@@ -195,7 +195,7 @@ async fn wait_until_announced(network: &DemoNetwork, id: FileId) -> Result<(), C
         }
         if Instant::now() >= deadline {
             let message =
-                format!("after {ANNOUNCE_TIMEOUT:?} the index knows of only {known} of the peers that share");
+                format!("after {ANNOUNCE_TIMEOUT:?} the index lists only {known} of the peers that share");
             return Err(CommandError::new(Reason::TimedOut, message));
         }
         tokio::time::sleep(ANNOUNCE_INTERVAL).await;
@@ -205,7 +205,8 @@ async fn wait_until_announced(network: &DemoNetwork, id: FileId) -> Result<(), C
 fn print_next_steps(context: &CommandContext, file: Option<&Path>) {
     let sample = file.map_or_else(|| "FILE".to_owned(), |path| path.to_string_lossy().into_owned());
     context.out.note(format_args!(
-        "\nThe demo's network is gone again. The same by hand, a terminal each:\n  \
+        "\nThe demo's index and peers have stopped. To do the same yourself, run each in its own \
+         terminal:\n  \
          potluck index\n  \
          potluck share {sample}\n  \
          potluck get NAME -o /tmp/copy"

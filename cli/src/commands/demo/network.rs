@@ -39,7 +39,7 @@ impl DemoNetwork {
         let folder = tempfile::Builder::new()
             .prefix("potluck-demo-")
             .tempdir()
-            .map_err(|error| CommandError::io("make a folder in", &std::env::temp_dir(), &error))?;
+            .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?;
         let shutdown = CancellationToken::new();
         let (listener, address) = listen().await?;
         let index: Endpoint = format!("http://{address}").parse()?;

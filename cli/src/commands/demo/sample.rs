@@ -42,10 +42,10 @@ pub(crate) async fn make(context: &CommandContext, folder: &Path) -> Result<Path
         Ok(Ok(())) => Ok(path),
         Ok(Err(_)) if context.stop.is_cancelled() => Err(CommandError::interrupted("interrupted")),
         Ok(Err(error)) => Err(CommandError::io("write the demo's file", &path, &error)
-            .hint("it needs 512 MiB in the temporary folder; TMPDIR names another")),
+            .hint("the demo needs 512 MiB in the temporary folder; TMPDIR sets another folder")),
         Err(_) => Err(CommandError::new(
             Reason::Internal,
-            "making the demo's file stopped in the middle",
+            "writing the demo's file stopped unexpectedly",
         )),
     }
 }
@@ -69,7 +69,7 @@ pub(crate) async fn compare(
         Ok(Err(error)) => Err(CommandError::io("compare", copy, &error)),
         Err(_) => Err(CommandError::new(
             Reason::Internal,
-            "comparing stopped in the middle",
+            "the comparison stopped unexpectedly",
         )),
     }
 }
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_byte_or_a_missing_end_is_noticed() {
+    fn a_changed_byte_or_a_missing_end_is_noticed() {
         let bytes = vec![7u8; BLOCK + 5];
         let mut other = bytes.clone();
         assert!(same_bytes(&mut &bytes[..], &mut &other[..]).unwrap());

@@ -5,8 +5,10 @@ mod resolve;
 
 use std::{path::PathBuf, time::Duration};
 
-use bytesize::ByteSize;
-use potluck_core::Reason;
+use potluck_core::{
+    Reason,
+    units::{duration_argument, parse_duration, rate_argument},
+};
 
 pub(crate) use self::args::GetArgs;
 use self::{args::DEFAULT_WAIT, resolve::Candidate};
@@ -24,8 +26,7 @@ pub(crate) async fn run(context: &CommandContext, args: GetArgs) -> Result<(), C
     let running = context.stoppable(context.running_peer()).await?;
     if args.detach && running.is_none() {
         return Err(
-            CommandError::usage("--detach needs a running peer to leave it to")
-                .hint("start one with `potluck peer`"),
+            CommandError::usage("--detach needs a running peer").hint("start one with `potluck peer`")
         );
     }
     let candidates = context
@@ -60,12 +61,12 @@ async fn download_first(
             providers: candidate.providers,
             detach: args.detach,
             allow_expansion: args.allow_expansion,
-            limit: args.limit.map_or(0, |limit| limit.as_u64()),
+            limit: args.limit.unwrap_or(0),
             priority: args.priority,
         };
         let wait_limit = WaitLimit {
             wait: if candidate.has_providers {
-                Duration::from_secs(args.wait)
+                args.wait
             } else {
                 Duration::ZERO
             },
@@ -77,7 +78,7 @@ async fn download_first(
                 Some(why) => {
                     context
                         .out
-                        .warn(format_args!("{} {why}, trying another", request.file));
+                        .warn(format_args!("{} {why}: trying the next file", request.file));
                     first.get_or_insert(error);
                 }
                 // The target holds partial content of the first candidate, whose error says how to
@@ -90,15 +91,15 @@ async fn download_first(
     // `resolve` returns at least one candidate, so the loop has returned already.
     Err(CommandError::new(
         Reason::NotFound,
-        format!("nobody has {}", args.query),
+        format!("no running peer has {}", args.query),
     ))
 }
 
 /// Why the next candidate may succeed after this error; `None` if it cannot.
 const fn reason_to_try_next(error: &CommandError) -> Option<&'static str> {
     match error.exit() {
-        Some(ExitStatus::Verification) => Some("is not what was asked for"),
-        Some(ExitStatus::NotFound | ExitStatus::Unreachable) => Some("is served by nobody now"),
+        Some(ExitStatus::Verification) => Some("does not have the requested SHA-256"),
+        Some(ExitStatus::NotFound | ExitStatus::Unreachable) => Some("has no running peer"),
         _ => None,
     }
 }
@@ -118,7 +119,7 @@ fn target(peer: &PeerHandle, args: &GetArgs) -> Result<Option<PathBuf>, CommandE
     // A trailing slash, as in `-o new/`, means a folder.
     if output.as_os_str().as_encoded_bytes().ends_with(b"/") {
         std::fs::create_dir_all(&target)
-            .map_err(|error| CommandError::io("make the folder", &target, &error))?;
+            .map_err(|error| CommandError::io("create the folder", &target, &error))?;
     }
     Ok(Some(target))
 }
@@ -131,13 +132,13 @@ fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
         FileQuery::Name(name) => name.clone(),
     };
     let output = args.output.iter().map(|path| path.to_string_lossy().into_owned());
-    let wait = Some(args.wait).filter(|&wait| wait != DEFAULT_WAIT);
+    let wait = Some(args.wait).filter(|&wait| parse_duration(DEFAULT_WAIT) != Ok(wait));
     let flags = [
         ("-o", output.collect()),
         ("--from", args.from.iter().map(ToString::to_string).collect()),
-        ("--limit", args.limit.map(rate_text).into_iter().collect()),
+        ("--limit", flag_value(args.limit.map(rate_argument))),
         ("--priority", flag_value(args.priority)),
-        ("--wait", flag_value(wait)),
+        ("--wait", flag_value(wait.map(duration_argument))),
         ("--listen", flag_value(args.listen)),
     ];
     let flags = flags.into_iter().flat_map(|(flag, values): (_, Vec<String>)| {
@@ -150,16 +151,4 @@ fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
 
 fn flag_value(value: Option<impl ToString>) -> Vec<String> {
     value.iter().map(ToString::to_string).collect()
-}
-
-/// A rate in the syntax of `--limit`, without rounding.
-fn rate_text(rate: ByteSize) -> String {
-    let bytes = rate.as_u64();
-    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    let is_whole = |unit: u64| bytes > 0 && bytes.is_multiple_of(unit);
-    let whole = units.iter().find(|(unit, _)| is_whole(*unit));
-    match whole {
-        Some((unit, name)) => format!("{}{name}", bytes / unit),
-        None => bytes.to_string(),
-    }
 }

@@ -168,7 +168,8 @@ fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> Com
         "{} have the name `{name}`",
         text::count(files.len() as u64, "file")
     );
-    CommandError::new(Reason::AmbiguousName, message).hint("nothing was fetched; choose one: potluck get ID")
+    CommandError::new(Reason::AmbiguousName, message)
+        .hint("nothing was downloaded; choose one: potluck get ID")
 }
 
 /// The not-found error, with similar names as hints.
