@@ -14,12 +14,18 @@ test:
 # What must hold before a commit.
 check:
     cargo fmt --all --check
+    tests/circles.py
     cargo clippy --workspace --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
 # Licences, sources and advisories of everything we depend on.
 deny:
     cargo deny check
+
+# The examples, against a real index and two peers.
+examples:
+    cargo build --workspace
+    examples/test.sh
 
 # The network of docker-compose.yml, with a search and a download from it.
 containers:
