@@ -11,7 +11,7 @@ use potluck_index::{Options, run};
 #[command(
     name = "potluck-index",
     version,
-    after_help = potluck_index::options::help_footer("potluck-index"),
+    after_help = potluck_index::Options::help_footer("potluck-index"),
     max_term_width = 100
 )]
 struct Arguments {

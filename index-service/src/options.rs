@@ -159,6 +159,22 @@ pub enum OptionsError {
 }
 
 impl Options {
+    /// The end of the help of `program`: examples, and variables that are not those of a flag.
+    pub fn help_footer(program: &str) -> String {
+        format!(
+            "\
+Examples:
+  {program}                          for this machine only, on port 1313
+  {program} --listen 0.0.0.0:1313    for the whole network
+  {program} --listen 0               on a free port of this machine
+
+Prints `listening on ADDRESS` when it is ready. SIGINT and SIGTERM stop it
+cleanly.
+
+{LOG_HELP}"
+        )
+    }
+
     /// Builds the configuration from the flags.
     ///
     /// # Errors
@@ -189,20 +205,4 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
         true => Ok(ttl),
         false => Err("a lease lasts from 1s to 1h".to_owned()),
     }
-}
-
-/// The end of the help of `program`: examples, and variables that are not those of a flag.
-pub fn help_footer(program: &str) -> String {
-    format!(
-        "\
-Examples:
-  {program}                       for this machine only, on port 1313
-  {program} --listen 0.0.0.0:1313 for the whole network
-  {program} --listen 0            on a free port of this machine
-
-Prints `listening on ADDRESS` when it is ready. SIGINT and SIGTERM stop it
-cleanly.
-
-{LOG_HELP}"
-    )
 }

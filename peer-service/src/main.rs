@@ -11,7 +11,7 @@ use potluck_peer::{Options, run};
 #[command(
     name = "potluck-peer",
     version,
-    after_help = potluck_peer::options::help_footer("potluck-peer"),
+    after_help = potluck_peer::Options::help_footer("potluck-peer"),
     max_term_width = 100
 )]
 struct CommandLine {

@@ -193,6 +193,26 @@ pub struct Options {
     pub lease: Option<Duration>,
 }
 
+impl Options {
+    /// The end of the help of `program`: examples, and variables that are not those of a flag.
+    pub fn help_footer(program: &str) -> String {
+        format!(
+            "\
+Examples:
+  {program}                       for this machine only, on port 12349
+  {program} --listen 0.0.0.0:12349 --index index.example:1313
+  {program} --share ~/models --upload-limit 50MiB/s
+
+Prints `listening on ADDRESS` when it is ready. Files in `files` in the peer's
+folder are shared, and downloads are saved there. Commands of `potluck` control
+the peer through the control socket in its folder. SIGINT and SIGTERM stop it
+cleanly.
+
+{LOG_HELP}"
+        )
+    }
+}
+
 /// Where the control service listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlAt {
@@ -325,24 +345,6 @@ impl Config {
             ..Self::new(home)
         })
     }
-}
-
-/// The end of the help of `program`: examples, and variables that are not those of a flag.
-pub fn help_footer(program: &str) -> String {
-    format!(
-        "\
-Examples:
-  {program}                       for this machine only, on port 12349
-  {program} --listen 0.0.0.0:12349 --index index.example:1313
-  {program} --share ~/models --upload-limit 50MiB/s
-
-Prints `listening on ADDRESS` when it is ready. Files in `files` in the peer's
-folder are shared, and downloads are saved there. Commands of `potluck` control
-the peer through the control socket in its folder. SIGINT and SIGTERM stop it
-cleanly.
-
-{LOG_HELP}"
-    )
 }
 
 /// The default home of a peer on this port: `peer-<port>` in the user's data directory for potluck.

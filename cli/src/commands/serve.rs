@@ -8,7 +8,7 @@ use crate::{context::CommandContext, error::CommandError};
 
 /// Run an index, which knows which peers have which files
 #[derive(Debug, Args)]
-#[command(after_help = potluck_index::options::help_footer("potluck index"))]
+#[command(after_help = potluck_index::Options::help_footer("potluck index"))]
 pub(crate) struct IndexArgs {
     #[command(flatten)]
     pub(crate) options: potluck_index::Options,
@@ -16,7 +16,7 @@ pub(crate) struct IndexArgs {
 
 /// Run a peer, which shares, serves and downloads files
 #[derive(Debug, Args)]
-#[command(after_help = potluck_peer::options::help_footer("potluck peer"))]
+#[command(after_help = potluck_peer::Options::help_footer("potluck peer"))]
 pub(crate) struct PeerArgs {
     #[command(flatten)]
     pub(crate) options: potluck_peer::Options,
