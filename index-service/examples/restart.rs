@@ -9,7 +9,7 @@ use potluck_core::{
     FileId, PeerId, Root,
     model::{Address, FileKind, FileRecord, Registration},
 };
-use potluck_index::internals::{Change, IndexStore as _, PeerRecord, Restored, SledStore};
+use potluck_index::internals::{Change, IndexStore as _, PeerRecord, RestoredPeers, SledStore};
 
 /// Files per request, as peers send them.
 const BATCH: u64 = 10_000;
@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
     println!("read in {:?}", began.elapsed());
     drop((_store, nothing));
     let began = Instant::now();
-    let (_store, restored) = SledStore::open(dir, Restored::add)?;
+    let (_store, restored) = SledStore::open(dir, RestoredPeers::add)?;
     println!("read and taken in in {:?}", began.elapsed());
     drop(restored);
     Ok(())

@@ -53,28 +53,30 @@ impl FromStr for AllowedHost {
 pub(crate) enum AddressError {
     /// The host is not an IP address or a host name.
     #[error(
-        "the host is neither an IP address nor a host name: leave it empty to be found where you call from"
+        "the host is neither an IP address nor a host name: leave it empty to register the address that you call from"
     )]
     NotAHost,
     /// The address does not identify a single machine.
-    #[error("{0} is no address of one machine: leave the host empty to be found where you call from")]
+    #[error(
+        "{0} is not the address of one machine: leave the host empty to register the address that you call from"
+    )]
     NotOneMachine(IpAddr),
     /// The address is link-local: it identifies another machine on each network.
     #[error(
-        "{0} is link-local: without the name of a network interface nobody can use it, and each machine has its own names for \
-         these; call the index by an address that is not link-local, or register another with --advertise"
+        "{0} is link-local, so other machines cannot reach it: call the index through an address that \
+         is not link-local, or register another address with --advertise"
     )]
     LinkLocal(IpAddr),
     /// The host is neither the caller's address nor allowed.
     #[error(
-        "{host} is not where you call from ({from}): leave the host empty, or let the index be started with \
-         --allow-host {host}"
+        "{host} is not the address that you call from ({caller}): leave the host empty, or have the \
+         index started with --allow-host {host}"
     )]
     Refused {
         /// The requested host.
         host: String,
         /// The caller's address.
-        from: String,
+        caller: String,
     },
 }
 
@@ -93,7 +95,7 @@ pub(crate) fn resolve(
     let source = source.map(|ip| ip.to_canonical());
     let refused = |host: &str| AddressError::Refused {
         host: host.to_owned(),
-        from: source.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string()),
+        caller: source.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string()),
     };
     if claimed.host.is_empty() {
         let ip = source.ok_or_else(|| refused("an empty host"))?;
@@ -109,7 +111,7 @@ pub(crate) fn resolve(
         let name = host_name(&claimed.host).ok_or(AddressError::NotAHost)?;
         return match allowed
             .iter()
-            .any(|host| matches!(host, AllowedHost::Name(known) if *known == name))
+            .any(|host| matches!(host, AllowedHost::Name(allowed) if *allowed == name))
         {
             true => Ok(Address {
                 host: name,
@@ -125,8 +127,9 @@ pub(crate) fn resolve(
     if is_link_local(ip) {
         return Err(AddressError::LinkLocal(ip));
     }
-    let fits = |host: &AllowedHost| matches!(host, AllowedHost::Network(network) if network.contains(&ip));
-    match source == Some(ip) || allowed.iter().any(fits) {
+    let contains_ip =
+        |host: &AllowedHost| matches!(host, AllowedHost::Network(network) if network.contains(&ip));
+    match source == Some(ip) || allowed.iter().any(contains_ip) {
         true => Ok(Address {
             host: ip.to_string(),
             port: claimed.port,
@@ -157,7 +160,7 @@ fn is_link_local(ip: IpAddr) -> bool {
 
 /// The text in lower case if it is a host name (RFC 1123) with at least one letter.
 fn host_name(text: &str) -> Option<String> {
-    let label = |label: &str| {
+    let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && label
                 .bytes()
@@ -165,10 +168,10 @@ fn host_name(text: &str) -> Option<String> {
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    let good = text.len() <= MAX_HOST_NAME
-        && text.split('.').all(label)
+    let is_valid = text.len() <= MAX_HOST_NAME
+        && text.split('.').all(is_label)
         && text.bytes().any(|b| b.is_ascii_alphabetic());
-    good.then(|| text.to_ascii_lowercase())
+    is_valid.then(|| text.to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -182,71 +185,74 @@ mod tests {
         }
     }
 
-    fn at(source: &str, host: &str, allowed: &[&str]) -> Result<String, AddressError> {
+    fn resolved(source: &str, host: &str, allowed: &[&str]) -> Result<String, AddressError> {
         let allowed: Vec<AllowedHost> = allowed.iter().map(|text| text.parse().unwrap()).collect();
         resolve(&claim(host), Some(source.parse().unwrap()), &allowed).map(|address| address.host)
     }
 
     #[test]
-    fn an_empty_host_is_the_callers_own() {
-        assert_eq!(at("192.0.2.7", "", &[]), Ok("192.0.2.7".to_owned()));
-        assert_eq!(at("::ffff:192.0.2.7", "", &[]), Ok("192.0.2.7".to_owned()));
-        assert_eq!(at("2001:db8::7", "", &[]), Ok("2001:db8::7".to_owned()));
+    fn an_empty_host_becomes_the_callers_address() {
+        assert_eq!(resolved("192.0.2.7", "", &[]), Ok("192.0.2.7".to_owned()));
+        assert_eq!(resolved("::ffff:192.0.2.7", "", &[]), Ok("192.0.2.7".to_owned()));
+        assert_eq!(resolved("2001:db8::7", "", &[]), Ok("2001:db8::7".to_owned()));
     }
 
     #[test]
-    fn the_callers_own_host_may_be_said() {
-        assert_eq!(at("192.0.2.7", "192.0.2.7", &[]), Ok("192.0.2.7".to_owned()));
+    fn a_peer_may_register_the_callers_address() {
         assert_eq!(
-            at("::ffff:192.0.2.7", "192.0.2.7", &[]),
+            resolved("192.0.2.7", "192.0.2.7", &[]),
             Ok("192.0.2.7".to_owned())
         );
         assert_eq!(
-            at("2001:db8::7", "2001:DB8:0::7", &[]),
+            resolved("::ffff:192.0.2.7", "192.0.2.7", &[]),
+            Ok("192.0.2.7".to_owned())
+        );
+        assert_eq!(
+            resolved("2001:db8::7", "2001:DB8:0::7", &[]),
             Ok("2001:db8::7".to_owned())
         );
     }
 
     #[test]
-    fn another_host_needs_leave() {
+    fn another_host_must_be_allowed() {
         assert!(matches!(
-            at("192.0.2.7", "192.0.2.8", &[]),
+            resolved("192.0.2.7", "192.0.2.8", &[]),
             Err(AddressError::Refused { .. })
         ));
         assert!(matches!(
-            at("192.0.2.7", "victim.example", &[]),
+            resolved("192.0.2.7", "victim.example", &[]),
             Err(AddressError::Refused { .. })
         ));
         assert_eq!(
-            at("192.0.2.7", "192.0.2.8", &["192.0.2.0/24"]),
+            resolved("192.0.2.7", "192.0.2.8", &["192.0.2.0/24"]),
             Ok("192.0.2.8".to_owned())
         );
         assert_eq!(
-            at("192.0.2.7", "::ffff:192.0.2.8", &["192.0.2.8"]),
+            resolved("192.0.2.7", "::ffff:192.0.2.8", &["192.0.2.8"]),
             Ok("192.0.2.8".to_owned())
         );
         assert!(matches!(
-            at("192.0.2.7", "192.0.3.8", &["192.0.2.0/24"]),
+            resolved("192.0.2.7", "192.0.3.8", &["192.0.2.0/24"]),
             Err(AddressError::Refused { .. })
         ));
         assert_eq!(
-            at("192.0.2.7", "Peer.Example", &["peer.example"]),
+            resolved("192.0.2.7", "Peer.Example", &["peer.example"]),
             Ok("peer.example".to_owned())
         );
     }
 
     #[test]
-    fn what_is_no_machine_is_refused_even_where_all_is_allowed() {
+    fn addresses_of_no_machine_are_refused_even_if_all_are_allowed() {
         for host in ["0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "ff02::1"] {
-            let told = at("192.0.2.7", host, &["0.0.0.0/0", "::/0"]);
+            let result = resolved("192.0.2.7", host, &["0.0.0.0/0", "::/0"]);
             assert!(
-                matches!(told, Err(AddressError::NotOneMachine(_))),
-                "{host}: {told:?}"
+                matches!(result, Err(AddressError::NotOneMachine(_))),
+                "{host}: {result:?}"
             );
         }
         for host in ["a b", "a/b", "1.2.3", "[::1]", "-a", "x\n", &"a".repeat(300)] {
             assert_eq!(
-                at("192.0.2.7", host, &["0.0.0.0/0"]),
+                resolved("192.0.2.7", host, &["0.0.0.0/0"]),
                 Err(AddressError::NotAHost),
                 "{host}"
             );
@@ -254,20 +260,23 @@ mod tests {
     }
 
     #[test]
-    fn link_local_addresses_are_refused_wherever_they_come_from() {
-        let link_local = |told| matches!(told, Err(AddressError::LinkLocal(_)));
-        assert!(link_local(at("fe80::1", "", &[])), "the caller's own");
-        assert!(link_local(at("fe80::1", "fe80::1", &[])));
-        assert!(link_local(at("2001:db8::7", "fe80::1", &["::/0"])), "allowed");
-        assert!(link_local(at("2001:db8::7", "febf::1", &["febf::1"])));
-        assert_eq!(at("169.254.1.2", "", &[]), Ok("169.254.1.2".to_owned()));
-        assert_eq!(at("fec0::1", "", &[]), Ok("fec0::1".to_owned()));
-        let text = at("fe80::1", "", &[]).unwrap_err().to_string();
+    fn link_local_addresses_are_always_refused() {
+        let link_local = |result| matches!(result, Err(AddressError::LinkLocal(_)));
+        assert!(link_local(resolved("fe80::1", "", &[])), "the caller's own");
+        assert!(link_local(resolved("fe80::1", "fe80::1", &[])));
+        assert!(
+            link_local(resolved("2001:db8::7", "fe80::1", &["::/0"])),
+            "allowed"
+        );
+        assert!(link_local(resolved("2001:db8::7", "febf::1", &["febf::1"])));
+        assert_eq!(resolved("169.254.1.2", "", &[]), Ok("169.254.1.2".to_owned()));
+        assert_eq!(resolved("fec0::1", "", &[]), Ok("fec0::1".to_owned()));
+        let text = resolved("fe80::1", "", &[]).unwrap_err().to_string();
         assert!(text.contains("--advertise"), "{text}");
     }
 
     #[test]
-    fn without_a_source_nothing_is_the_callers_own() {
+    fn without_a_source_no_address_is_the_callers() {
         assert!(resolve(&claim(""), None, &[]).is_err());
         assert!(resolve(&claim("127.0.0.1"), None, &[]).is_err());
     }

@@ -7,8 +7,8 @@
 //! Two live processes with one token, for example after a copy of the home folder, would take the
 //! lease from each other forever. A peer that moves does not return to its old address, but two
 //! live processes alternate. The table therefore refuses a process that takes a lease back for the
-//! second time within `CONTEST`. It reports the refused process to the holder as a rival, as long
-//! as both live.
+//! second time within `CONFLICT_WINDOW`. As long as both live, it reports the address of the refused
+//! process to the holder.
 //!
 //! Pure: time is a parameter. Non-goals: the peers' files, and durability. After a restart, each
 //! stored peer gets one lease to come back.
@@ -24,17 +24,17 @@ use std::{
 
 use potluck_core::{PeerId, model::Address};
 
-/// How long a previous holder and a refused rival are remembered: longer than a refused peer waits
+/// How long a previous holder and a refused process are remembered: longer than a refused peer waits
 /// before it tries again.
-const CONTEST: Duration = Duration::from_secs(180);
+const CONFLICT_WINDOW: Duration = Duration::from_secs(180);
 
 /// How often a process may take a lease back from another: a peer that moves away and returns does
 /// so once.
-const RETURNS: u8 = 1;
+const MAX_RETURNS: u8 = 1;
 
 /// One run of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Holder {
+pub(crate) struct LeaseHolder {
     /// The address where it listens.
     pub(crate) address: Address,
     /// A number that the run picks at start; empty if it sent none.
@@ -46,12 +46,19 @@ struct LeaseEntry {
     deadline: Instant,
     ttl: Duration,
     /// `None` after a restart of the index, until the peer contacts it.
-    holder: Option<Holder>,
-    /// The previous holder, the last time it was seen, and how often the two took the lease from
-    /// each other.
-    before: Option<Box<(Holder, Instant, u8)>>,
+    holder: Option<LeaseHolder>,
+    previous: Option<Box<PreviousHolder>>,
     /// The last process that was refused in favour of `holder`, and when.
-    rival: Option<Box<(Address, Instant)>>,
+    refused: Option<Box<(Address, Instant)>>,
+}
+
+/// The process from which the holder took a lease.
+#[derive(Debug)]
+struct PreviousHolder {
+    holder: LeaseHolder,
+    last_seen: Instant,
+    /// How often the two took the lease back from each other.
+    returns: u8,
 }
 
 /// The leases of all peers.
@@ -63,22 +70,30 @@ pub(crate) struct LeaseTable {
 
 impl LeaseTable {
     /// Returns the current holder's address if `holder` must be refused because another live
-    /// process alternates with it. Remembers the refused process as the rival.
-    pub(crate) fn contest(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
+    /// process alternates with it. Remembers the refused process.
+    pub(crate) fn check_conflict(
+        &mut self,
+        peer: &PeerId,
+        holder: &LeaseHolder,
+        now: Instant,
+    ) -> Option<Address> {
         let lease = self.leases.get_mut(peer).filter(|lease| lease.deadline > now)?;
         let current = lease.holder.as_ref().filter(|current| *current != holder)?;
-        let (before, until, returns) = lease.before.as_deref_mut()?;
-        if before != holder || now > *until + CONTEST || *returns < RETURNS {
+        let previous = lease.previous.as_deref_mut()?;
+        if previous.holder != *holder
+            || now > previous.last_seen + CONFLICT_WINDOW
+            || previous.returns < MAX_RETURNS
+        {
             return None;
         }
-        *until = now;
-        lease.rival = Some(Box::new((holder.address.clone(), now)));
+        previous.last_seen = now;
+        lease.refused = Some(Box::new((holder.address.clone(), now)));
         Some(current.address.clone())
     }
 
     /// Whether this run of a peer may hold the peer's lease; true if there is no lease or either
     /// run is unknown.
-    pub(crate) fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
+    pub(crate) fn may_hold(&self, peer: &PeerId, instance: &[u8]) -> bool {
         let holder = self.leases.get(peer).and_then(|lease| lease.holder.as_ref());
         holder.is_none_or(|holder| {
             instance.is_empty() || holder.instance.is_empty() || holder.instance == instance
@@ -86,35 +101,40 @@ impl LeaseTable {
     }
 
     /// The address of another process that recently tried to take the lease.
-    pub(crate) fn rival(&self, peer: &PeerId, now: Instant) -> Option<&Address> {
-        let (address, at) = self.leases.get(peer)?.rival.as_deref()?;
-        (now <= *at + CONTEST).then_some(address)
+    pub(crate) fn conflicting_address(&self, peer: &PeerId, now: Instant) -> Option<&Address> {
+        let (address, at) = self.leases.get(peer)?.refused.as_deref()?;
+        (now <= *at + CONFLICT_WINDOW).then_some(address)
     }
 
     /// Opens a lease, or restarts the existing one. `holder` is `None` if it is unknown.
-    pub(crate) fn open(&mut self, peer: PeerId, ttl: Duration, holder: Option<Holder>, now: Instant) {
+    pub(crate) fn open(&mut self, peer: PeerId, ttl: Duration, holder: Option<LeaseHolder>, now: Instant) {
         let deadline = now + ttl;
         let mut lease = LeaseEntry {
             deadline,
             ttl,
             holder,
-            before: None,
-            rival: None,
+            previous: None,
+            refused: None,
         };
         if let Some(old) = self.leases.remove(&peer) {
             self.by_deadline.remove(&(old.deadline, peer));
             if old.holder == lease.holder || old.holder.is_none() {
-                (lease.before, lease.rival) = (old.before, old.rival);
-            } else if let Some(left) = old.holder {
-                let returns = match old.before.as_deref() {
-                    Some((before, until, returns))
-                        if Some(before) == lease.holder.as_ref() && now <= *until + CONTEST =>
+                (lease.previous, lease.refused) = (old.previous, old.refused);
+            } else if let Some(old_holder) = old.holder {
+                let returns = match old.previous.as_deref() {
+                    Some(previous)
+                        if Some(&previous.holder) == lease.holder.as_ref()
+                            && now <= previous.last_seen + CONFLICT_WINDOW =>
                     {
-                        returns.saturating_add(1)
+                        previous.returns.saturating_add(1)
                     }
                     _ => 0,
                 };
-                lease.before = Some(Box::new((left, now, returns)));
+                lease.previous = Some(Box::new(PreviousHolder {
+                    holder: old_holder,
+                    last_seen: now,
+                    returns,
+                }));
             }
         }
         self.leases.insert(peer, lease);
@@ -122,7 +142,7 @@ impl LeaseTable {
     }
 
     /// Renews a lease that has not expired and that no other process holds. Returns its duration.
-    pub(crate) fn renew(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Duration> {
+    pub(crate) fn renew(&mut self, peer: &PeerId, holder: &LeaseHolder, now: Instant) -> Option<Duration> {
         let lease = self.leases.get_mut(peer).filter(|lease| lease.deadline > now)?;
         if lease.holder.get_or_insert_with(|| holder.clone()) != holder {
             return None;
@@ -195,8 +215,8 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(60);
 
-    fn holder(port: u16, instance: u8) -> Holder {
-        Holder {
+    fn holder(port: u16, instance: u8) -> LeaseHolder {
+        LeaseHolder {
             address: Address {
                 host: "192.0.2.1".to_owned(),
                 port,
@@ -206,9 +226,9 @@ mod tests {
     }
 
     /// Registers a process unless the table refuses it.
-    fn register(table: &mut LeaseTable, holder: &Holder, now: Instant) -> Result<(), Address> {
-        match table.contest(&peer(1), holder, now) {
-            Some(other) => Err(other),
+    fn register(table: &mut LeaseTable, holder: &LeaseHolder, now: Instant) -> Result<(), Address> {
+        match table.check_conflict(&peer(1), holder, now) {
+            Some(address) => Err(address),
             None => {
                 table.open(peer(1), TTL, Some(holder.clone()), now);
                 Ok(())
@@ -217,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn two_live_processes_of_one_peer_are_told_of_each_other() {
+    fn two_live_processes_with_one_token_conflict() {
         // Two machines; one machine, or two behind one address; a machine that was copied while
         // running.
         for (one, two) in [
@@ -229,58 +249,64 @@ mod tests {
             let mut table = LeaseTable::default();
             assert_eq!(register(&mut table, &one, now), Ok(()));
             let mut refused = None;
-            for turn in 0..4 {
+            for round in 0..4 {
                 // The process finds its lease gone when it renews, and registers again.
                 now += TTL / 4;
-                let (comes, holds) = if turn % 2 == 0 { (&two, &one) } else { (&one, &two) };
-                assert_eq!(table.renew(&peer(1), comes, now), None);
-                assert_eq!(table.rival(&peer(1), now), None);
-                if let Err(other) = register(&mut table, comes, now) {
-                    assert_eq!(other, holds.address);
-                    refused = Some((comes, holds));
+                let (caller, current) = if round % 2 == 0 {
+                    (&two, &one)
+                } else {
+                    (&one, &two)
+                };
+                assert_eq!(table.renew(&peer(1), caller, now), None);
+                assert_eq!(table.conflicting_address(&peer(1), now), None);
+                if let Err(address) = register(&mut table, caller, now) {
+                    assert_eq!(address, current.address);
+                    refused = Some((caller, current));
                     break;
                 }
             }
-            let (rival, holds) = refused.expect("refused after a few turns");
+            let (refused, current) = refused.expect("refused after a few rounds");
             for _ in 0..10 {
                 now += TTL / 2;
-                assert_eq!(table.renew(&peer(1), holds, now), Some(TTL));
-                assert_eq!(table.rival(&peer(1), now), Some(&rival.address));
-                assert_eq!(register(&mut table, rival, now), Err(holds.address.clone()));
+                assert_eq!(table.renew(&peer(1), current, now), Some(TTL));
+                assert_eq!(table.conflicting_address(&peer(1), now), Some(&refused.address));
+                assert_eq!(register(&mut table, refused, now), Err(current.address.clone()));
             }
             // After one process stops, the other keeps the lease.
-            let mut gone = table.renew(&peer(1), holds, now + CONTEST).is_none();
-            gone |= table.rival(&peer(1), now + CONTEST + TTL).is_none();
-            assert!(gone);
-            assert_eq!(register(&mut table, rival, now + CONTEST + 2 * TTL), Ok(()));
+            let later = now + CONFLICT_WINDOW;
+            let mut is_over = table.renew(&peer(1), current, later).is_none();
+            is_over |= table.conflicting_address(&peer(1), later + TTL).is_none();
+            assert!(is_over);
+            assert_eq!(register(&mut table, refused, later + 2 * TTL), Ok(()));
         }
     }
 
     #[test]
-    fn a_peer_that_moves_or_starts_again_is_not_refused() {
+    fn a_peer_that_moves_or_restarts_is_not_refused() {
         let start = Instant::now();
         let mut table = LeaseTable::default();
         let second = Duration::from_secs(1);
         // Moves there and back once, then on.
-        for (n, at) in [1, 2, 1, 3, 4].into_iter().enumerate() {
+        for (n, port) in [1, 2, 1, 3, 4].into_iter().enumerate() {
             let now = start + second * n as u32;
-            assert_eq!(register(&mut table, &holder(at, 1), now), Ok(()), "to {at}");
-            assert_eq!(table.rival(&peer(1), now), None);
+            assert_eq!(register(&mut table, &holder(port, 1), now), Ok(()), "to {port}");
+            assert_eq!(table.conflicting_address(&peer(1), now), None);
         }
         // Restarts repeatedly at the same address.
         for instance in 2..20 {
             let now = start + second * u32::from(instance);
             assert_eq!(register(&mut table, &holder(4, instance), now), Ok(()));
         }
-        // Moves back and forth, but more slowly than `CONTEST`.
-        for turn in 1..10 {
-            let now = start + (CONTEST + TTL) * turn;
-            assert_eq!(register(&mut table, &holder(1 + turn as u16 % 2, 1), now), Ok(()));
+        // Moves back and forth, but more slowly than `CONFLICT_WINDOW`.
+        for round in 1..10 {
+            let now = start + (CONFLICT_WINDOW + TTL) * round;
+            let port = 1 + round as u16 % 2;
+            assert_eq!(register(&mut table, &holder(port, 1), now), Ok(()));
         }
     }
 
     #[test]
-    fn after_a_restart_whoever_comes_first_holds_the_lease() {
+    fn after_a_restart_the_first_process_to_renew_holds_the_lease() {
         let start = Instant::now();
         let mut table = LeaseTable::default();
         table.open(peer(1), TTL, None, start);
@@ -302,14 +328,14 @@ mod tests {
         assert_eq!(
             table.renew(&peer(1), &holder(1, 1), start + TTL),
             None,
-            "over even before it is collected"
+            "expired even before it is collected"
         );
         assert_eq!(table.take_expired(start + TTL, 10), [peer(1)]);
         assert!(table.is_empty());
     }
 
     #[test]
-    fn renewing_begins_anew() {
+    fn renewing_restarts_the_lease() {
         let start = Instant::now();
         let mut table = LeaseTable::default();
         table.open(peer(1), TTL, None, start);
@@ -325,7 +351,7 @@ mod tests {
         Renew(u8),
         Close(u8),
         Wait(u64),
-        Take(usize),
+        TakeExpired(usize),
     }
 
     fn step() -> impl Strategy<Value = LeaseStep> {
@@ -334,7 +360,7 @@ mod tests {
             (0..6u8).prop_map(LeaseStep::Renew),
             (0..6u8).prop_map(LeaseStep::Close),
             (0..10u64).prop_map(LeaseStep::Wait),
-            (0..4usize).prop_map(LeaseStep::Take),
+            (0..4usize).prop_map(LeaseStep::TakeExpired),
         ]
     }
 
@@ -364,12 +390,12 @@ mod tests {
                         prop_assert_eq!(table.close(&peer(n)), model.len() < before);
                     }
                     LeaseStep::Wait(seconds) => now += Duration::from_secs(seconds),
-                    LeaseStep::Take(most) => {
+                    LeaseStep::TakeExpired(max) => {
                         let mut due: Vec<_> = model.iter().filter(|entry| entry.1 <= now).copied().collect();
                         due.sort_by_key(|entry| (entry.1, entry.0));
-                        due.truncate(most);
+                        due.truncate(max);
                         let due: Vec<PeerId> = due.into_iter().map(|entry| entry.0).collect();
-                        prop_assert_eq!(table.take_expired(now, most), due.clone());
+                        prop_assert_eq!(table.take_expired(now, max), due.clone());
                         model.retain(|entry| !due.contains(&entry.0));
                     }
                 }

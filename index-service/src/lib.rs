@@ -49,7 +49,7 @@ pub mod internals {
     pub use crate::{
         catalog::{Catalog, Listing, ListingCursor, ListingPage, PutOutcome},
         catalog::{SearchCursor, SearchPage, SearchScan, TermsError, terms},
-        registry::Restored,
+        registry::RestoredPeers,
         store::{Change, IndexStore, PeerRecord, SledStore, StoreError, StoredPeer},
     };
 }

@@ -9,16 +9,16 @@ use crate::{
     address::AddressError,
     catalog::TermsError,
     commit::{self, CommitError},
-    grpc::page_tokens::PageError,
+    grpc::page_tokens::PageTokenError,
     rate_limiter::RateExceeded,
     watch::{SubscriptionEnd, WatchError},
 };
 
 /// Retry delay if the index is busy at the moment.
-pub(crate) const SOON: Duration = Duration::from_secs(1);
+pub(crate) const SHORT_DELAY: Duration = Duration::from_secs(1);
 
 /// Retry delay if a condition has to change first.
-const LATER: Duration = Duration::from_secs(30);
+const LONG_DELAY: Duration = Duration::from_secs(30);
 
 impl From<AddressError> for Problem {
     fn from(error: AddressError) -> Self {
@@ -38,8 +38,8 @@ impl From<TermsError> for Problem {
     }
 }
 
-impl From<PageError> for Problem {
-    fn from(error: PageError) -> Self {
+impl From<PageTokenError> for Problem {
+    fn from(error: PageTokenError) -> Self {
         Self::new(Reason::InvalidPageToken, error.to_string()).field("page_token")
     }
 }
@@ -48,7 +48,7 @@ impl From<RateExceeded> for Problem {
     fn from(error: RateExceeded) -> Self {
         Self::new(
             Reason::RateLimited,
-            "too many calls from your address: wait as long as the retry delay says",
+            "too many calls from your address: wait for the retry delay",
         )
         .retry_after(error.retry_after)
     }
@@ -56,18 +56,18 @@ impl From<RateExceeded> for Problem {
 
 impl From<CommitError> for Problem {
     fn from(error: CommitError) -> Self {
-        let (reason, wait) = match error {
+        let (reason, retry_after) = match error {
             CommitError::TooManyFiles { .. } => (Reason::QuotaExceeded, None),
             CommitError::TooManyPeers { .. } | CommitError::Full | CommitError::TooMuchMemory { .. } => {
-                (Reason::QuotaExceeded, Some(LATER))
+                (Reason::QuotaExceeded, Some(LONG_DELAY))
             }
-            CommitError::IdentityInUse { .. } => (Reason::IdentityInUse, Some(LATER)),
-            CommitError::Busy | CommitError::Slow => (Reason::StoreUnavailable, Some(SOON)),
+            CommitError::IdentityInUse { .. } => (Reason::IdentityInUse, Some(LONG_DELAY)),
+            CommitError::Busy | CommitError::Slow => (Reason::StoreUnavailable, Some(SHORT_DELAY)),
             CommitError::Store => (Reason::StoreUnavailable, Some(commit::MAX_RETRY_DELAY)),
-            CommitError::Closed => (Reason::ShuttingDown, Some(SOON)),
+            CommitError::Closed => (Reason::ShuttingDown, Some(SHORT_DELAY)),
         };
         Self {
-            retry_after: wait,
+            retry_after,
             ..Self::new(reason, error.to_string())
         }
     }
@@ -75,44 +75,46 @@ impl From<CommitError> for Problem {
 
 impl From<WatchError> for Problem {
     fn from(error: WatchError) -> Self {
-        let (reason, wait) = match error {
-            WatchError::TooMany => (Reason::Busy, LATER),
-            WatchError::Closed => (Reason::ShuttingDown, SOON),
+        let (reason, retry_after) = match error {
+            WatchError::TooMany => (Reason::Busy, LONG_DELAY),
+            WatchError::Closed => (Reason::ShuttingDown, SHORT_DELAY),
         };
-        Self::new(reason, error.to_string()).retry_after(wait)
+        Self::new(reason, error.to_string()).retry_after(retry_after)
     }
 }
 
 impl From<SubscriptionEnd> for Problem {
-    fn from(ended: SubscriptionEnd) -> Self {
-        match ended {
-            SubscriptionEnd::TooSlow => {
-                Self::new(Reason::Busy, "this watcher reads too slowly: watch again").retry_after(SOON)
-            }
+    fn from(end: SubscriptionEnd) -> Self {
+        match end {
+            SubscriptionEnd::TooSlow => Self::new(
+                Reason::Busy,
+                "this watcher read its events too slowly and was dropped: watch again",
+            )
+            .retry_after(SHORT_DELAY),
             SubscriptionEnd::Closed => WatchError::Closed.into(),
         }
     }
 }
 
 /// The problem with an invalid token. Reveals only the token's length.
-pub(crate) fn token(error: &IdError) -> Problem {
+pub(crate) fn invalid_token(error: &IdError) -> Problem {
     let length = match error {
         IdError::Bytes(length) | IdError::Length(length) => *length,
         IdError::NotHex => 0,
     };
     Problem::new(
         Reason::InvalidToken,
-        format!("a token is 32 bytes, this has {length}"),
+        format!("a token has 32 bytes, this one has {length}"),
     )
     .field("token")
 }
 
 /// A field with an invalid value.
-pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Problem {
+pub(crate) fn invalid_field(field: &str, message: impl Into<String>) -> Problem {
     Problem::new(Reason::InvalidArgument, message).field(field)
 }
 
 /// The problem with an invalid name.
-pub(crate) fn bad_name(error: &PathError) -> Problem {
+pub(crate) fn invalid_name(error: &PathError) -> Problem {
     Problem::new(Reason::InvalidName, error.to_string())
 }

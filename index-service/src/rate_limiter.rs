@@ -18,7 +18,7 @@ use potluck_core::grpc::limiter::client_network;
 const MAX_SOURCES: usize = 65_536;
 
 /// Burst size, in seconds of the permitted rate: a peer with a large folder starts with many calls.
-const BURST: u32 = 5;
+const BURST_SECONDS: u32 = 5;
 
 /// A source exceeded its call rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl RateLimiter {
         let interval = Duration::from_secs(1).checked_div(per_second);
         Self {
             interval,
-            burst: Duration::from_secs(u64::from(BURST)),
+            burst: Duration::from_secs(u64::from(BURST_SECONDS)),
             full_at: HashMap::new(),
             next_sweep: None,
         }
@@ -64,29 +64,29 @@ impl RateLimiter {
         if !self.full_at.contains_key(&source) && self.full_at.len() >= MAX_SOURCES {
             self.sweep(now)?;
         }
-        let price = (interval * cost).min(self.burst);
-        let whole_at = self.full_at.entry(source).or_insert(now);
-        let then = (*whole_at).max(now) + price;
-        let over = then.saturating_duration_since(now + self.burst);
+        let time = (interval * cost).min(self.burst);
+        let full_at = self.full_at.entry(source).or_insert(now);
+        let new_full_at = (*full_at).max(now) + time;
+        let over = new_full_at.saturating_duration_since(now + self.burst);
         if !over.is_zero() {
             return Err(RateExceeded { retry_after: over });
         }
-        *whole_at = then;
+        *full_at = new_full_at;
         Ok(())
     }
 
     /// Charges `source` for work that is done already, even beyond its budget. The debt is at most
     /// one full budget; the next calls of the source wait for it.
-    pub(crate) fn spend(&mut self, source: IpAddr, cost: u32, now: Instant) {
+    pub(crate) fn charge(&mut self, source: IpAddr, cost: u32, now: Instant) {
         let Some(interval) = self.interval else { return };
         let source = client_network(source);
         // An admitted source is in the table unless its budget is full.
         if !self.full_at.contains_key(&source) && self.full_at.len() >= MAX_SOURCES {
             return;
         }
-        let whole_at = self.full_at.entry(source).or_insert(now);
-        let price = interval.saturating_mul(cost);
-        *whole_at = ((*whole_at).max(now) + price.min(self.burst)).min(now + 2 * self.burst);
+        let full_at = self.full_at.entry(source).or_insert(now);
+        let time = interval.saturating_mul(cost);
+        *full_at = ((*full_at).max(now) + time.min(self.burst)).min(now + 2 * self.burst);
     }
 
     /// Forgets the sources with a full budget, at most once per second, because a scan of a full
@@ -94,7 +94,7 @@ impl RateLimiter {
     fn sweep(&mut self, now: Instant) -> Result<(), RateExceeded> {
         let pause = Duration::from_secs(1);
         if self.next_sweep.is_none_or(|at| at <= now) {
-            self.full_at.retain(|_, whole_at| *whole_at > now);
+            self.full_at.retain(|_, full_at| *full_at > now);
             self.next_sweep = Some(now + pause);
         }
         match self.full_at.len() < MAX_SOURCES {
@@ -118,10 +118,10 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_let_through_and_then_the_rate() {
+    fn a_burst_is_admitted_and_then_the_rate() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(10);
-        for _ in 0..10 * BURST {
+        for _ in 0..10 * BURST_SECONDS {
             assert_eq!(limiter.take(ip(1), 1, start), Ok(()));
         }
         let exceeded = limiter.take(ip(1), 1, start).unwrap_err();
@@ -136,23 +136,23 @@ mod tests {
     }
 
     #[test]
-    fn what_was_done_already_is_paid_for_by_the_next_calls() {
+    fn finished_work_is_charged_to_the_next_calls() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(10);
-        limiter.spend(ip(1), 10 * BURST, start);
-        limiter.spend(ip(1), 5, start);
+        limiter.charge(ip(1), 10 * BURST_SECONDS, start);
+        limiter.charge(ip(1), 5, start);
         let exceeded = limiter.take(ip(1), 1, start).unwrap_err();
         assert_eq!(exceeded.retry_after, Duration::from_millis(600));
         for _ in 0..100 {
-            limiter.spend(ip(1), u32::MAX, start);
+            limiter.charge(ip(1), u32::MAX, start);
         }
         let exceeded = limiter.take(ip(1), 1, start).unwrap_err();
-        assert!(exceeded.retry_after <= Duration::from_secs(u64::from(BURST) + 1));
+        assert!(exceeded.retry_after <= Duration::from_secs(u64::from(BURST_SECONDS) + 1));
         assert_eq!(limiter.take(ip(2), 1, start), Ok(()));
     }
 
     #[test]
-    fn no_limit_is_no_limit() {
+    fn a_rate_of_zero_means_no_limit() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(0);
         for _ in 0..100_000 {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_costliest_call_passes_a_whole_budget() {
+    fn a_call_that_costs_more_than_a_budget_takes_a_full_one() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(1);
         assert_eq!(limiter.take(ip(1), 1_000, start), Ok(()));

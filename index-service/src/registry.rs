@@ -9,10 +9,10 @@
 //! - Locks are taken in the order catalog, leases, watchers, and are never held across an await.
 //!
 //! Readers wait for at most one slice of a change. No section that holds the catalog's write lock
-//! handles more than `SLICE` registrations, and waiting readers go first after each section.
+//! handles more than `MAX_SLICE` registrations, and waiting readers go first after each section.
 //! `parking_lot`'s fair unlock guarantees this; with the lock of `std`, the writer could take the
 //! lock again before a reader wakes up. A peer that leaves is hidden immediately and cleared later
-//! by [`Registry::clear`].
+//! by [`Registry::clear_hidden`].
 
 use std::{
     collections::VecDeque,
@@ -22,8 +22,7 @@ use std::{
 };
 
 use hashbrown::HashSet;
-use parking_lot::{Mutex, MutexGuard};
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use potluck_core::{
     FileId, PeerId, SetDigest,
     model::{Address, Provider, ProviderEvent, Registration},
@@ -31,39 +30,39 @@ use potluck_core::{
 
 use crate::{
     catalog::{Catalog, PeerSlot, PutOutcome},
-    leases::{Holder, LeaseTable},
+    leases::{LeaseHolder, LeaseTable},
     store::{PeerRecord, StoredPeer},
     watch::{Subscription, WatchError, WatchHub},
 };
 
 /// Maximum registrations changed per write lock: some 200 microseconds.
-pub(crate) const SLICE: usize = 64;
+const MAX_SLICE: usize = 64;
 
 /// Bytes of names after which a slice ends, because the cost of a name grows with its words.
-const SLICE_BYTES: usize = 8 * 1024;
+const MAX_SLICE_NAME_BYTES: usize = 8 * 1024;
 
 /// Removed files above which a replacement fills a new peer entry and clears the old one later.
 /// Removing more in place would delay the caller and all other changes.
-const REPLACE_IN_PLACE: usize = 1024;
+const MAX_REMOVED_IN_PLACE: usize = 1024;
 
 /// The catalog, the leases and the watchers.
 #[derive(Debug)]
 pub(crate) struct Registry {
     catalog: RwLock<Catalog>,
     leases: Mutex<LeaseTable>,
-    hub: Arc<WatchHub>,
+    watch_hub: Arc<WatchHub>,
     /// Hidden peers that are not cleared yet.
-    leftovers: Mutex<VecDeque<PeerSlot>>,
+    to_clear: Mutex<VecDeque<PeerSlot>>,
 }
 
 /// Peers read from a store, from which a registry is built.
 #[derive(Debug, Default)]
-pub struct Restored {
+pub struct RestoredPeers {
     catalog: Catalog,
     leases: Vec<(PeerId, Duration)>,
 }
 
-impl Restored {
+impl RestoredPeers {
     /// Adds one peer.
     pub fn add(&mut self, StoredPeer { record, mut files }: StoredPeer) {
         self.catalog.set_peer(record.id, &record.address);
@@ -79,18 +78,18 @@ impl Restored {
 
 /// Summary of a peer's registrations.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Holding {
+pub(crate) struct PeerSummary {
     /// Number of files.
     pub(crate) file_count: u64,
     /// The digest of its registrations.
     pub(crate) digest: SetDigest,
     /// Address of another live process that uses the same identity.
-    pub(crate) rival: Option<Address>,
+    pub(crate) conflicting_address: Option<Address>,
 }
 
 impl Registry {
     /// Builds a registry from stored peers. Each peer gets one lease from `now` to come back.
-    pub(crate) fn new(mut restored: Restored, max_watchers: usize, now: Instant) -> Self {
+    pub(crate) fn new(mut restored: RestoredPeers, max_watchers: usize, now: Instant) -> Self {
         let mut leases = LeaseTable::default();
         for (peer, ttl) in restored.leases {
             leases.open(peer, ttl, None, now);
@@ -99,8 +98,8 @@ impl Registry {
         Self {
             catalog: RwLock::new(restored.catalog),
             leases: Mutex::new(leases),
-            hub: Arc::new(WatchHub::new(max_watchers)),
-            leftovers: Mutex::default(),
+            watch_hub: Arc::new(WatchHub::new(max_watchers)),
+            to_clear: Mutex::default(),
         }
     }
 
@@ -109,54 +108,65 @@ impl Registry {
         self.catalog.read()
     }
 
-    /// Changes the catalog by at most [`SLICE`] registrations, then lets waiting readers go first.
-    fn change<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
+    /// Changes the catalog by at most [`MAX_SLICE`] registrations, then lets waiting readers go
+    /// first.
+    fn change_catalog<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
         let mut catalog = self.catalog.write();
         let result = change(&mut catalog);
         let changed = catalog.take_change_count();
-        debug_assert!(changed <= SLICE, "readers waited for {changed} registrations");
+        debug_assert!(changed <= MAX_SLICE, "readers waited for {changed} registrations");
         RwLockWriteGuard::unlock_fair(catalog);
         result
     }
 
     /// The watchers.
-    pub(crate) const fn hub(&self) -> &Arc<WatchHub> {
-        &self.hub
+    pub(crate) const fn watch_hub(&self) -> &Arc<WatchHub> {
+        &self.watch_hub
     }
 
     /// Renews the lease of a peer at an unchanged address. Returns the lease's duration and a
     /// summary of the peer; `None` if there is no such lease.
-    pub(crate) fn renew(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<(Duration, Holding)> {
+    pub(crate) fn renew(
+        &self,
+        peer: &PeerId,
+        holder: &LeaseHolder,
+        now: Instant,
+    ) -> Option<(Duration, PeerSummary)> {
         let catalog = self.catalog();
         catalog
             .address_of(peer)
             .filter(|known| **known == holder.address)?;
         let ttl = self.leases().renew(peer, holder, now)?;
-        Some((ttl, self.holding_in(&catalog, peer, now)))
+        Some((ttl, self.summarize(&catalog, peer, now)))
     }
 
     /// A summary of a peer's registrations.
-    pub(crate) fn holding(&self, peer: &PeerId, now: Instant) -> Holding {
-        self.holding_in(&self.catalog(), peer, now)
+    pub(crate) fn summary_of(&self, peer: &PeerId, now: Instant) -> PeerSummary {
+        self.summarize(&self.catalog(), peer, now)
     }
 
-    fn holding_in(&self, catalog: &Catalog, peer: &PeerId, now: Instant) -> Holding {
-        Holding {
+    fn summarize(&self, catalog: &Catalog, peer: &PeerId, now: Instant) -> PeerSummary {
+        PeerSummary {
             file_count: catalog.file_count_of(peer),
             digest: catalog.digest_of(peer),
-            rival: self.leases().rival(peer, now).cloned(),
+            conflicting_address: self.leases().conflicting_address(peer, now).cloned(),
         }
     }
 
     /// Returns the lease holder's address if `holder` must be refused, as in
-    /// [`LeaseTable::contest`].
-    pub(crate) fn contest(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
-        self.leases().contest(peer, holder, now)
+    /// [`LeaseTable::check_conflict`].
+    pub(crate) fn check_conflict(
+        &self,
+        peer: &PeerId,
+        holder: &LeaseHolder,
+        now: Instant,
+    ) -> Option<Address> {
+        self.leases().check_conflict(peer, holder, now)
     }
 
     /// Whether this run of a peer may hold the peer's lease; true if there is no lease.
-    pub(crate) fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
-        self.leases().may_be_of(peer, instance)
+    pub(crate) fn may_hold(&self, peer: &PeerId, instance: &[u8]) -> bool {
+        self.leases().may_hold(peer, instance)
     }
 
     /// Starts watching a file. Also returns a sample of its current providers and their total
@@ -171,7 +181,7 @@ impl Registry {
         max: usize,
     ) -> Result<(Subscription, Vec<Provider>, u64), WatchError> {
         let catalog = self.catalog();
-        let subscription = self.hub.subscribe(file, source)?;
+        let subscription = self.watch_hub.subscribe(file, source)?;
         let (providers, count) = catalog.sample_providers(&file, max, &mut rand::rng());
         Ok((subscription, providers, count))
     }
@@ -186,33 +196,33 @@ impl Registry {
         replace: bool,
         now: Instant,
     ) -> u64 {
-        let gone = if replace {
-            self.others(&peer.id, files)
+        let removed = if replace {
+            self.files_not_in(&peer.id, files)
         } else {
             Vec::new()
         };
-        if gone.len() > REPLACE_IN_PLACE {
-            self.fill_anew(peer, instance, files, now);
+        if removed.len() > MAX_REMOVED_IN_PLACE {
+            self.replace_all_files(peer, instance, files, now);
         } else {
             self.set_peer(peer, instance, now);
             for files in slices(files) {
-                self.change(|catalog| {
-                    let watched = !self.hub.is_idle();
+                self.change_catalog(|catalog| {
+                    let has_watchers = !self.watch_hub.is_idle();
                     for file in files {
-                        let put = catalog.put(&peer.id, file);
-                        if watched && put != PutOutcome::Unchanged {
+                        let outcome = catalog.put(&peer.id, file);
+                        if has_watchers && outcome != PutOutcome::Unchanged {
                             self.notify_joined(catalog, &peer.id, &file.file.id);
                         }
                     }
                 });
             }
-            self.unregister(&peer.id, &gone);
+            self.unregister(&peer.id, &removed);
         }
         self.catalog().file_count_of(&peer.id)
     }
 
     /// The files of a peer that are not in `files`.
-    fn others(&self, peer: &PeerId, files: &[Registration]) -> Vec<FileId> {
+    fn files_not_in(&self, peer: &PeerId, files: &[Registration]) -> Vec<FileId> {
         let kept: HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
         let catalog = self.catalog();
         catalog
@@ -223,21 +233,21 @@ impl Registry {
     }
 
     fn set_peer(&self, peer: &PeerRecord, instance: &[u8], now: Instant) {
-        let moved = self.change(|catalog| {
+        let moved = self.change_catalog(|catalog| {
             let moved = catalog.set_peer(peer.id, &peer.address);
             self.open_lease(peer, instance, now);
             moved
         });
         if moved {
             let catalog = self.catalog();
-            self.each_watched(&catalog, &peer.id, |file| {
+            self.for_each_watched_of(&catalog, &peer.id, |file| {
                 self.notify_joined(&catalog, &peer.id, file);
             });
         }
     }
 
     fn open_lease(&self, peer: &PeerRecord, instance: &[u8], now: Instant) {
-        let holder = Holder {
+        let holder = LeaseHolder {
             address: peer.address.clone(),
             instance: instance.to_vec(),
         };
@@ -245,42 +255,42 @@ impl Registry {
     }
 
     /// Replaces all files of a peer by filling a new entry and publishing it.
-    fn fill_anew(&self, peer: &PeerRecord, instance: &[u8], files: &[Registration], now: Instant) {
-        let new = self.change(|catalog| catalog.add_hidden(peer.id, &peer.address));
+    fn replace_all_files(&self, peer: &PeerRecord, instance: &[u8], files: &[Registration], now: Instant) {
+        let new = self.change_catalog(|catalog| catalog.add_hidden(peer.id, &peer.address));
         for files in slices(files) {
-            self.change(|catalog| {
+            self.change_catalog(|catalog| {
                 for file in files {
                     catalog.put_at(new, file);
                 }
             });
         }
-        let old = self.change(|catalog| {
+        let old = self.change_catalog(|catalog| {
             self.open_lease(peer, instance, now);
             catalog.publish(new)
         });
         let catalog = self.catalog();
-        self.each_watched(&catalog, &peer.id, |file| {
+        self.for_each_watched_of(&catalog, &peer.id, |file| {
             self.notify_joined(&catalog, &peer.id, file);
         });
         if let Some(old) = old {
-            self.each_watched_of(&catalog, old, |file| {
+            self.for_each_watched_at(&catalog, old, |file| {
                 if !catalog.has_file(&peer.id, file) {
-                    self.tell_left(&peer.id, file);
+                    self.notify_left(&peer.id, file);
                 }
             });
-            self.leftovers().push_back(old);
+            self.to_clear().push_back(old);
         }
     }
 
     /// Removes registrations and returns their number.
     pub(crate) fn unregister(&self, peer: &PeerId, files: &[FileId]) -> u64 {
         let mut removed = 0;
-        for files in files.chunks(SLICE) {
-            self.change(|catalog| {
+        for files in files.chunks(MAX_SLICE) {
+            self.change_catalog(|catalog| {
                 for file in files {
                     if catalog.remove(peer, file) {
                         removed += 1;
-                        self.tell_left(peer, file);
+                        self.notify_left(peer, file);
                     }
                 }
             });
@@ -289,9 +299,9 @@ impl Registry {
     }
 
     /// Removes a peer and its lease; it becomes invisible immediately. Returns its number of files.
-    /// The files of a large peer use memory until [`Self::clear`] has removed them.
+    /// The files of a large peer use memory until [`Self::clear_hidden`] has removed them.
     pub(crate) fn forget(&self, peer: &PeerId) -> u64 {
-        let hidden = self.change(|catalog| {
+        let hidden = self.change_catalog(|catalog| {
             let slot = catalog.hide(peer);
             self.leases().close(peer);
             slot
@@ -301,27 +311,27 @@ impl Registry {
         };
         let catalog = self.catalog();
         let count = catalog.file_count_at(slot);
-        self.each_watched_of(&catalog, slot, |file| self.tell_left(peer, file));
+        self.for_each_watched_at(&catalog, slot, |file| self.notify_left(peer, file));
         drop(catalog);
-        if count > SLICE as u64 || !self.change(|catalog| catalog.clear(slot, SLICE)) {
-            self.leftovers().push_back(slot);
+        if count > MAX_SLICE as u64 || !self.change_catalog(|catalog| catalog.clear(slot, MAX_SLICE)) {
+            self.to_clear().push_back(slot);
         }
         count
     }
 
     /// Clears about `max` registrations of hidden peers; true if more remain.
-    pub(crate) fn clear(&self, max: usize) -> bool {
+    pub(crate) fn clear_hidden(&self, max: usize) -> bool {
         let mut cleared = 0;
-        let mut leftovers = self.leftovers();
-        while let Some(&slot) = leftovers.front()
+        let mut to_clear = self.to_clear();
+        while let Some(&slot) = to_clear.front()
             && cleared < max
         {
-            if self.change(|catalog| catalog.clear(slot, SLICE)) {
-                leftovers.pop_front();
+            if self.change_catalog(|catalog| catalog.clear(slot, MAX_SLICE)) {
+                to_clear.pop_front();
             }
-            cleared += SLICE;
+            cleared += MAX_SLICE;
         }
-        !leftovers.is_empty()
+        !to_clear.is_empty()
     }
 
     /// The lease duration of a peer, if it has a lease.
@@ -341,23 +351,23 @@ impl Registry {
     }
 
     /// Calls `each` for the watched files of a live peer.
-    fn each_watched(&self, catalog: &Catalog, peer: &PeerId, each: impl FnMut(&FileId)) {
+    fn for_each_watched_of(&self, catalog: &Catalog, peer: &PeerId, each: impl FnMut(&FileId)) {
         if let Some(slot) = catalog.slot_of(peer) {
-            self.each_watched_of(catalog, slot, each);
+            self.for_each_watched_at(catalog, slot, each);
         }
     }
 
     /// Calls `each` for the watched files of a live or hidden peer. Iterates over the peer's files
     /// or over all watched files, whichever are fewer.
-    fn each_watched_of(&self, catalog: &Catalog, slot: PeerSlot, mut each: impl FnMut(&FileId)) {
-        let watched = self.hub.file_count();
-        if watched == 0 {
+    fn for_each_watched_at(&self, catalog: &Catalog, slot: PeerSlot, mut each: impl FnMut(&FileId)) {
+        let watched_count = self.watch_hub.file_count();
+        if watched_count == 0 {
             return;
         }
-        if catalog.file_count_at(slot) <= watched as u64 {
+        if catalog.file_count_at(slot) <= watched_count as u64 {
             catalog.files_at(slot).for_each(each);
         } else {
-            for file in self.hub.files() {
+            for file in self.watch_hub.files() {
                 if catalog.has_file_at(slot, &file) {
                     each(&file);
                 }
@@ -366,20 +376,20 @@ impl Registry {
     }
 
     fn notify_joined(&self, catalog: &Catalog, peer: &PeerId, file: &FileId) {
-        self.hub
+        self.watch_hub
             .publish(file, || catalog.provider(peer, file).map(ProviderEvent::Joined));
     }
 
-    fn tell_left(&self, peer: &PeerId, file: &FileId) {
-        self.hub.publish(file, || Some(ProviderEvent::Left(*peer)));
+    fn notify_left(&self, peer: &PeerId, file: &FileId) {
+        self.watch_hub.publish(file, || Some(ProviderEvent::Left(*peer)));
     }
 
     fn leases(&self) -> MutexGuard<'_, LeaseTable> {
         self.leases.lock()
     }
 
-    fn leftovers(&self) -> MutexGuard<'_, VecDeque<PeerSlot>> {
-        self.leftovers.lock()
+    fn to_clear(&self) -> MutexGuard<'_, VecDeque<PeerSlot>> {
+        self.to_clear.lock()
     }
 }
 
@@ -388,8 +398,8 @@ fn slices(files: &[Registration]) -> impl Iterator<Item = &[Registration]> {
     let mut rest = files;
     std::iter::from_fn(move || {
         let mut bytes = 0;
-        let count = rest.iter().take(SLICE).take_while(|file| {
-            let fits = bytes < SLICE_BYTES;
+        let count = rest.iter().take(MAX_SLICE).take_while(|file| {
+            let fits = bytes < MAX_SLICE_NAME_BYTES;
             bytes += file.names.iter().map(String::len).sum::<usize>();
             fits
         });

@@ -12,7 +12,7 @@ use potluck_core::{
 };
 use tokio::sync::Semaphore;
 
-use crate::problem::SOON;
+use crate::problem::SHORT_DELAY;
 
 /// Maximum searches that run or wait: the last one waits for a third of a second if one runs at a
 /// time.
@@ -25,7 +25,9 @@ const MAX_RUNNING: usize = 4;
 /// The queue of searches.
 #[derive(Debug)]
 pub(crate) struct SearchQueue {
-    places: PerAddressLimiter,
+    /// One permit per search that waits or runs.
+    queued: PerAddressLimiter,
+    /// One permit per search that runs.
     running: Arc<Semaphore>,
 }
 
@@ -34,7 +36,7 @@ impl SearchQueue {
     pub(crate) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
-            places: PerAddressLimiter::new(MAX_QUEUED, MaxShare::default()),
+            queued: PerAddressLimiter::new(MAX_QUEUED, MaxShare::default()),
             running: Arc::new(Semaphore::new((cores / 2).clamp(1, MAX_RUNNING))),
         }
     }
@@ -54,24 +56,24 @@ impl SearchQueue {
                 Reason::Busy,
                 "too many searches are waiting: try again in a moment",
             )
-            .retry_after(SOON)
+            .retry_after(SHORT_DELAY)
         };
-        let place = self
-            .places
+        let queued = self
+            .queued
             .try_acquire(source.map_or(ClientAddress::LOCAL, Into::into))
             .map_err(|_| busy())?;
-        let permit = Arc::clone(&self.running)
+        let running = Arc::clone(&self.running)
             .acquire_owned()
             .await
             .map_err(|_| busy())?;
-        let running = tokio::task::spawn_blocking(move || {
-            let _held = (place, permit);
+        let result = tokio::task::spawn_blocking(move || {
+            let _permits = (queued, running);
             search()
         });
-        running.await.map_err(|_| {
+        result.await.map_err(|_| {
             Problem::new(
                 Reason::Internal,
-                "the search failed: this is a defect, see the log",
+                "the search failed because of a defect: see the index's log",
             )
         })
     }
@@ -84,9 +86,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn searches_that_wait_are_bounded_and_an_address_leaves_room_to_others() {
+    async fn waiting_searches_are_limited_in_total_and_per_address() {
         let queue = Arc::new(SearchQueue {
-            places: PerAddressLimiter::new(8, MaxShare::default()),
+            queued: PerAddressLimiter::new(8, MaxShare::default()),
             running: Arc::new(Semaphore::new(1)),
         });
         let source = |n| Some(IpAddr::from([192, 0, 2, n]));
@@ -95,8 +97,8 @@ mod tests {
         let mut waiting = Vec::new();
         for _ in 0..4 {
             let (queue, blocked) = (Arc::clone(&queue), Arc::clone(&blocked));
-            let wait = move || blocked.lock().recv();
-            waiting.push(tokio::spawn(async move { queue.run(source(1), wait).await }));
+            let search = move || blocked.lock().recv();
+            waiting.push(tokio::spawn(async move { queue.run(source(1), search).await }));
             tokio::task::yield_now().await;
         }
         let refused = queue.run(source(1), || ()).await.unwrap_err();
@@ -108,6 +110,6 @@ mod tests {
         for search in waiting {
             assert!(search.await.unwrap().is_ok());
         }
-        assert!(queue.run(source(1), || ()).await.is_ok(), "places are given back");
+        assert!(queue.run(source(1), || ()).await.is_ok(), "permits are released");
     }
 }

@@ -40,7 +40,7 @@ use crate::{
     },
     limits::Limits,
     rate_limiter::RateLimiter,
-    registry::{Registry, Restored},
+    registry::{Registry, RestoredPeers},
     search_queue::SearchQueue,
     store::{FolderError, IndexStore, MemoryStore, SledStore},
 };
@@ -62,7 +62,7 @@ const BUDGETS: Budgets = Budgets {
     incoming: 48 * 1024 * 1024,
     unread: 64 * 1024 * 1024,
     max_share: MaxShare::from_percent(potluck_core::grpc::limiter::DEFAULT_MAX_SHARE)
-        .expect("it is a percentage"),
+        .expect("the default is a percentage"),
 };
 
 /// Maximum size of an `Unregister` request, in bytes: the maximum number of ids, 34 bytes each.
@@ -75,16 +75,16 @@ pub enum ServeError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// The system cannot start a thread.
-    #[error("cannot start the thread that writes: {0}")]
+    #[error("cannot start the committer's thread: {0}")]
     Thread(std::io::Error),
     /// The thread that opens the store panicked.
-    #[error("opening the store failed: this is a defect, see the log")]
+    #[error("opening the store failed because of a defect: see the log")]
     Opening,
     /// The descriptors for reflection cannot be read.
-    #[error("the service's own description cannot be read: {0}")]
+    #[error("the service descriptors for reflection cannot be read: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// The listener failed.
-    #[error("serving failed: {0}")]
+    #[error("the server failed: {0}")]
     Transport(#[from] tonic::transport::Error),
 }
 
@@ -106,7 +106,7 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// Standard output is closed.
-    #[error("cannot say where the index listens: {0}")]
+    #[error("cannot print the listen address to standard output: {0}")]
     Output(std::io::Error),
     /// The index could not be opened, or failed while running.
     #[error(transparent)]
@@ -154,22 +154,22 @@ struct RunningIndex {
     config: Config,
     registry: Arc<Registry>,
     committer: Committer,
-    thread: JoinHandle<()>,
-    store: &'static str,
+    committer_thread: JoinHandle<()>,
+    store_kind: &'static str,
 }
 
 impl RunningIndex {
     async fn open(config: Config) -> Result<Self, ServeError> {
-        let opening = tokio::task::spawn_blocking(move || {
-            let began = Instant::now();
-            let (store, restored): (Box<dyn IndexStore>, Restored) = match &config.store {
-                StoreConfig::Memory => (Box::new(MemoryStore::default()), Restored::default()),
+        let opened = tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            let (store, restored): (Box<dyn IndexStore>, RestoredPeers) = match &config.store {
+                StoreConfig::Memory => (Box::new(MemoryStore::default()), RestoredPeers::default()),
                 StoreConfig::Sled(folder) => {
-                    let (store, restored) = SledStore::open(folder, Restored::add)?;
+                    let (store, restored) = SledStore::open(folder, RestoredPeers::add)?;
                     (Box::new(store), restored)
                 }
             };
-            let kind = store.kind();
+            let store_kind = store.kind();
             let registry = Arc::new(Registry::new(
                 restored,
                 config.limits.max_watchers,
@@ -178,24 +178,25 @@ impl RunningIndex {
             {
                 let catalog = registry.catalog();
                 tracing::info!(
-                    store = kind,
+                    store = store_kind,
                     peers = catalog.peer_count(),
                     registrations = catalog.registration_count(),
-                    took = ?began.elapsed(),
+                    took = ?started.elapsed(),
                     "store open"
                 );
             }
-            let (committer, thread) = Committer::start(store, Arc::clone(&registry), config.limits.clone())
-                .map_err(ServeError::Thread)?;
+            let (committer, committer_thread) =
+                Committer::start(store, Arc::clone(&registry), config.limits.clone())
+                    .map_err(ServeError::Thread)?;
             Ok(Self {
                 config,
                 registry,
                 committer,
-                thread,
-                store: kind,
+                committer_thread,
+                store_kind,
             })
         });
-        opening.await.map_err(|_| ServeError::Opening)?
+        opened.await.map_err(|_| ServeError::Opening)?
     }
 
     async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ServeError> {
@@ -203,8 +204,8 @@ impl RunningIndex {
             config,
             registry,
             committer,
-            thread,
-            store,
+            committer_thread,
+            store_kind,
         } = self;
         let service = Arc::new(IndexApi {
             registry: Arc::clone(&registry),
@@ -215,24 +216,28 @@ impl RunningIndex {
             allowed_hosts: config.allowed_hosts,
             ttl: config.ttl,
             started: Instant::now(),
-            store_kind: store,
+            store_kind,
         });
-        let charged = Arc::clone(&service);
+        let charging = Arc::clone(&service);
         let admission = Admission::with_rate_limiter(BUDGETS, call_kind, move |source, cost| {
-            charged.charge_cost(source, cost)
+            charging.charge_cost(source, cost)
         });
         let generated = IndexServiceServer::from_arc(Arc::clone(&service))
             .max_decoding_message_size(transport::admission::SMALL_REQUEST)
             .max_encoding_message_size(transport::MAX_MESSAGE);
-        let intake = PrecheckedService::new(service, generated);
-        let (health, routes) = with_health_and_reflection(intake, config.reflection).await?;
+        let prechecked = PrecheckedService::new(service, generated);
+        let (health, routes) = with_health_and_reflection(prechecked, config.reflection).await?;
 
         let stop_reporting = CancellationToken::new();
-        let reporting = report_health(health.clone(), committer.store_works(), stop_reporting.clone());
-        let reporting = tokio::spawn(reporting);
+        let health_reports = report_health(health.clone(), committer.store_works(), stop_reporting.clone());
+        let health_reports = tokio::spawn(health_reports);
         let address = listener.local_addr().ok();
-        let cut = CancellationToken::new();
-        let incoming = connections(listener, connection_limiter(&config.limits), cut.clone());
+        let close_connections = CancellationToken::new();
+        let incoming = connections(
+            listener,
+            connection_limiter(&config.limits),
+            close_connections.clone(),
+        );
         let stop_accepting = CancellationToken::new();
         let server = transport::server()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -257,11 +262,11 @@ impl RunningIndex {
         };
         tracing::info!("index stopping");
         stop_reporting.cancel();
-        if let Err(error) = reporting.await {
-            tracing::error!(%error, "the task that tells the index's health panicked");
+        if let Err(error) = health_reports.await {
+            tracing::error!(%error, "the task that reports the index's health panicked");
         }
         health.set_not_serving().await;
-        registry.hub().close();
+        registry.watch_hub().close();
         stop_accepting.cancel();
         let served = match served {
             Some(served) => served,
@@ -269,31 +274,33 @@ impl RunningIndex {
                 .await
                 .unwrap_or(Ok(())),
         };
-        cut.cancel();
-        let ended = tokio::task::spawn_blocking(move || {
+        close_connections.cancel();
+        let stopped = tokio::task::spawn_blocking(move || {
             committer.stop();
-            thread.join()
+            committer_thread.join()
         });
-        match tokio::time::timeout(config.grace, ended).await {
+        match tokio::time::timeout(config.grace, stopped).await {
             Ok(Ok(Ok(()))) => tracing::info!("index stopped"),
-            Ok(_) => tracing::error!("the committer panicked; what it had acknowledged is stored"),
-            Err(_) => tracing::warn!("the store did not close in time; what was acknowledged is stored"),
+            Ok(_) => tracing::error!("the committer panicked; all acknowledged changes are stored"),
+            Err(_) => tracing::warn!(
+                "the store did not close within the grace period; all acknowledged changes are stored"
+            ),
         }
         Ok(served?)
     }
 }
 
 /// Updates the health status whenever the store fails or recovers.
-async fn report_health(health: Health, mut working: watch::Receiver<bool>, stop: CancellationToken) {
+async fn report_health(health: Health, mut store_works: watch::Receiver<bool>, stop: CancellationToken) {
     loop {
         // Both arms are cancel-safe.
         tokio::select! {
             () = stop.cancelled() => return,
             // The committer outlives this task, so an error means that it panicked.
-            changed = working.changed() => if changed.is_err() { return },
+            changed = store_works.changed() => if changed.is_err() { return },
         }
-        let is_working = *working.borrow_and_update();
-        health.set_serving(is_working).await;
+        let is_serving = *store_works.borrow_and_update();
+        health.set_serving(is_serving).await;
     }
 }
 
@@ -318,14 +325,14 @@ fn call_kind(path: &str) -> CallKind {
 
 /// A tracing span for a call, with the caller's address.
 fn call_span(request: &http::Request<()>) -> tracing::Span {
-    let from = request
+    let client = request
         .extensions()
         .get::<ClientConnection>()
         .and_then(ClientConnection::address);
     tracing::debug_span!(
         "call",
         method = request.uri().path(),
-        from = from.map(tracing::field::display)
+        client = client.map(tracing::field::display)
     )
 }
 
@@ -336,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_address_takes_all_connections() {
+    fn one_address_gets_at_most_half_of_the_connections() {
         let limiter = connection_limiter(&Limits {
             max_connections: 8,
             ..Limits::default()

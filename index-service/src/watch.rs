@@ -1,4 +1,4 @@
-//! Watchers: who watches which file, and the events that wait for each.
+//! Watchers: subscriptions to the providers of a file, and the unread events of each.
 //!
 //! Invariants:
 //!
@@ -25,37 +25,37 @@ use tokio::sync::Notify;
 
 /// Maximum unread events per watcher: the burst that a crowd produces by starting together. A
 /// dropped watcher subscribes again and gets a new snapshot.
-const QUEUE: usize = 1024;
+const MAX_UNREAD: usize = 1024;
 
 /// Maximum unread events of all watchers: some 80 MiB if no two watchers share one. Beyond it, only
 /// watchers with more than an equal share are dropped.
-const TOTAL: usize = 512 * 1024;
+const MAX_TOTAL_UNREAD: usize = 512 * 1024;
 
-/// One source may have at most this fraction of all watchers, as a divisor, so that one machine
-/// cannot exhaust them.
-const SOURCE_FRACTION: usize = 4;
+/// One source may have at most the maximum number of watchers divided by this, so that one machine
+/// cannot use all of them.
+const SOURCE_DIVISOR: usize = 4;
 
 #[derive(Debug)]
 struct Watcher {
     number: u64,
     source: IpAddr,
-    queue: Arc<Queue>,
+    queue: Arc<EventQueue>,
 }
 
 /// The unread events of one watcher.
 #[derive(Debug)]
-struct Queue {
-    state: Mutex<QueueState>,
+struct EventQueue {
+    state: Mutex<EventQueueState>,
     /// Wakes the reader for an event or the end.
     changed: Notify,
     /// Number of unread events of all watchers.
-    total: Arc<AtomicUsize>,
+    total_unread: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
-struct QueueState {
+struct EventQueueState {
     events: VecDeque<Arc<ProviderEvent>>,
-    ended: Option<SubscriptionEnd>,
+    end: Option<SubscriptionEnd>,
 }
 
 #[derive(Debug, Default)]
@@ -63,8 +63,8 @@ struct Watchers {
     files: HashMap<FileId, Vec<Watcher>>,
     sources: HashMap<IpAddr, usize>,
     count: usize,
-    next: u64,
-    closed: bool,
+    next_number: u64,
+    is_closed: bool,
 }
 
 /// All watchers.
@@ -72,15 +72,15 @@ struct Watchers {
 pub(crate) struct WatchHub {
     watchers: Mutex<Watchers>,
     max_watchers: usize,
-    most_queued: usize,
-    queued: Arc<AtomicUsize>,
+    max_unread: usize,
+    unread: Arc<AtomicUsize>,
 }
 
 /// Why a subscription was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WatchError {
     /// The configured maximum is reached, in total or for this source.
-    #[error("too many callers are watching: try again later")]
+    #[error("too many watch streams are open: try again later")]
     TooMany,
     /// The index is shutting down.
     #[error("the index is shutting down")]
@@ -102,11 +102,11 @@ pub(crate) struct Subscription {
     hub: Arc<WatchHub>,
     file: FileId,
     number: u64,
-    queue: Arc<Queue>,
+    queue: Arc<EventQueue>,
 }
 
-impl Queue {
-    fn state(&self) -> MutexGuard<'_, QueueState> {
+impl EventQueue {
+    fn state(&self) -> MutexGuard<'_, EventQueueState> {
         // The state is consistent after each line that could panic.
         self.state.lock()
     }
@@ -118,18 +118,18 @@ impl Queue {
             return false;
         }
         state.events.push_back(Arc::clone(event));
-        self.total.fetch_add(1, Ordering::Relaxed);
+        self.total_unread.fetch_add(1, Ordering::Relaxed);
         drop(state);
         self.changed.notify_one();
         true
     }
 
     /// Ends the subscription and discards the unread events.
-    fn end(&self, ended: SubscriptionEnd) {
+    fn end(&self, end: SubscriptionEnd) {
         let mut state = self.state();
-        state.ended.get_or_insert(ended);
+        state.end.get_or_insert(end);
         let unread = std::mem::take(&mut state.events);
-        self.total.fetch_sub(unread.len(), Ordering::Relaxed);
+        self.total_unread.fetch_sub(unread.len(), Ordering::Relaxed);
         drop(state);
         self.changed.notify_one();
     }
@@ -137,7 +137,7 @@ impl Queue {
 
 impl Watchers {
     /// Removes one watcher of this source from the counts.
-    fn leave(&mut self, source: IpAddr) {
+    fn remove_from_counts(&mut self, source: IpAddr) {
         self.count -= 1;
         if let Some(count) = self.sources.get_mut(&source) {
             *count -= 1;
@@ -151,16 +151,16 @@ impl Watchers {
 impl WatchHub {
     /// A hub with at most `max` watchers.
     pub(crate) fn new(max: usize) -> Self {
-        Self::with_bounds(max, TOTAL)
+        Self::with_bounds(max, MAX_TOTAL_UNREAD)
     }
 
-    /// A hub with at most `max` watchers and about `most_queued` unread events.
-    fn with_bounds(max: usize, most_queued: usize) -> Self {
+    /// A hub with at most `max` watchers and about `max_unread` unread events.
+    fn with_bounds(max: usize, max_unread: usize) -> Self {
         Self {
             watchers: Mutex::default(),
             max_watchers: max,
-            most_queued,
-            queued: Arc::default(),
+            max_unread,
+            unread: Arc::default(),
         }
     }
 
@@ -177,21 +177,21 @@ impl WatchHub {
         let source = client_network(source);
         let mut guard = self.lock();
         let watchers = &mut *guard;
-        if watchers.closed {
+        if watchers.is_closed {
             return Err(WatchError::Closed);
         }
-        let of_source = watchers.sources.get(&source).copied().unwrap_or(0);
-        if watchers.count >= self.max_watchers || of_source >= self.max_watchers.div_ceil(SOURCE_FRACTION) {
+        let source_count = watchers.sources.get(&source).copied().unwrap_or(0);
+        if watchers.count >= self.max_watchers || source_count >= self.max_watchers.div_ceil(SOURCE_DIVISOR) {
             return Err(WatchError::TooMany);
         }
-        let number = watchers.next;
-        watchers.next += 1;
+        let number = watchers.next_number;
+        watchers.next_number += 1;
         watchers.count += 1;
         *watchers.sources.entry(source).or_default() += 1;
-        let queue = Arc::new(Queue {
+        let queue = Arc::new(EventQueue {
             state: Mutex::default(),
             changed: Notify::new(),
-            total: Arc::clone(&self.queued),
+            total_unread: Arc::clone(&self.unread),
         });
         watchers.files.entry(file).or_default().push(Watcher {
             number,
@@ -226,31 +226,31 @@ impl WatchHub {
     pub(crate) fn publish(&self, file: &FileId, event: impl FnOnce() -> Option<ProviderEvent>) {
         let mut guard = self.lock();
         let watchers = &mut *guard;
-        let Some(of_file) = watchers.files.get_mut(file) else {
+        let Some(file_watchers) = watchers.files.get_mut(file) else {
             return;
         };
         let Some(event) = event().map(Arc::new) else {
             return;
         };
-        let mut dropped = Vec::new();
+        let mut dropped_sources = Vec::new();
         let count = watchers.count;
-        of_file.retain(|watcher| {
-            let max = match self.queued.load(Ordering::Relaxed) < self.most_queued {
-                true => QUEUE,
-                false => self.most_queued / count.max(1),
+        file_watchers.retain(|watcher| {
+            let max = match self.unread.load(Ordering::Relaxed) < self.max_unread {
+                true => MAX_UNREAD,
+                false => self.max_unread / count.max(1),
             };
-            let told = watcher.queue.push(&event, max);
-            if !told {
+            let was_queued = watcher.queue.push(&event, max);
+            if !was_queued {
                 watcher.queue.end(SubscriptionEnd::TooSlow);
-                dropped.push(watcher.source);
+                dropped_sources.push(watcher.source);
             }
-            told
+            was_queued
         });
-        if of_file.is_empty() {
+        if file_watchers.is_empty() {
             watchers.files.remove(file);
         }
-        for source in dropped {
-            watchers.leave(source);
+        for source in dropped_sources {
+            watchers.remove_from_counts(source);
         }
     }
 
@@ -261,18 +261,18 @@ impl WatchHub {
 
     /// Number of unread events of all watchers.
     #[cfg(test)]
-    pub(crate) fn queued(&self) -> usize {
-        self.queued.load(Ordering::Relaxed)
+    pub(crate) fn unread(&self) -> usize {
+        self.unread.load(Ordering::Relaxed)
     }
 
     /// Ends all subscriptions and refuses new ones.
     pub(crate) fn close(&self) {
         let mut guard = self.lock();
         let watchers = &mut *guard;
-        watchers.closed = true;
+        watchers.is_closed = true;
         for watcher in std::mem::take(&mut watchers.files).into_values().flatten() {
             watcher.queue.end(SubscriptionEnd::Closed);
-            watchers.leave(watcher.source);
+            watchers.remove_from_counts(watcher.source);
         }
     }
 
@@ -294,15 +294,15 @@ impl Subscription {
         loop {
             {
                 let mut state = self.queue.state();
-                if let Some(ended) = state.ended {
-                    return Err(ended);
+                if let Some(end) = state.end {
+                    return Err(end);
                 }
                 if let Some(event) = state.events.pop_front() {
                     if state.events.is_empty() {
                         // Free the buffer: most watchers are idle most of the time.
                         state.events = VecDeque::new();
                     }
-                    self.queue.total.fetch_sub(1, Ordering::Relaxed);
+                    self.queue.total_unread.fetch_sub(1, Ordering::Relaxed);
                     return Ok(event);
                 }
             }
@@ -318,14 +318,16 @@ impl Drop for Subscription {
         let mut guard = self.hub.lock();
         let watchers = &mut *guard;
         // If the hub dropped the watcher, its permit is free already.
-        if let Some(of_file) = watchers.files.get_mut(&self.file)
-            && let Some(at) = of_file.iter().position(|watcher| watcher.number == self.number)
+        if let Some(file_watchers) = watchers.files.get_mut(&self.file)
+            && let Some(at) = file_watchers
+                .iter()
+                .position(|watcher| watcher.number == self.number)
         {
-            let watcher = of_file.swap_remove(at);
-            if of_file.is_empty() {
+            let watcher = file_watchers.swap_remove(at);
+            if file_watchers.is_empty() {
                 watchers.files.remove(&self.file);
             }
-            watchers.leave(watcher.source);
+            watchers.remove_from_counts(watcher.source);
         }
         self.queue.end(SubscriptionEnd::Closed);
     }
@@ -343,7 +345,7 @@ mod tests {
         Some(ProviderEvent::Left(PeerId([n; 32])))
     }
 
-    async fn told(subscription: &mut Subscription) -> Option<ProviderEvent> {
+    async fn next_event(subscription: &mut Subscription) -> Option<ProviderEvent> {
         subscription
             .next()
             .await
@@ -352,49 +354,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_arrive_in_order_and_only_of_the_file() {
+    async fn a_watcher_receives_the_events_of_its_file_in_order() {
         let hub = Arc::new(WatchHub::new(8));
         let mut one = hub.subscribe(FileId([1; 32]), HERE).unwrap();
         hub.publish(&FileId([1; 32]), || left(1));
-        hub.publish(&FileId([2; 32]), || unreachable!("nobody watches"));
+        hub.publish(&FileId([2; 32]), || unreachable!("the file has no watchers"));
         hub.publish(&FileId([1; 32]), || left(2));
-        assert_eq!(told(&mut one).await, left(1));
-        assert_eq!(told(&mut one).await, left(2));
+        assert_eq!(next_event(&mut one).await, left(1));
+        assert_eq!(next_event(&mut one).await, left(2));
     }
 
     #[tokio::test]
-    async fn a_slow_watcher_is_dropped_and_others_go_on() {
+    async fn only_a_slow_watcher_is_dropped() {
         let hub = Arc::new(WatchHub::new(8));
         let file = FileId([1; 32]);
         let mut slow = hub.subscribe(file, HERE).unwrap();
         let mut quick = hub.subscribe(file, HERE).unwrap();
-        for _ in 0..QUEUE {
+        for _ in 0..MAX_UNREAD {
             hub.publish(&file, || left(1));
             assert!(quick.next().await.is_ok());
         }
-        assert_eq!((hub.count(), hub.queued()), (2, QUEUE));
+        assert_eq!((hub.count(), hub.unread()), (2, MAX_UNREAD));
         hub.publish(&file, || left(1));
         assert!(quick.next().await.is_ok());
         // The slow watcher has read nothing and is still alive; its permit and memory are free
         // nevertheless.
-        assert_eq!((hub.count(), hub.queued()), (1, 0));
+        assert_eq!((hub.count(), hub.unread()), (1, 0));
         let _another = hub.subscribe(file, HERE).unwrap();
         assert_eq!(
             slow.next().await,
             Err(SubscriptionEnd::TooSlow),
-            "it ends at once"
+            "the subscription ends immediately"
         );
         drop(slow);
         assert_eq!(hub.count(), 2);
         hub.publish(&file, || left(2));
-        assert_eq!(told(&mut quick).await, left(2));
+        assert_eq!(next_event(&mut quick).await, left(2));
     }
 
     #[tokio::test]
-    async fn what_all_watchers_have_not_read_is_bounded() {
+    async fn the_unread_events_of_all_watchers_are_bounded() {
         let hub = Arc::new(WatchHub::with_bounds(4 * 40, 400));
         let files: Vec<FileId> = (0..40).map(|n| FileId([n; 32])).collect();
-        let mut silent: Vec<_> = files
+        let mut slow: Vec<_> = files
             .iter()
             .map(|&file| hub.subscribe(file, HERE).unwrap())
             .collect();
@@ -404,22 +406,26 @@ mod tests {
         for _ in 0..100 {
             for file in &files {
                 hub.publish(file, || left(1));
-                assert!(hub.queued() <= 400 + 40);
+                assert!(hub.unread() <= 400 + 40);
             }
-            assert_eq!(told(&mut reader).await, left(1), "one that reads is not dropped");
+            assert_eq!(
+                next_event(&mut reader).await,
+                left(1),
+                "a watcher that reads is not dropped"
+            );
         }
         // The remaining watchers fit the bound.
-        let left = hub.count() - 1;
-        assert!(left <= 4 && hub.queued() == 100 * left, "{left}");
+        let remaining = hub.count() - 1;
+        assert!(remaining <= 4 && hub.unread() == 100 * remaining, "{remaining}");
         let mut ended = 0;
-        for watcher in &mut silent {
+        for watcher in &mut slow {
             ended += usize::from(watcher.next().await == Err(SubscriptionEnd::TooSlow));
         }
-        assert_eq!(ended, 40 - left);
+        assert_eq!(ended, 40 - remaining);
     }
 
     #[tokio::test]
-    async fn places_are_bounded_and_given_back() {
+    async fn watchers_are_limited_and_released() {
         let hub = Arc::new(WatchHub::new(8));
         let file = FileId([1; 32]);
         let taken: Vec<_> = (0..2).map(|_| hub.subscribe(file, HERE).unwrap()).collect();
@@ -435,7 +441,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn closing_ends_all() {
+    async fn closing_ends_all_subscriptions() {
         let hub = Arc::new(WatchHub::new(8));
         let mut one = hub.subscribe(FileId([1; 32]), HERE).unwrap();
         hub.close();

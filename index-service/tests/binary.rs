@@ -43,7 +43,7 @@ impl Program {
             .unwrap();
         let address = line
             .strip_prefix("listening on ")
-            .expect("the line that says where")
+            .expect("the line with the address")
             .trim()
             .parse()
             .unwrap();
@@ -81,7 +81,7 @@ impl Drop for Program {
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_survives_twenty_kills() {
+async fn acknowledged_registrations_survive_twenty_kills() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged = Vec::new();
     for round in 0..20u64 {
@@ -130,7 +130,7 @@ async fn what_was_acknowledged_survives_twenty_kills() {
 }
 
 #[tokio::test]
-async fn what_was_taken_back_stays_so_after_a_kill() {
+async fn removed_registrations_stay_removed_after_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let program = Program::start(dir.path());
     let client = program.client();
@@ -152,7 +152,7 @@ async fn what_was_taken_back_stays_so_after_a_kill() {
 }
 
 #[tokio::test]
-async fn a_hangup_ends_it_as_a_termination_does() {
+async fn a_hangup_shuts_down_cleanly() {
     let dir = tempfile::tempdir().unwrap();
     let mut program = Program::start(dir.path());
     program.signal("-HUP");
@@ -160,9 +160,9 @@ async fn a_hangup_ends_it_as_a_termination_does() {
 }
 
 #[tokio::test]
-async fn a_hangup_is_ignored_where_whoever_started_it_says_so() {
+async fn a_hangup_is_ignored_if_the_parent_ignores_it() {
     if !Path::new("/proc/self/status").exists() {
-        println!("skipped: only Linux tells which signals are ignored");
+        println!("skipped: only Linux reports which signals are ignored");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -180,7 +180,7 @@ async fn a_hangup_is_ignored_where_whoever_started_it_says_so() {
     assert!(program.terminate().success());
 }
 
-fn fails(command: &mut Command) -> String {
+fn error_of(command: &mut Command) -> String {
     let mut child = command.spawn().unwrap();
     let began = std::time::Instant::now();
     let status = loop {
@@ -189,36 +189,36 @@ fn fails(command: &mut Command) -> String {
         }
         if began.elapsed() > DEADLINE {
             child.kill().unwrap();
-            panic!("it did not end");
+            panic!("the program did not end");
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     };
     assert!(!status.success());
-    let (mut out, mut err) = (String::new(), String::new());
-    child.stdout.unwrap().read_to_string(&mut out).unwrap();
-    child.stderr.unwrap().read_to_string(&mut err).unwrap();
-    assert_eq!(out, "", "it was never ready");
-    err
+    let (mut output, mut message) = (String::new(), String::new());
+    child.stdout.unwrap().read_to_string(&mut output).unwrap();
+    child.stderr.unwrap().read_to_string(&mut message).unwrap();
+    assert_eq!(output, "", "the program printed no address");
+    message
 }
 
 #[tokio::test]
-async fn a_second_index_is_told_of_the_first() {
+async fn a_second_index_names_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let program = Program::start(dir.path());
-    let said = fails(&mut command(dir.path()));
+    let message = error_of(&mut command(dir.path()));
     assert!(
-        said.contains("in use by another index") && said.contains(&program.child.id().to_string()),
-        "{said}"
+        message.contains("in use by another index") && message.contains(&program.child.id().to_string()),
+        "{message}"
     );
     program.client().stats().await.unwrap();
     assert!(program.terminate().success());
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn a_port_in_use_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let said = fails(
+    let message = error_of(
         Command::new(env!("CARGO_BIN_EXE_potluck-index"))
             .env("POTLUCK_INDEX_LISTEN", &address)
             .args(["--store", "memory"])
@@ -226,13 +226,13 @@ fn a_port_in_use_is_named() {
             .stderr(Stdio::piped()),
     );
     assert!(
-        said.contains(&format!("{address} is in use by another program")),
-        "{said}"
+        message.contains(&format!("{address} is in use by another program")),
+        "{message}"
     );
 }
 
 #[test]
-fn bad_flags_are_explained() {
+fn invalid_flags_are_explained() {
     for (flag, value, expected) in [
         ("--ttl", "1ms", "a lease lasts 1s to 1h"),
         ("--ttl", "soon", "expected number"),
@@ -244,12 +244,12 @@ fn bad_flags_are_explained() {
             "no network interface `nowhere`",
         ),
     ] {
-        let said = fails(
+        let message = error_of(
             Command::new(env!("CARGO_BIN_EXE_potluck-index"))
                 .args([flag, value])
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped()),
         );
-        assert!(said.contains(expected), "{flag} {value}: {said}");
+        assert!(message.contains(expected), "{flag} {value}: {message}");
     }
 }

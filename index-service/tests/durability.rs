@@ -36,7 +36,9 @@ impl Running {
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let address = line.strip_prefix("listening on ").expect("where it listens");
+        let address = line
+            .strip_prefix("listening on ")
+            .expect("the line with the address");
         let endpoint = address.trim().parse().unwrap();
         Self { child, endpoint }
     }
@@ -100,7 +102,7 @@ fn traced(dir: &Path, trace: &Path, calls: &str) -> Running {
 }
 
 /// The process that holds the lock of the data folder.
-fn holder(dir: &Path) -> String {
+fn pid_of_index(dir: &Path) -> String {
     fs::read_to_string(dir.join("index.lock"))
         .unwrap()
         .trim()
@@ -130,7 +132,7 @@ fn returned(trace: &[&str], call: &str, path: &str) -> Vec<usize> {
 }
 
 #[tokio::test]
-async fn what_is_acknowledged_is_synced_before_the_answer_is_written() {
+async fn a_change_is_synced_before_its_answer_is_sent() {
     if !can_trace() {
         return;
     }
@@ -144,7 +146,7 @@ async fn what_is_acknowledged_is_synced_before_the_answer_is_written() {
         .register(&token, &here(1), &[file(1, "a name")], None, false)
         .await
         .unwrap();
-    program.terminate(&holder(dir.path()));
+    program.terminate(&pid_of_index(dir.path()));
     let trace = fs::read_to_string(trace.path()).unwrap();
     let trace: Vec<&str> = trace.lines().collect();
     // The peer's id occurs in the answer but not in the request.
@@ -168,7 +170,7 @@ async fn what_is_acknowledged_is_synced_before_the_answer_is_written() {
 }
 
 #[tokio::test]
-async fn a_new_folder_and_one_moved_aside_are_synced_before_it_listens() {
+async fn a_new_folder_and_one_moved_aside_are_synced_before_the_index_listens() {
     if !can_trace() {
         return;
     }
@@ -178,13 +180,13 @@ async fn a_new_folder_and_one_moved_aside_are_synced_before_it_listens() {
     for round in ["new", "damaged"] {
         let trace = tempfile::NamedTempFile::new().unwrap();
         let program = traced(&dir, trace.path(), calls);
-        program.terminate(&holder(&dir));
+        program.terminate(&pid_of_index(&dir));
         let trace = fs::read_to_string(trace.path()).unwrap();
         let trace: Vec<&str> = trace.lines().collect();
         let listens = trace
             .iter()
             .position(|line| line.contains("listening on"))
-            .expect("it listens");
+            .expect("the index listens");
         let synced_after = |from: usize, path: &str| {
             returned(&trace, "fsync", path)
                 .iter()
@@ -194,14 +196,14 @@ async fn a_new_folder_and_one_moved_aside_are_synced_before_it_listens() {
             for path in ["/index>", "/index/sled>", "/index/sled/conf>", "/index/sled/db>"] {
                 assert!(synced_after(0, path), "{path}");
             }
-            let above = format!("<{}>", parent.path().display());
-            assert!(synced_after(0, &above), "{above}");
+            let parent_folder = format!("<{}>", parent.path().display());
+            assert!(synced_after(0, &parent_folder), "{parent_folder}");
             fs::write(dir.join("sled/conf"), vec![0xa5; 70_000]).unwrap();
         } else {
             let moved = trace
                 .iter()
                 .position(|line| line.contains("sled.damaged-"))
-                .expect("it is moved aside");
+                .expect("the store is moved aside");
             assert!(synced_after(moved, "/index>"));
         }
     }
@@ -244,7 +246,7 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test]
-async fn an_index_whose_disk_was_full_goes_on_by_itself() {
+async fn an_index_recovers_from_a_full_disk_without_a_restart() {
     let Some(disk) = SmallDisk::mount("16m") else {
         return;
     };
@@ -258,12 +260,12 @@ async fn an_index_whose_disk_was_full_goes_on_by_itself() {
         .unwrap();
     disk.fill();
     // The first changes may still succeed, as long as they fit the space that sled has allocated.
-    let mut taken = Vec::new();
+    let mut accepted = Vec::new();
     let mut refused = None;
     for n in 10..200u64 {
         let files: Vec<_> = (0..2_000).map(|at| file(n * 10_000 + at, "second")).collect();
         match client.register(&token(2), &here(2), &files, None, false).await {
-            Ok(_) => taken.extend(files),
+            Ok(_) => accepted.extend(files),
             Err(problem) => {
                 refused = Some(problem);
                 break;
@@ -275,7 +277,7 @@ async fn an_index_whose_disk_was_full_goes_on_by_itself() {
         Reason::StoreUnavailable
     );
     let endpoint = program.endpoint.clone();
-    wait_until("its health says so", || async {
+    wait_until("the index to report its failure", || async {
         !endpoint.is_serving().await.unwrap()
     })
     .await;
@@ -287,7 +289,7 @@ async fn an_index_whose_disk_was_full_goes_on_by_itself() {
         .unwrap();
     assert_eq!(found.files.len(), 1);
     fs::remove_file(disk.filler()).unwrap();
-    wait_until("it works again by itself", || async {
+    wait_until("the index to recover", || async {
         endpoint.is_serving().await.unwrap()
     })
     .await;
@@ -301,8 +303,8 @@ async fn an_index_whose_disk_was_full_goes_on_by_itself() {
     // After `kill -9`, the store contains exactly the acknowledged files.
     let program = Running::start(Command::new(PROGRAM).args(arguments(&dir)));
     let stats = program.client().stats().await.unwrap();
-    assert_eq!(stats.registrations, 2_000 + taken.len() as u64 + 1);
-    for one in first.iter().chain(&taken).chain(&last).step_by(97) {
+    assert_eq!(stats.registrations, 2_000 + accepted.len() as u64 + 1);
+    for one in first.iter().chain(&accepted).chain(&last).step_by(97) {
         let page = program.client().query(&QueryKey::Id(one.file.id), 0, None).await;
         assert_eq!(page.unwrap().files.len(), 1);
     }

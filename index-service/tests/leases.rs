@@ -13,7 +13,7 @@ use potluck_core::{
 };
 
 #[tokio::test]
-async fn a_lease_that_is_not_renewed_ends() {
+async fn a_lease_that_is_not_renewed_expires() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     let second = Some(Duration::from_secs(1));
@@ -25,7 +25,7 @@ async fn a_lease_that_is_not_renewed_ends() {
         .register(&token(2), &here(2), &[file(1, "a")], None, false)
         .await
         .unwrap();
-    wait_until("the lease to run out", || async {
+    wait_until("the lease to expire", || async {
         client
             .query(&QueryKey::Id(record(1).id), 0, None)
             .await
@@ -55,7 +55,7 @@ async fn a_lease_that_is_not_renewed_ends() {
 }
 
 #[tokio::test]
-async fn a_renewed_lease_goes_on() {
+async fn a_renewed_lease_does_not_expire() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     let ttl = Duration::from_secs(1);
@@ -67,22 +67,22 @@ async fn a_renewed_lease_goes_on() {
         lease.unwrap();
     };
     let mut renewed = Instant::now();
-    let (began, mut held) = (renewed, renewed);
+    let (started, mut held_since) = (renewed, renewed);
     register().await;
-    while held.elapsed() < 5 * ttl / 2 {
+    while held_since.elapsed() < 5 * ttl / 2 {
         tokio::time::sleep(ttl / 5).await;
-        let asked = Instant::now();
+        let called = Instant::now();
         match client.renew(&token(1), &here(1)).await {
             Ok(lease) => {
                 assert_eq!((lease.ttl, lease.file_count), (ttl, 1));
-                renewed = asked;
+                renewed = called;
             }
             // Only if the test was too slow to renew in time, as on a stalled machine: start over.
             Err(problem) => {
                 assert_eq!(problem.reason, Reason::LeaseUnknown);
-                assert!(renewed.elapsed() >= ttl && began.elapsed() < DEADLINE);
+                assert!(renewed.elapsed() >= ttl && started.elapsed() < DEADLINE);
                 renewed = Instant::now();
-                held = renewed;
+                held_since = renewed;
                 register().await;
             }
         }
@@ -90,7 +90,7 @@ async fn a_renewed_lease_goes_on() {
 }
 
 #[tokio::test]
-async fn two_processes_with_one_token_are_told_of_each_other() {
+async fn two_processes_with_one_token_learn_of_the_conflict() {
     let index = TestIndex::in_memory().await;
     let one = index.client().with_instance([1; 16]);
     let two = index.client().with_instance([2; 16]);
@@ -99,35 +99,38 @@ async fn two_processes_with_one_token_are_told_of_each_other() {
         async |client: &IndexClient, port| client.register(&token(1), &here(port), &files, None, false).await;
     assert_eq!(register(&one, 1).await.unwrap().conflicting_address, None);
     assert_eq!(register(&two, 2).await.unwrap().conflicting_address, None);
-    let gone = one.renew(&token(1), &here(1)).await.unwrap_err();
-    assert_eq!(gone.reason, Reason::LeaseUnknown);
+    let unknown = one.renew(&token(1), &here(1)).await.unwrap_err();
+    assert_eq!(unknown.reason, Reason::LeaseUnknown);
     assert_eq!(register(&one, 1).await.unwrap().conflicting_address, None);
     let refused = register(&two, 2).await.unwrap_err();
     assert_eq!(refused.reason, Reason::IdentityInUse);
     assert!(refused.message.contains("127.0.0.1:1"), "{refused}");
-    let rival = Address {
+    let second_address = Address {
         host: "127.0.0.1".to_owned(),
         port: 2,
     };
     let lease = one.renew(&token(1), &here(1)).await.unwrap();
-    assert_eq!(lease.conflicting_address, Some(rival.clone()));
-    assert_eq!(register(&one, 1).await.unwrap().conflicting_address, Some(rival));
+    assert_eq!(lease.conflicting_address, Some(second_address.clone()));
+    assert_eq!(
+        register(&one, 1).await.unwrap().conflicting_address,
+        Some(second_address)
+    );
     // The holder's files keep its address.
-    let found = client_query(&two).await;
+    let found = provider_ports(&two).await;
     assert_eq!(found, [1]);
     // The refused process stops, and must not remove the holder's registrations.
     assert_eq!(two.unregister(&token(1), None).await.unwrap(), 0);
     let refused = two.unregister(&token(1), Some(&[record(1).id])).await;
     assert_eq!(refused.unwrap_err().reason, Reason::LeaseUnknown);
-    assert_eq!(client_query(&two).await, [1]);
+    assert_eq!(provider_ports(&two).await, [1]);
     // The holder stops, and the other process gets the lease.
     one.unregister(&token(1), None).await.unwrap();
     assert_eq!(register(&two, 2).await.unwrap().conflicting_address, None);
-    assert_eq!(client_query(&two).await, [2]);
+    assert_eq!(provider_ports(&two).await, [2]);
 }
 
 /// The ports of the providers of the first file.
-async fn client_query(client: &IndexClient) -> Vec<u16> {
+async fn provider_ports(client: &IndexClient) -> Vec<u16> {
     let page = client.query(&QueryKey::Id(record(1).id), 0, None).await.unwrap();
     page.files[0]
         .providers
@@ -137,7 +140,7 @@ async fn client_query(client: &IndexClient) -> Vec<u16> {
 }
 
 #[tokio::test]
-async fn a_peer_learns_the_digest_of_what_it_has_registered() {
+async fn a_peer_learns_the_digest_of_its_registrations() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     let files: Vec<_> = (0..200).map(|n| file(n, &format!("name {}", n % 7))).collect();

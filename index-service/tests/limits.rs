@@ -11,7 +11,7 @@ use potluck_index::{Config, Limits};
 use tokio::net::TcpStream;
 
 #[tokio::test]
-async fn quotas_hold() {
+async fn files_per_peer_and_peers_per_address_are_limited() {
     let limits = Limits {
         max_files_per_peer: 10,
         max_peers_per_address: 2,
@@ -32,7 +32,7 @@ async fn quotas_hold() {
     assert_eq!(
         client.stats().await.unwrap().peers,
         0,
-        "nothing of a refused request is taken"
+        "no part of a refused request is applied"
     );
     client
         .register(&token(1), &here(1), &files[..10], None, false)
@@ -68,7 +68,7 @@ async fn quotas_hold() {
 }
 
 #[tokio::test]
-async fn a_full_index_refuses_more_and_goes_on() {
+async fn a_full_index_refuses_more_and_stays_usable() {
     let limits = Limits {
         max_memory_mib: 1,
         ..Limits::default()
@@ -93,7 +93,7 @@ async fn a_full_index_refuses_more_and_goes_on() {
 }
 
 #[tokio::test]
-async fn too_many_calls_are_told_to_wait() {
+async fn too_many_calls_are_refused_with_a_retry_delay() {
     let limits = Limits {
         max_calls_per_second: 1,
         ..Limits::default()
@@ -111,7 +111,7 @@ async fn too_many_calls_are_told_to_wait() {
             break;
         }
     }
-    let refused = refused.expect("20 calls at once are more than one a second");
+    let refused = refused.expect("20 calls at once exceed one per second");
     assert_eq!(refused.reason, Reason::RateLimited);
     assert!(
         refused
@@ -122,7 +122,7 @@ async fn too_many_calls_are_told_to_wait() {
 }
 
 #[tokio::test]
-async fn connections_are_capped() {
+async fn connections_are_limited() {
     let limits = Limits {
         max_connections: 2,
         ..Limits::default()
@@ -136,14 +136,17 @@ async fn connections_are_capped() {
     one.stats().await.unwrap();
     let idle = TcpStream::connect(index.address).await.unwrap();
     let other = index.client();
-    assert!(other.stats().await.is_err(), "no place is left");
+    assert!(other.stats().await.is_err(), "no connection is left");
     assert!(one.stats().await.is_ok());
     drop(idle);
-    common::wait_until("a place to be free", || async { other.stats().await.is_ok() }).await;
+    common::wait_until("a connection to be released", || async {
+        other.stats().await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn watchers_are_capped() {
+async fn watchers_are_limited() {
     let limits = Limits {
         max_watchers: 4,
         ..Limits::default()
@@ -162,7 +165,7 @@ async fn watchers_are_capped() {
         .unwrap_err();
     assert_eq!(refused.reason, Reason::Busy);
     drop(first);
-    common::wait_until("the place to be given back", || async {
+    common::wait_until("the permit to be released", || async {
         client.watch_providers(FileId([2; 32]), 0).await.is_ok()
     })
     .await;

@@ -36,7 +36,7 @@ struct Program {
     child: Child,
     address: SocketAddr,
     client: IndexClient,
-    began_with: u64,
+    initial_memory: u64,
 }
 
 impl Drop for Program {
@@ -70,7 +70,7 @@ impl Program {
         Self {
             client: IndexClient::new(address.to_string().parse().unwrap()),
             address,
-            began_with: peak_memory(child.id()).unwrap_or_default(),
+            initial_memory: peak_memory(child.id()).unwrap_or_default(),
             child,
         }
     }
@@ -79,7 +79,7 @@ impl Program {
     async fn assert_bounded(&self) {
         match settled_memory(self.child.id()).await {
             Some(peak) => {
-                let growth = peak - self.began_with;
+                let growth = peak - self.initial_memory;
                 println!("grew by {growth} MiB");
                 assert!(growth < GROWTH, "grew by {growth} MiB");
             }
@@ -88,7 +88,7 @@ impl Program {
     }
 
     /// Makes a call as an honest client: retries until it succeeds or the deadline passes.
-    async fn honestly<T>(&self, call: impl AsyncFn(&IndexClient) -> Result<T, Problem>) -> T {
+    async fn retry<T>(&self, call: impl AsyncFn(&IndexClient) -> Result<T, Problem>) -> T {
         let began = std::time::Instant::now();
         loop {
             match call(&self.client).await {
@@ -110,12 +110,12 @@ fn long_names(n: u64) -> Registration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_nobody_reads_are_bounded() {
+async fn unread_answers_are_bounded() {
     let program = Program::start(&[]);
     let files: Vec<_> = (0..400).map(long_names).collect();
     for files in files.chunks(200) {
         program
-            .honestly(async |client| client.register(&token(1), &here(1), files, None, false).await)
+            .retry(async |client| client.register(&token(1), &here(1), files, None, false).await)
             .await;
     }
     let query = v1::QueryRequest {
@@ -136,19 +136,19 @@ async fn answers_that_nobody_reads_are_bounded() {
     }
     settled_memory(program.child.id()).await;
     let page = program
-        .honestly(async |client| client.query(&QueryKey::Name("same".to_owned()), 0, None).await)
+        .retry(async |client| client.query(&QueryKey::Name("same".to_owned()), 0, None).await)
         .await;
     assert!(!page.files.is_empty() && page.next.is_some());
     program.assert_bounded().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_are_small_and_lose_nothing() {
+async fn pages_are_small_and_contain_every_file_once() {
     let program = Program::start(&[]);
     let files: Vec<_> = (0..600).map(long_names).collect();
     for files in files.chunks(200) {
         program
-            .honestly(async |client| client.register(&token(1), &here(1), files, None, false).await)
+            .retry(async |client| client.register(&token(1), &here(1), files, None, false).await)
             .await;
     }
     let (mut found, mut pages, mut next) = (Vec::new(), 0, None);
@@ -187,7 +187,7 @@ async fn half_sent_registrations_are_bounded() {
     settled_memory(program.child.id()).await;
     let files: Vec<_> = (0..1000).map(|n| file(n, "a")).collect();
     let lease = program
-        .honestly(async |client| client.register(&token(1), &here(1), &files, None, false).await)
+        .retry(async |client| client.register(&token(1), &here(1), &files, None, false).await)
         .await;
     assert_eq!(lease.file_count, 1000);
     program.assert_bounded().await;
@@ -216,7 +216,7 @@ async fn flood(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reflection_and_health_are_bounded_as_other_calls_are() {
+async fn reflection_and_health_are_bounded_like_other_calls() {
     for (connections, calls, path, body) in [
         (2, 200, REFLECTION, half_sent(4 * 1024 * 1024)),
         (8, 1000, REFLECTION, describe("potluck.v1.IndexService")),
@@ -226,7 +226,7 @@ async fn reflection_and_health_are_bounded_as_other_calls_are() {
     ] {
         let program = Program::start(&[]);
         let hostile = flood(&program, connections, calls, path, &body).await;
-        program.honestly(async |client| client.stats().await).await;
+        program.retry(async |client| client.stats().await).await;
         println!("{connections} x {calls} of {path}, {} bytes each:", body.len());
         program.assert_bounded().await;
         drop(hostile);
@@ -234,21 +234,21 @@ async fn reflection_and_health_are_bounded_as_other_calls_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silent_connections_give_way_to_others() {
+async fn silent_connections_are_closed_for_others() {
     let program = Program::start(&["--max-connections", "8"]);
     let mut silent = Vec::new();
     for _ in 0..8 {
         silent.push(RawClient::connect(program.address, 65_535).await);
     }
-    program.honestly(async |client| client.stats().await).await;
-    wait_until("one to have made room", || async {
+    program.retry(async |client| client.stats().await).await;
+    wait_until("a silent connection to be closed", || async {
         silent.iter().any(|client| !client.is_open())
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_reflection_nothing_is_told_and_all_else_is_served() {
+async fn without_reflection_all_other_services_are_served() {
     let program = Program::start(&["--no-reflection"]);
     let mut client = {
         use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;

@@ -16,13 +16,13 @@ macro_rules! services {
             server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
         };
         let mut client = ServerReflectionClient::new($index.endpoint().connect().await.unwrap());
-        let ask = |message| ServerReflectionRequest {
+        let request = |message| ServerReflectionRequest {
             host: String::new(),
             message_request: Some(message),
         };
         let requests = stream::iter([
-            ask(MessageRequest::ListServices(String::new())),
-            ask(MessageRequest::FileContainingSymbol(
+            request(MessageRequest::ListServices(String::new())),
+            request(MessageRequest::FileContainingSymbol(
                 "potluck.v1.IndexService".to_owned(),
             )),
         ]);
@@ -71,7 +71,7 @@ async fn services_are_listed_in_both_versions() {
 }
 
 #[tokio::test]
-async fn health_is_told() {
+async fn health_is_reported() {
     let index = TestIndex::in_memory().await;
     let mut client = HealthClient::new(index.endpoint().connect().await.unwrap());
     for service in ["", "potluck.v1.IndexService"] {

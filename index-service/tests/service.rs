@@ -15,7 +15,7 @@ use potluck_core::{
 use potluck_index::{Config, Limits, StoreConfig};
 
 #[tokio::test]
-async fn a_file_is_registered_found_and_taken_back() {
+async fn a_file_is_registered_found_and_unregistered() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     let lease = client
@@ -112,7 +112,7 @@ async fn one_name_for_two_files_is_two_results() {
 }
 
 #[tokio::test]
-async fn a_caller_without_a_token_is_given_one_that_works() {
+async fn a_caller_without_a_token_receives_one() {
     let index = TestIndex::in_memory().await;
     let mut raw = index.raw().await;
     let request = v1::RegisterRequest {
@@ -141,7 +141,7 @@ async fn a_caller_without_a_token_is_given_one_that_works() {
 }
 
 #[tokio::test]
-async fn an_id_left_empty_is_derived() {
+async fn an_empty_id_is_derived() {
     let index = TestIndex::in_memory().await;
     let mut registration = v1::Registration::from(&file(7, "a"));
     registration.file.as_mut().unwrap().file_id.clear();
@@ -158,7 +158,7 @@ async fn an_id_left_empty_is_derived() {
 }
 
 #[tokio::test]
-async fn a_registration_that_does_not_say_so_is_complete() {
+async fn a_registration_is_complete_by_default() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     for (complete, expected) in [(None, true), (Some(false), false), (Some(true), true)] {
@@ -178,7 +178,7 @@ async fn a_registration_that_does_not_say_so_is_complete() {
 }
 
 #[tokio::test]
-async fn replace_forgets_what_was_registered_before() {
+async fn replace_drops_earlier_registrations() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     let old: Vec<Registration> = (0..10).map(|n| file(n, "old")).collect();
@@ -218,7 +218,7 @@ async fn replace_forgets_what_was_registered_before() {
 }
 
 #[tokio::test]
-async fn a_peer_that_moved_has_to_register_again() {
+async fn a_peer_that_moved_must_register_again() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     client
@@ -243,7 +243,7 @@ async fn a_peer_that_moved_has_to_register_again() {
 }
 
 #[tokio::test]
-async fn pages_hold_every_file_once() {
+async fn pages_contain_every_file_once() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     let files: Vec<_> = (0..257)
@@ -281,7 +281,7 @@ where
 }
 
 #[tokio::test]
-async fn a_watcher_hears_of_all_that_happens() {
+async fn a_watcher_receives_every_change() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     client
@@ -338,7 +338,7 @@ async fn a_watcher_hears_of_all_that_happens() {
     assert_eq!(
         next(&mut events).await.unwrap(),
         ProviderEvent::Left(token(2).peer_id()),
-        "its lease ran out"
+        "its lease expired"
     );
 
     assert_eq!(client.stats().await.unwrap().watchers, 1);
@@ -375,7 +375,7 @@ async fn registrations_survive_a_restart() {
         .await
         .unwrap();
     client
-        .register(&token(3), &here(3), &[file(3, "gone")], None, false)
+        .register(&token(3), &here(3), &[file(3, "removed")], None, false)
         .await
         .unwrap();
     client.unregister(&token(1), Some(&[record(2).id])).await.unwrap();
@@ -396,9 +396,9 @@ async fn registrations_survive_a_restart() {
     assert_eq!(page.files[0].provider_count, 2);
     assert!(
         client.renew(&token(1), &here(1)).await.is_ok(),
-        "one lease to come back"
+        "a stored peer has one lease to come back"
     );
-    wait_until("the peer that does not come back to be forgotten", || async {
+    wait_until("the peer that did not renew to be forgotten", || async {
         client.stats().await.unwrap().peers == 1
     })
     .await;
@@ -408,7 +408,7 @@ async fn registrations_survive_a_restart() {
     assert_eq!(
         index.client().stats().await.unwrap().peers,
         1,
-        "and it is gone from the store"
+        "and is removed from the store"
     );
     let page = index
         .client()
@@ -420,7 +420,7 @@ async fn registrations_survive_a_restart() {
 }
 
 #[tokio::test]
-async fn many_clients_at_once() {
+async fn many_clients_register_and_query_concurrently() {
     let dir = tempfile::tempdir().unwrap();
     let limits = Limits {
         max_calls_per_second: 0,
@@ -451,7 +451,7 @@ async fn many_clients_at_once() {
                 assert_eq!(
                     page.files[0].providers[0].peer,
                     token(n).peer_id(),
-                    "reads what it wrote"
+                    "a client reads its own writes"
                 );
             }
         });

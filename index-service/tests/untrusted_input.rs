@@ -37,7 +37,7 @@ fn record_of(request: &mut v1::RegisterRequest) -> &mut v1::FileRecord {
 }
 
 #[tokio::test]
-async fn bad_registrations_are_refused_whole_and_by_field() {
+async fn invalid_registrations_are_refused_with_reason_and_field() {
     use Reason::*;
     let index = TestIndex::in_memory().await;
     let mut raw = index.raw().await;
@@ -173,7 +173,7 @@ async fn allowed_hosts_may_be_registered() {
 }
 
 #[tokio::test]
-async fn a_stranger_takes_nothing_from_others() {
+async fn a_stranger_cannot_remove_registrations_of_others() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     client
@@ -191,8 +191,8 @@ async fn a_stranger_takes_nothing_from_others() {
         .unwrap();
     // The public id does not work as a token.
     let id = token(1).peer_id();
-    let posing = potluck_core::Token::try_from(id.as_bytes().as_slice()).unwrap();
-    assert_eq!(client.unregister(&posing, None).await.unwrap(), 0);
+    let impostor = potluck_core::Token::try_from(id.as_bytes().as_slice()).unwrap();
+    assert_eq!(client.unregister(&impostor, None).await.unwrap(), 0);
     let page = client.query(&QueryKey::Id(record(1).id), 0, None).await.unwrap();
     assert_eq!(page.files[0].providers[0].peer, id);
 }
@@ -234,7 +234,7 @@ async fn a_page_size_over_the_maximum_counts_as_the_maximum() {
 }
 
 #[tokio::test]
-async fn bad_questions_are_refused_by_field() {
+async fn invalid_queries_are_refused_with_reason_and_field() {
     let index = TestIndex::in_memory().await;
     let client = index.client();
     let files: Vec<_> = (0..5).map(|n| file(n, "same name")).collect();
@@ -273,7 +273,7 @@ async fn bad_questions_are_refused_by_field() {
             Reason::InvalidName,
             "name",
         ),
-        (query(name(), "made up"), Reason::InvalidPageToken, "page_token"),
+        (query(name(), "invalid"), Reason::InvalidPageToken, "page_token"),
         (query(name(), &next[1..]), Reason::InvalidPageToken, "page_token"),
         (query(other, &next), Reason::InvalidPageToken, "page_token"),
         (
@@ -348,7 +348,7 @@ async fn bad_questions_are_refused_by_field() {
 }
 
 #[tokio::test]
-async fn what_is_no_grpc_is_shrugged_off() {
+async fn bytes_that_are_not_grpc_close_only_their_connection() {
     let index = TestIndex::in_memory().await;
     for bytes in [
         b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
@@ -368,7 +368,7 @@ async fn what_is_no_grpc_is_shrugged_off() {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_is_closed() {
+async fn a_silent_connection_is_closed() {
     let index = TestIndex::in_memory().await;
     let mut stream = TcpStream::connect(index.address).await.unwrap();
     let mut answer = Vec::new();
@@ -377,7 +377,7 @@ async fn a_connection_that_says_nothing_is_closed() {
 }
 
 #[tokio::test]
-async fn it_ends_in_time_whoever_hangs_on() {
+async fn shutdown_ends_within_the_grace_period_despite_open_streams() {
     let config = Config {
         grace: Duration::from_millis(500),
         ..Config::default()

@@ -85,7 +85,7 @@ fn search_within(bounds: PageBounds, catalog: &Catalog, query: &str, page: usize
         all.extend(found.files);
         match found.next {
             Some(next) => {
-                assert!(after < Some(next), "a page goes on");
+                assert!(after < Some(next), "a page advances");
                 after = Some(next);
             }
             None => return all,
@@ -142,7 +142,7 @@ fn remove_peer(catalog: &mut Catalog, peer: &PeerId) -> bool {
     true
 }
 
-fn is_spotless(catalog: &Catalog) {
+fn assert_empty(catalog: &Catalog) {
     assert_eq!(catalog.peer_count(), 0);
     assert_eq!(catalog.file_count(), 0);
     assert_eq!(catalog.registration_count(), 0);
@@ -213,7 +213,7 @@ struct Model {
 impl Model {
     /// Registrations of a file, with their providers.
     fn of(&self, file: FileId) -> Vec<(Provider, &Registration)> {
-        let held = self.peers.iter().filter_map(|(&peer, (address, files))| {
+        let registrations = self.peers.iter().filter_map(|(&peer, (address, files))| {
             let registration = files.get(&file)?;
             let provider = Provider {
                 peer,
@@ -222,7 +222,7 @@ impl Model {
             };
             Some((provider, registration))
         });
-        held.collect()
+        registrations.collect()
     }
 
     fn files(&self) -> BTreeSet<FileId> {
@@ -234,22 +234,23 @@ impl Model {
 
     /// The expected description of a file, matching names first.
     fn found(&self, file: FileId, terms: &[String]) -> IndexedFile {
-        let held = self.of(file);
-        let count = |wanted: &dyn Fn(&Registration) -> bool| held.iter().filter(|(_, r)| wanted(r)).count();
-        let mut names: Vec<String> = held.iter().flat_map(|(_, r)| r.names.clone()).collect();
+        let registrations = self.of(file);
+        let count =
+            |counts: &dyn Fn(&Registration) -> bool| registrations.iter().filter(|(_, r)| counts(r)).count();
+        let mut names: Vec<String> = registrations.iter().flat_map(|(_, r)| r.names.clone()).collect();
         names.sort();
         names.dedup();
         names.sort_by_key(|name| {
-            let fits = !terms.is_empty() && words::matches(name, terms);
-            (!fits, std::cmp::Reverse(count(&|r| r.names.contains(name))))
+            let matches = !terms.is_empty() && words::matches(name, terms);
+            (!matches, std::cmp::Reverse(count(&|r| r.names.contains(name))))
         });
-        let sums: BTreeSet<Sha256> = held.iter().filter_map(|(_, r)| r.file.sha256).collect();
+        let sums: BTreeSet<Sha256> = registrations.iter().filter_map(|(_, r)| r.file.sha256).collect();
         let sha256 = sums
             .into_iter()
             .rev()
             .max_by_key(|&sum| count(&|r| r.file.sha256 == Some(sum)));
         let collections = count(&|r| r.file.kind == FileKind::Collection);
-        let kind = if collections > 0 && 2 * collections >= held.len() {
+        let kind = if collections > 0 && 2 * collections >= registrations.len() {
             FileKind::Collection
         } else {
             FileKind::File
@@ -259,11 +260,11 @@ impl Model {
             file: FileRecord {
                 sha256,
                 kind,
-                ..held[0].1.file
+                ..registrations[0].1.file
             },
             names,
-            provider_count: held.len() as u64,
-            providers: held.into_iter().map(|(provider, _)| provider).collect(),
+            provider_count: registrations.len() as u64,
+            providers: registrations.into_iter().map(|(provider, _)| provider).collect(),
         }
     }
 }
@@ -273,7 +274,7 @@ fn sorted(mut found: IndexedFile) -> IndexedFile {
     found
 }
 
-fn agrees(catalog: &Catalog, model: &Model, page: usize) {
+fn assert_agrees(catalog: &Catalog, model: &Model, page: usize) {
     assert_eq!(catalog.peer_count(), model.peers.len() as u64);
     assert_eq!(catalog.file_count(), model.files().len() as u64);
     let registrations: usize = model.peers.values().map(|(_, files)| files.len()).sum();
@@ -315,7 +316,7 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
             assert_eq!(bounded, found, "search {query:?} within {bounds:?}");
         }
         found.sort_by_key(|found| found.file.id);
-        let fits = |file: &FileId| {
+        let matches = |file: &FileId| {
             model
                 .of(*file)
                 .iter()
@@ -324,7 +325,7 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
         let expected: Vec<IndexedFile> = model
             .files()
             .into_iter()
-            .filter(fits)
+            .filter(matches)
             .map(|file| IndexedFile {
                 providers: Vec::new(),
                 ..model.found(file, &terms)
@@ -340,7 +341,7 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
                 model
                     .of(file)
                     .iter()
-                    .any(|(_, r)| r.names.iter().any(|held| held == name))
+                    .any(|(_, r)| r.names.iter().any(|registered| registered == name))
             })
             .map(|file| model.found(file, &[]))
             .collect();
@@ -378,7 +379,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn behaves_as_a_plain_list(steps in prop::collection::vec(step(), 0..60), page in 1..5usize) {
+    fn behaves_like_a_plain_list(steps in prop::collection::vec(step(), 0..60), page in 1..5usize) {
         let mut catalog = Catalog::default();
         let mut model = Model::default();
         for step in steps {
@@ -390,10 +391,10 @@ proptest! {
                 }
                 CatalogStep::Put(n, registration) => {
                     let before = catalog.bytes();
-                    let adds = catalog.may_add_memory(&peer(n), &registration);
+                    let adds_memory = catalog.may_add_memory(&peer(n), &registration);
                     let put = catalog.put(&peer(n), &registration);
-                    let most = if adds { cost::max_cost(&registration) } else { 0 };
-                    prop_assert!(catalog.bytes() <= before + most, "{} after {before}", catalog.bytes());
+                    let max_added = if adds_memory { cost::max_cost(&registration) } else { 0 };
+                    prop_assert!(catalog.bytes() <= before + max_added, "{} after {before}", catalog.bytes());
                     if let Some((_, files)) = model.peers.get_mut(&peer(n)) {
                         let expected = match files.insert(registration.file.id, registration.clone()) {
                             None => PutOutcome::New,
@@ -405,38 +406,38 @@ proptest! {
                 }
                 CatalogStep::Remove(n, file) => {
                     let id = record(file).id;
-                    let was = model.peers.get_mut(&peer(n)).is_some_and(|(_, files)| files.remove(&id).is_some());
-                    prop_assert_eq!(catalog.remove(&peer(n), &id), was);
+                    let existed = model.peers.get_mut(&peer(n)).is_some_and(|(_, files)| files.remove(&id).is_some());
+                    prop_assert_eq!(catalog.remove(&peer(n), &id), existed);
                 }
                 CatalogStep::RemovePeer(n) => {
-                    let was = model.peers.remove(&peer(n)).is_some();
-                    prop_assert_eq!(remove_peer(&mut catalog, &peer(n)), was);
+                    let existed = model.peers.remove(&peer(n)).is_some();
+                    prop_assert_eq!(remove_peer(&mut catalog, &peer(n)), existed);
                 }
             }
         }
-        agrees(&catalog, &model, page);
+        assert_agrees(&catalog, &model, page);
         for at in 0..3 {
-            let here = model.peers.values().filter(|(known, _)| *known == address(at)).count();
-            prop_assert_eq!(catalog.peers_on_host(&address(at).host), here as u64);
+            let on_host = model.peers.values().filter(|(known, _)| *known == address(at)).count();
+            prop_assert_eq!(catalog.peers_on_host(&address(at).host), on_host as u64);
         }
         for n in 0..5 {
             remove_peer(&mut catalog, &peer(n));
         }
-        is_spotless(&catalog);
+        assert_empty(&catalog);
     }
 }
 
 #[test]
-fn a_hidden_peer_is_nowhere_to_be_found() {
+fn a_hidden_peer_is_not_found() {
     let mut catalog = Catalog::default();
     for n in 1..3 {
         catalog.set_peer(peer(n), &address(n));
         catalog.put(&peer(n), &registration(7, &["both"]));
     }
     for n in 10..20 {
-        catalog.put(&peer(1), &registration(n, &["gone"]));
+        catalog.put(&peer(1), &registration(n, &["hidden"]));
     }
-    let gone = catalog.hide(&peer(1)).unwrap();
+    let hidden = catalog.hide(&peer(1)).unwrap();
     loop {
         assert_eq!((catalog.peer_count(), catalog.registration_count()), (1, 1));
         assert_eq!(
@@ -444,24 +445,24 @@ fn a_hidden_peer_is_nowhere_to_be_found() {
             (None, 0)
         );
         assert_eq!(by_id(&catalog, &record(10).id), None);
-        assert_eq!(by_name(&catalog, "gone", 3), []);
-        assert_eq!(search(&catalog, "gone", 3), []);
+        assert_eq!(by_name(&catalog, "hidden", 3), []);
+        assert_eq!(search(&catalog, "hidden", 3), []);
         let (providers, count) = catalog.sample_providers(&record(7).id, 10, &mut rng());
         assert_eq!((providers.len(), count, providers[0].peer), (1, 1, peer(2)));
         assert_eq!(by_name(&catalog, "both", 1)[0].provider_count, 1);
         // The peer uses memory until it is cleared.
         assert!(catalog.charge_of_host("192.0.2.1") > 0);
-        if catalog.clear(gone, 3) {
+        if catalog.clear(hidden, 3) {
             break;
         }
     }
     assert_eq!(catalog.charge_of_host("192.0.2.1"), 0);
     assert!(remove_peer(&mut catalog, &peer(2)));
-    is_spotless(&catalog);
+    assert_empty(&catalog);
 }
 
 #[test]
-fn a_peer_that_replaces_all_is_shown_at_once() {
+fn a_peer_that_replaces_all_files_is_published_as_a_whole() {
     let mut catalog = Catalog::default();
     catalog.set_peer(peer(1), &address(1));
     for n in 0..5 {
@@ -495,11 +496,11 @@ fn a_peer_that_replaces_all_is_shown_at_once() {
     while !catalog.clear(old, 1) {}
     assert_eq!(by_name(&catalog, "old", 9), []);
     assert!(remove_peer(&mut catalog, &peer(1)));
-    is_spotless(&catalog);
+    assert_empty(&catalog);
 }
 
 #[test]
-fn a_page_that_ends_where_a_name_does_not_fit_loses_nothing() {
+fn a_page_that_ends_at_a_name_without_a_match_loses_no_file() {
     let mut catalog = Catalog::default();
     catalog.set_peer(peer(1), &address(1));
     for n in 0..10 {
@@ -520,7 +521,7 @@ fn a_page_that_ends_where_a_name_does_not_fit_loses_nothing() {
 }
 
 #[test]
-fn a_name_of_one_more_file_takes_memory() {
+fn adding_a_file_to_names_takes_memory() {
     let mut catalog = Catalog::default();
     catalog.set_peer(peer(1), &address(1));
     let names: Vec<String> = (0..16).map(|n| format!("name {n}")).collect();
@@ -535,7 +536,7 @@ fn a_name_of_one_more_file_takes_memory() {
 }
 
 #[test]
-fn samples_are_capped_and_differ() {
+fn samples_are_random_and_have_a_maximum_size() {
     let mut catalog = Catalog::default();
     for n in 0..200 {
         catalog.set_peer(peer(n), &address(n));
@@ -551,7 +552,7 @@ fn samples_are_capped_and_differ() {
 }
 
 #[test]
-fn terms_that_fit_too_many_words_are_still_found() {
+fn terms_that_match_too_many_words_are_still_found() {
     let mut catalog = Catalog::default();
     catalog.set_peer(peer(1), &address(1));
     for n in 0..6000u64 {
@@ -610,7 +611,7 @@ fn pages_are_bounded_in_bytes() {
 }
 
 #[test]
-fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
+fn a_file_with_a_different_claim_per_provider_takes_bounded_steps() {
     let mut catalog = Catalog::default();
     for n in 0..20_000u32 {
         let mut id = [0; 32];
@@ -639,7 +640,7 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
         let page = search_page(&catalog, PageBounds::default(), "name", after, 1000, 8000);
         assert!(page.steps <= MAX_CALL_STEPS, "{}", page.steps);
         let distinct: BTreeSet<FileId> = page.files.iter().map(|found| found.file.id).collect();
-        assert_eq!(distinct.len(), page.files.len(), "once a page");
+        assert_eq!(distinct.len(), page.files.len(), "each file once per page");
         let Some(next) = page.next else { break };
         after = Some(next);
     }
@@ -647,7 +648,7 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
 
 /// A catalog of many names that are slow to match: each of their characters expands to eighteen.
 #[test]
-fn the_slowest_search_is_bounded_in_steps_too() {
+fn names_that_are_slow_to_match_take_bounded_steps() {
     let mut catalog = Catalog::default();
     for n in 0..80u8 {
         catalog.set_peer(peer(n), &address(1));
@@ -668,7 +669,7 @@ fn the_slowest_search_is_bounded_in_steps_too() {
             assert!(page.steps <= MAX_CALL_STEPS, "{query:?}: {}", page.steps);
             found.extend(page.files.iter().map(|found| found.file.id));
             let Some(next) = page.next else { break };
-            assert!(after < Some(next), "a page goes on");
+            assert!(after < Some(next), "a page advances");
             after = Some(next);
         }
         let expected = if query == "c a" { 0 } else { 4 };
@@ -679,7 +680,7 @@ fn the_slowest_search_is_bounded_in_steps_too() {
 /// Half of all names contain one word, the other half another, and no name contains both. Bitmaps
 /// rule out many names per step.
 #[test]
-fn broad_words_without_a_common_name_are_told_so_in_one_call() {
+fn broad_words_without_a_common_name_take_one_call() {
     let mut catalog = Catalog::default();
     catalog.set_peer(peer(1), &address(1));
     for n in 0..20_000u64 {
@@ -711,7 +712,7 @@ fn broad_words_without_a_common_name_are_told_so_in_one_call() {
 }
 
 #[test]
-fn slots_that_are_empty_are_counted() {
+fn empty_slots_count_as_steps() {
     let mut catalog = Catalog::default();
     catalog.set_peer(peer(1), &address(1));
     for n in 0..200 {
@@ -739,7 +740,7 @@ fn slots_that_are_empty_are_counted() {
 }
 
 #[test]
-fn a_host_with_many_peers_counts_about_as_much_as_one_with_one() {
+fn a_sample_contains_each_host_before_any_host_twice() {
     let mut catalog = Catalog::default();
     let id = |n: u32| {
         let mut id = [0; 32];
@@ -766,8 +767,8 @@ fn a_host_with_many_peers_counts_about_as_much_as_one_with_one() {
         let (some, count) = catalog.sample_providers(&record(1).id, 8, &mut rng);
         assert_eq!((some.len(), count), (8, 303));
         let hosts: BTreeSet<&str> = some[..4].iter().map(|of| of.address.host.as_str()).collect();
-        assert_eq!(hosts.len(), 4, "each host before any comes again");
+        assert_eq!(hosts.len(), 4, "each host before any host twice");
         first.insert(some[0].peer);
     }
-    assert!(first.len() > 4, "in random order, and with any peer of a host");
+    assert!(first.len() > 4, "the order and the peers of a host are random");
 }

@@ -11,7 +11,7 @@ use crate::{
     address::{host_key, is_shared_host},
     catalog::{Catalog, cost},
     commit::request::{CommitError, CommitRequest},
-    leases::Holder,
+    leases::LeaseHolder,
     limits::{Limits, MAX_MEMORY_PERCENT},
     registry::Registry,
     store::{Change, PeerRecord},
@@ -107,11 +107,11 @@ impl<'a> BatchCheck<'a> {
             instance,
         } = request;
         let catalog = self.registry.catalog();
-        let holder = Holder {
+        let holder = LeaseHolder {
             address: peer.address.clone(),
             instance: instance.clone(),
         };
-        if let Some(address) = self.registry.contest(&peer.id, &holder, Instant::now()) {
+        if let Some(address) = self.registry.check_conflict(&peer.id, &holder, Instant::now()) {
             return Err(CommitError::IdentityInUse { address });
         }
         let distinct: hashbrown::HashSet<FileId> = files.iter().map(|file| file.file.id).collect();

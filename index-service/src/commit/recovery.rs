@@ -29,7 +29,11 @@ pub(crate) fn recover(store: &mut dyn IndexStore, registry: &Registry) -> Result
         // The damaged store was moved aside; this opens an empty one.
         difference = reopen(store, registry);
     }
-    let Difference { changes, seen, .. } = difference?;
+    let Difference {
+        changes,
+        stored_peers,
+        ..
+    } = difference?;
     let mut written = changes.len();
     for changes in changes.chunks(MAX_WRITE_CHANGES) {
         store.apply(changes)?;
@@ -38,19 +42,19 @@ pub(crate) fn recover(store: &mut dyn IndexStore, registry: &Registry) -> Result
     let missing: Vec<PeerId> = registry
         .catalog()
         .peers()
-        .filter(|peer| !seen.contains(*peer))
+        .filter(|peer| !stored_peers.contains(*peer))
         .copied()
         .collect();
-    drop(seen);
+    drop(stored_peers);
     let mut batch = Vec::new();
     let mut files = 0;
     for peer in missing {
         let mut from = Some(0);
         while let Some(at) = from {
-            let (some, next) = registry.catalog().registrations_of(&peer, at, MAX_WRITE_FILES);
+            let (page, next) = registry.catalog().registrations_of(&peer, at, MAX_WRITE_FILES);
             from = next;
-            files += some.len();
-            batch.extend(register(registry, &peer, some));
+            files += page.len();
+            batch.extend(register_change(registry, &peer, page));
             if files >= MAX_WRITE_FILES || batch.len() >= MAX_WRITE_CHANGES {
                 written += batch.len();
                 store.apply(&std::mem::take(&mut batch))?;
@@ -70,31 +74,32 @@ struct Difference<'a> {
     registry: &'a Registry,
     changes: Vec<Change>,
     /// Live peers that the store contains.
-    seen: HashSet<PeerId>,
+    stored_peers: HashSet<PeerId>,
 }
 
 fn reopen<'a>(store: &mut dyn IndexStore, registry: &'a Registry) -> Result<Difference<'a>, StoreError> {
     let mut difference = Difference {
         registry,
         changes: Vec::new(),
-        seen: HashSet::new(),
+        stored_peers: HashSet::new(),
     };
-    store.reopen(&mut |peer| difference.compare(peer))?;
+    store.reopen(&mut |peer| difference.add_peer(peer))?;
     Ok(difference)
 }
 
 impl Difference<'_> {
-    fn compare(&mut self, StoredPeer { record, files }: StoredPeer) {
+    /// Compares a stored peer with the catalog.
+    fn add_peer(&mut self, StoredPeer { record, files }: StoredPeer) {
         let peer = record.id;
         let catalog = self.registry.catalog();
         let Some(address) = catalog.address_of(&peer) else {
             self.changes.push(Change::Forget { peer });
             return;
         };
-        self.seen.insert(peer);
-        let is_same = *address == record.address && self.registry.ttl(&peer) == Some(record.ttl);
+        self.stored_peers.insert(peer);
+        let is_same_peer = *address == record.address && self.registry.ttl(&peer) == Some(record.ttl);
         let stored: HashMap<FileId, &Registration> = files.iter().map(|file| (file.file.id, file)).collect();
-        let gone: Vec<FileId> = stored
+        let removed: Vec<FileId> = stored
             .keys()
             .filter(|file| !catalog.has_file(&peer, file))
             .copied()
@@ -104,22 +109,23 @@ impl Difference<'_> {
                 .get(*file)
                 .is_none_or(|stored| !catalog.has_registered(&peer, stored))
         };
-        let missing = catalog.files_of(&peer).filter(differs);
-        let missing: Vec<Registration> = missing
+        let unequal = catalog.files_of(&peer).filter(differs);
+        let unequal: Vec<Registration> = unequal
             .filter_map(|file| catalog.registration(&peer, file))
             .collect();
         drop(catalog);
-        if !gone.is_empty() {
-            self.changes.push(Change::Unregister { peer, files: gone });
+        if !removed.is_empty() {
+            self.changes.push(Change::Unregister { peer, files: removed });
         }
-        if !is_same || !missing.is_empty() {
-            self.changes.extend(register(self.registry, &peer, missing));
+        if !is_same_peer || !unequal.is_empty() {
+            self.changes
+                .extend(register_change(self.registry, &peer, unequal));
         }
     }
 }
 
 /// A change that writes a peer and some of its files to the store.
-fn register(registry: &Registry, peer: &PeerId, files: Vec<Registration>) -> Option<Change> {
+fn register_change(registry: &Registry, peer: &PeerId, files: Vec<Registration>) -> Option<Change> {
     let catalog = registry.catalog();
     let peer = PeerRecord {
         id: *peer,

@@ -15,17 +15,25 @@ use rand::{RngExt as _, SeedableRng as _};
 use crate::{
     catalog::cost,
     commit::{CommitError, CommitRequest, Committer, committer::MAX_QUEUED_BYTES, worker::MAX_EXPIRED},
-    leases::Holder,
+    leases::LeaseHolder,
     limits::Limits,
-    registry::{Registry, Restored},
+    registry::{Registry, RestoredPeers},
     store::{Change, IndexStore, MemoryStore, PeerRecord, StoreError, StoredPeer},
 };
 
-/// A store in memory. Each batch waits for a command: write, fail or panic.
+/// A store in memory. Each batch waits for a command.
 struct ScriptedStore {
-    leave: mpsc::Receiver<&'static str>,
-    seen: mpsc::Sender<Vec<Change>>,
+    commands: mpsc::Receiver<Command>,
+    batches: mpsc::Sender<Vec<Change>>,
     stored: Stored,
+}
+
+/// What the store does with a batch.
+#[derive(Debug, Clone, Copy)]
+enum Command {
+    Write,
+    Fail,
+    Panic,
 }
 
 /// The content of a store, shared with the test.
@@ -39,7 +47,7 @@ fn stored_peers(stored: &Stored) -> Vec<StoredPeer> {
 
 impl IndexStore for ScriptedStore {
     fn kind(&self) -> &'static str {
-        "told"
+        "scripted"
     }
 
     fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
@@ -47,12 +55,12 @@ impl IndexStore for ScriptedStore {
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let leave = self.leave.recv().unwrap_or("write");
-        self.seen.send(changes.to_vec()).unwrap();
-        match leave {
-            "write" => self.stored.lock().apply(changes),
-            "fail" => Err(StoreError::Damaged("told to".to_owned())),
-            _ => panic!("told to"),
+        let command = self.commands.recv().unwrap_or(Command::Write);
+        self.batches.send(changes.to_vec()).unwrap();
+        match command {
+            Command::Write => self.stored.lock().apply(changes),
+            Command::Fail => Err(StoreError::Damaged("on command".to_owned())),
+            Command::Panic => panic!("on command"),
         }
     }
 
@@ -64,8 +72,8 @@ impl IndexStore for ScriptedStore {
 struct Setup {
     committer: Committer,
     registry: Arc<Registry>,
-    leave: mpsc::Sender<&'static str>,
-    seen: mpsc::Receiver<Vec<Change>>,
+    commands: mpsc::Sender<Command>,
+    batches: mpsc::Receiver<Vec<Change>>,
     stored: Stored,
     thread: JoinHandle<()>,
 }
@@ -79,25 +87,25 @@ impl Setup {
 }
 
 fn setup() -> Setup {
-    setup_with(Restored::default(), Limits::default())
+    setup_with(RestoredPeers::default(), Limits::default())
 }
 
-fn setup_with(restored: Restored, limits: Limits) -> Setup {
-    let (leave, receive_leave) = mpsc::channel();
-    let (send_seen, seen) = mpsc::channel();
+fn setup_with(restored: RestoredPeers, limits: Limits) -> Setup {
+    let (commands, receive_command) = mpsc::channel();
+    let (send_batch, batches) = mpsc::channel();
     let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
     let stored = Stored::default();
     let store = Box::new(ScriptedStore {
-        leave: receive_leave,
-        seen: send_seen,
+        commands: receive_command,
+        batches: send_batch,
         stored: Arc::clone(&stored),
     });
     let (committer, thread) = Committer::start(store, Arc::clone(&registry), limits).unwrap();
     Setup {
         committer,
         registry,
-        leave,
-        seen,
+        commands,
+        batches,
         stored,
         thread,
     }
@@ -123,7 +131,7 @@ fn open(n: u8) -> CommitRequest {
 }
 
 #[tokio::test]
-async fn many_share_one_flush_and_none_is_shown_before_it() {
+async fn changes_share_a_flush_and_are_visible_only_after_it() {
     let setup = setup();
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..100 {
@@ -139,12 +147,12 @@ async fn many_share_one_flush_and_none_is_shown_before_it() {
         0,
         "nothing is shown before it is durable"
     );
-    drop(setup.leave);
+    drop(setup.commands);
     while let Some(done) = tasks.join_next().await {
         assert_eq!(done.unwrap(), Ok(0));
     }
     assert_eq!(setup.registry.catalog().peer_count(), 100);
-    let batches: Vec<usize> = setup.seen.try_iter().map(|batch| batch.len()).collect();
+    let batches: Vec<usize> = setup.batches.try_iter().map(|batch| batch.len()).collect();
     assert_eq!(batches.iter().sum::<usize>(), 100);
     assert!(batches.len() < 50, "{batches:?}");
     setup.committer.stop();
@@ -169,9 +177,9 @@ fn file(n: u8, name: &str) -> Registration {
 }
 
 #[tokio::test]
-async fn what_is_durable_is_not_written_again() {
+async fn durable_registrations_are_not_written_again() {
     let setup = setup();
-    drop(setup.leave);
+    drop(setup.commands);
     let register = async |files: &[Registration], replace: bool, port: u16| {
         let CommitRequest::Register { mut peer, .. } = open(1) else {
             unreachable!()
@@ -185,7 +193,7 @@ async fn what_is_durable_is_not_written_again() {
             instance: Vec::new(),
         };
         let count = setup.committer.commit(request, 1).await.unwrap();
-        let written: Vec<Change> = setup.seen.try_iter().flatten().collect();
+        let written: Vec<Change> = setup.batches.try_iter().flatten().collect();
         match &written[..] {
             [] => (count, None),
             [Change::Register { files, new, .. }] => (count, Some((files.clone(), *new))),
@@ -205,32 +213,32 @@ async fn what_is_durable_is_not_written_again() {
     let renamed = file(1, "another");
     for changed in [partial, b.clone(), renamed, a.clone()] {
         let other = if changed.file.id == a.file.id { &b } else { &a };
-        let told = [other.clone(), changed.clone()];
-        let written = register(&told, false, 1).await;
-        assert_eq!(written, (2, Some((vec![changed], 0))), "only what differs");
+        let files = [other.clone(), changed.clone()];
+        let written = register(&files, false, 1).await;
+        assert_eq!(written, (2, Some((vec![changed], 0))), "only the changed file");
     }
     assert_eq!(
         register(&both, false, 2).await,
         (2, Some((Vec::new(), 0))),
         "another address"
     );
-    let twice = [file(2, "c"), b.clone()];
+    let repeated = [file(2, "c"), b.clone()];
     assert_eq!(
-        register(&twice, false, 2).await,
-        (2, Some((twice.to_vec(), 0))),
-        "the last word counts"
+        register(&repeated, false, 2).await,
+        (2, Some((repeated.to_vec(), 0))),
+        "the last registration of a file counts"
     );
     assert_eq!(register(&both, false, 2).await, (2, None));
     let one = [a.clone()];
     assert_eq!(
         register(&one, true, 2).await,
         (1, Some((one.to_vec(), 1))),
-        "the other one is gone"
+        "the other file is removed"
     );
 }
 
 #[tokio::test]
-async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
+async fn a_full_index_accepts_only_changes_that_need_no_memory() {
     let CommitRequest::Register { peer: record, .. } = open(1) else {
         unreachable!()
     };
@@ -242,7 +250,7 @@ async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
         is_complete: false,
         ..file
     };
-    let mut restored = Restored::default();
+    let mut restored = RestoredPeers::default();
     for (record, files) in [
         (record.clone(), vec![partial(file(1, "a")), file(2, "b")]),
         (other, vec![file(1, "c")]),
@@ -254,7 +262,7 @@ async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
         ..Limits::default()
     };
     let setup = setup_with(restored, limits);
-    drop(setup.leave);
+    drop(setup.commands);
     let mut claimed = file(1, "a");
     claimed.file.sha256 = Some(potluck_core::Sha256([1; 32]));
     let longer = Registration {
@@ -279,7 +287,7 @@ async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
         let CommitRequest::Register { peer, .. } = open(n) else {
             unreachable!()
         };
-        let what = format!("{n}: {files:?}, replace: {replace}");
+        let case = format!("{n}: {files:?}, replace: {replace}");
         let cost = files.iter().map(cost::max_cost).sum();
         let request = CommitRequest::Register {
             peer,
@@ -288,30 +296,30 @@ async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
             cost,
             instance: Vec::new(),
         };
-        assert_eq!(setup.committer.commit(request, 1).await, outcome, "{what}");
+        assert_eq!(setup.committer.commit(request, 1).await, outcome, "{case}");
     }
 }
 
 #[tokio::test]
-async fn a_store_that_fails_is_told_and_opened_again() {
+async fn a_store_that_fails_is_reported_and_reopened() {
     let setup = setup();
     let working = setup.committer.store_works();
-    for how in ["fail", "panic"] {
+    for command in [Command::Fail, Command::Panic] {
         assert!(*working.borrow());
-        setup.leave.send(how).unwrap();
+        setup.commands.send(command).unwrap();
         assert_eq!(setup.committer.commit(open(1), 1).await, Err(CommitError::Store));
         assert_eq!(setup.registry.catalog().peer_count(), 0);
         setup.recovered().await;
     }
-    setup.leave.send("write").unwrap();
+    setup.commands.send(Command::Write).unwrap();
     assert_eq!(setup.committer.commit(open(1), 1).await, Ok(0));
     assert_eq!(setup.registry.catalog().peer_count(), 1);
 }
 
 #[tokio::test]
-async fn what_could_not_be_forgotten_is_forgotten_when_the_store_is_open_again() {
+async fn peers_that_expire_while_the_store_fails_are_removed_once_it_is_reopened() {
     let setup = setup();
-    setup.leave.send("write").unwrap();
+    setup.commands.send(Command::Write).unwrap();
     let CommitRequest::Register {
         mut peer,
         files,
@@ -323,42 +331,42 @@ async fn what_could_not_be_forgotten_is_forgotten_when_the_store_is_open_again()
         unreachable!()
     };
     peer.ttl = Duration::from_millis(1);
-    let brief = CommitRequest::Register {
+    let short_lease = CommitRequest::Register {
         peer,
         files,
         replace,
         cost,
         instance,
     };
-    setup.committer.commit(brief, 1).await.unwrap();
-    setup.seen.recv().unwrap();
+    setup.committer.commit(short_lease, 1).await.unwrap();
+    setup.batches.recv().unwrap();
     // The lease expires without a call.
-    setup.leave.send("fail").unwrap();
+    setup.commands.send(Command::Fail).unwrap();
     let forget = Change::Forget {
         peer: PeerId([1; 32]),
     };
-    assert_eq!(setup.seen.recv().unwrap(), std::slice::from_ref(&forget));
-    assert_eq!(setup.registry.catalog().peer_count(), 0, "hidden at once");
+    assert_eq!(setup.batches.recv().unwrap(), std::slice::from_ref(&forget));
+    assert_eq!(setup.registry.catalog().peer_count(), 0, "hidden immediately");
     assert_eq!(stored_peers(&setup.stored).len(), 1);
-    setup.leave.send("write").unwrap();
-    assert_eq!(setup.seen.recv().unwrap(), [forget]);
+    setup.commands.send(Command::Write).unwrap();
+    assert_eq!(setup.batches.recv().unwrap(), [forget]);
     setup.recovered().await;
     assert_eq!(stored_peers(&setup.stored), []);
-    setup.leave.send("write").unwrap();
+    setup.commands.send(Command::Write).unwrap();
     setup.committer.commit(open(1), 1).await.unwrap();
     assert_eq!(setup.registry.catalog().peer_count(), 1);
 }
 
 /// A store that fails at random in all possible ways: before, during or after a write, by a panic,
 /// or by losing all of its data.
-struct Faulty {
+struct FaultyStore {
     stored: Stored,
     rng: rand::rngs::StdRng,
     is_open: bool,
     is_lost: bool,
 }
 
-impl IndexStore for Faulty {
+impl IndexStore for FaultyStore {
     fn kind(&self) -> &'static str {
         "faulty"
     }
@@ -368,7 +376,7 @@ impl IndexStore for Faulty {
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        assert!(self.is_open, "a store that failed is opened before it is used");
+        assert!(self.is_open, "a failed store is reopened before it is used");
         let mut stored = self.stored.lock();
         let written = match self.rng.random_range(0..10) {
             0 => 0,
@@ -389,8 +397,8 @@ impl IndexStore for Faulty {
         };
         self.is_open = fault > 2;
         match fault {
-            0 => panic!("told to"),
-            1 | 2 => Err(StoreError::Io(std::io::Error::other("told to"))),
+            0 => panic!("on command"),
+            1 | 2 => Err(StoreError::Io(std::io::Error::other("on command"))),
             _ => Ok(()),
         }
     }
@@ -399,15 +407,15 @@ impl IndexStore for Faulty {
         if std::mem::take(&mut self.is_lost) {
             // The store reports some peers before it detects the damage; the caller must discard
             // them.
-            let mut given = Vec::new();
-            self.stored.lock().load(&mut |peer| given.push(peer))?;
-            given.truncate(1);
-            given.into_iter().for_each(each);
+            let mut loaded = Vec::new();
+            self.stored.lock().load(&mut |peer| loaded.push(peer))?;
+            loaded.truncate(1);
+            loaded.into_iter().for_each(each);
             *self.stored.lock() = MemoryStore::default();
-            return Err(StoreError::Damaged("told to".to_owned()));
+            return Err(StoreError::Damaged("on command".to_owned()));
         }
         if self.rng.random_range(0..4) == 0 {
-            return Err(StoreError::Io(std::io::Error::other("told to")));
+            return Err(StoreError::Io(std::io::Error::other("on command")));
         }
         self.is_open = true;
         self.load(each)
@@ -415,12 +423,12 @@ impl IndexStore for Faulty {
 }
 
 #[tokio::test]
-async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
+async fn no_acknowledged_change_is_lost_when_the_store_fails_at_random() {
     use std::collections::BTreeMap;
     for seed in 0..6 {
         let stored = Stored::default();
-        let registry = Arc::new(Registry::new(Restored::default(), 10, Instant::now()));
-        let store = Box::new(Faulty {
+        let registry = Arc::new(Registry::new(RestoredPeers::default(), 10, Instant::now()));
+        let store = Box::new(FaultyStore {
             stored: Arc::clone(&stored),
             rng: rand::rngs::StdRng::seed_from_u64(seed),
             is_open: true,
@@ -460,15 +468,15 @@ async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
                     model.remove(&id);
                 }
                 Ok(_) if kind == std::mem::discriminant(&open(1)) => {
-                    let held = model.entry(id).or_default();
+                    let registered = model.entry(id).or_default();
                     if replace {
-                        held.clear();
+                        registered.clear();
                     }
-                    held.extend(files.into_iter().map(|file| (file.file.id, file)));
+                    registered.extend(files.into_iter().map(|file| (file.file.id, file)));
                 }
                 Ok(_) => {
-                    let held = model.entry(id).or_default();
-                    held.retain(|id, _| !ids.contains(id));
+                    let registered = model.entry(id).or_default();
+                    registered.retain(|id, _| !ids.contains(id));
                 }
                 Err(error) => {
                     assert_eq!(error, CommitError::Store);
@@ -478,7 +486,7 @@ async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
                 }
             }
         }
-        assert!(failures > 0, "seed {seed} fails now and then");
+        assert!(failures > 0, "seed {seed} causes failures");
         model.retain(|peer, _| registry.catalog().address_of(peer).is_some());
         committer.stop();
         thread.join().unwrap();
@@ -491,27 +499,27 @@ async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
             .collect();
         assert_eq!(found, model, "seed {seed}");
         for (peer, files) in &model {
-            let held: BTreeMap<_, _> = files
+            let shown: BTreeMap<_, _> = files
                 .keys()
                 .map(|file| (*file, registry.catalog().registration(peer, file).unwrap()))
                 .collect();
-            assert_eq!(&held, files, "seed {seed}");
+            assert_eq!(&shown, files, "seed {seed}");
             assert_eq!(registry.catalog().file_count_of(peer), files.len() as u64);
         }
     }
 }
 
 #[tokio::test]
-async fn while_the_store_fails_leases_go_on() {
+async fn leases_are_renewed_while_the_store_fails() {
     let setup = setup();
-    setup.leave.send("write").unwrap();
+    setup.commands.send(Command::Write).unwrap();
     setup.committer.commit(open(1), 1).await.unwrap();
-    setup.leave.send("fail").unwrap();
+    setup.commands.send(Command::Fail).unwrap();
     assert_eq!(setup.committer.commit(open(2), 1).await, Err(CommitError::Store));
     let CommitRequest::Register { peer, .. } = open(1) else {
         unreachable!()
     };
-    let holder = Holder {
+    let holder = LeaseHolder {
         address: peer.address,
         instance: Vec::new(),
     };
@@ -521,7 +529,7 @@ async fn while_the_store_fails_leases_go_on() {
 }
 
 #[tokio::test]
-async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
+async fn a_large_peer_is_hidden_immediately_and_cleared_in_steps() {
     let record = |n: u8| {
         let CommitRequest::Register { peer, .. } = open(n) else {
             unreachable!()
@@ -535,7 +543,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
         one
     };
     let files: Vec<_> = (0..20_000).map(many).collect();
-    let mut restored = Restored::default();
+    let mut restored = RestoredPeers::default();
     restored.add(StoredPeer {
         record: record(1),
         files: files.clone(),
@@ -545,7 +553,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
         files: files[..1].to_vec(),
     });
     let setup = setup_with(restored, Limits::default());
-    drop(setup.leave);
+    drop(setup.commands);
     let mut watcher = setup
         .registry
         .watch(files[9].file.id, std::net::IpAddr::from([192, 0, 2, 7]), 9)
@@ -597,14 +605,14 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
     assert_eq!(setup.committer.commit(other, 1).await, Ok(2));
     assert_eq!(setup.registry.catalog().registration_count(), 3);
     assert_eq!(
-        setup.registry.holding(&record(1).id, Instant::now()).digest,
+        setup.registry.summary_of(&record(1).id, Instant::now()).digest,
         potluck_core::SetDigest::from_iter(&files[9_999..10_001])
     );
 }
 
 #[tokio::test]
-async fn many_expired_peers_do_not_keep_others_waiting() {
-    let mut restored = Restored::default();
+async fn many_expired_peers_do_not_delay_other_changes() {
+    let mut restored = RestoredPeers::default();
     for n in 0..4 * MAX_EXPIRED {
         let mut id = [0; 32];
         id[..8].copy_from_slice(&n.to_le_bytes());
@@ -633,14 +641,14 @@ async fn many_expired_peers_do_not_keep_others_waiting() {
 }
 
 #[tokio::test]
-async fn nobody_fills_the_index_alone() {
+async fn one_peer_or_host_cannot_fill_the_index() {
     const MIB: u64 = 1024 * 1024;
     let limits = Limits {
         max_memory_mib: 4,
         ..Limits::default()
     };
-    let setup = setup_with(Restored::default(), limits);
-    drop(setup.leave);
+    let setup = setup_with(RestoredPeers::default(), limits);
+    drop(setup.commands);
     let register = async |n: u8, host: &str, from: u32| {
         let CommitRequest::Register { mut peer, .. } = open(n) else {
             unreachable!()
@@ -700,7 +708,7 @@ async fn nobody_fills_the_index_alone() {
 }
 
 #[tokio::test]
-async fn what_waits_is_bounded() {
+async fn the_queue_is_bounded_in_bytes() {
     let setup = setup();
     let waiting = setup.committer.clone();
     let first = tokio::spawn(async move { waiting.commit(open(1), MAX_QUEUED_BYTES).await });
@@ -708,14 +716,14 @@ async fn what_waits_is_bounded() {
         tokio::task::yield_now().await;
     }
     assert_eq!(setup.committer.commit(open(2), 1).await, Err(CommitError::Busy));
-    setup.leave.send("write").unwrap();
+    setup.commands.send(Command::Write).unwrap();
     assert_eq!(first.await.unwrap(), Ok(0));
-    setup.leave.send("write").unwrap();
+    setup.commands.send(Command::Write).unwrap();
     assert_eq!(setup.committer.commit(open(2), 1).await, Ok(0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_disk_is_told() {
+async fn a_slow_disk_is_reported() {
     let setup = setup();
     assert_eq!(setup.committer.commit(open(1), 1).await, Err(CommitError::Slow));
 }

@@ -146,7 +146,7 @@ impl CommitWorker {
             }
             self.reopen_store_if_due();
             self.commit(batch);
-            has_leftovers = self.registry.clear(MAX_CLEARED);
+            has_leftovers = self.registry.clear_hidden(MAX_CLEARED);
         }
     }
 

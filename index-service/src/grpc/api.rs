@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::{Stream, stream};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use potluck_core::{
     FileId, Problem, Token,
     grpc::transport::admission::Cost,
@@ -27,9 +27,9 @@ use crate::{
         page_tokens::PageTokens,
         request::{ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch, ParsedUnregister, ParsedWatch},
     },
-    leases::Holder,
+    leases::LeaseHolder,
     rate_limiter::RateLimiter,
-    registry::{Holding, Registry},
+    registry::{PeerSummary, Registry},
     search_queue::SearchQueue,
     store::PeerRecord,
     watch::Subscription,
@@ -39,7 +39,7 @@ use crate::{
 const FILES_PER_CALL: usize = 100;
 
 /// Steps of a search or listing that cost as much as one call: about the work of a short answer.
-const STEPS_A_CALL: usize = 4_000;
+const STEPS_PER_CALL: usize = 4_000;
 
 /// Cost of a call about the server itself, in calls: reflection answers a few bytes with dozens of
 /// KiB.
@@ -47,14 +47,14 @@ const DIAGNOSTIC_COST: u32 = 10;
 
 /// Bytes of a request or answer that cost as much as one call: the size of a request with 100 files
 /// and names of usual length.
-const BYTES_A_CALL: usize = 16 * 1024;
+const BYTES_PER_CALL: usize = 16 * 1024;
 
 /// Steps of a search per catalog lock: some 0.2 milliseconds.
-const SLICE: usize = 8_000;
+const SLICE_STEPS: usize = 8_000;
 
 /// Steps of a listing that run inline: enough for most names. A longer listing continues in the
 /// search queue.
-const SHORT_LISTING: usize = 4_000;
+const INLINE_STEPS: usize = 4_000;
 
 /// The state of the service.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl IndexApi {
     fn admit<T>(&self, request: &Request<T>, cost: u32) -> Result<Option<IpAddr>, Problem> {
         let source = request.remote_addr().map(|address| address.ip());
         if let Some(source) = source {
-            lock(&self.rate_limiter).take(source, cost, Instant::now())?;
+            self.rate_limiter.lock().take(source, cost, Instant::now())?;
         }
         Ok(source)
     }
@@ -93,13 +93,17 @@ impl IndexApi {
     pub(crate) fn charge_cost(&self, source: Option<IpAddr>, cost: Cost) -> Result<(), Problem> {
         let Some(source) = source else { return Ok(()) };
         match cost {
-            Cost::Diagnostic => lock(&self.rate_limiter).take(source, DIAGNOSTIC_COST, Instant::now())?,
-            Cost::Answer(bytes) => spend(&self.rate_limiter, source, bytes / BYTES_A_CALL),
+            Cost::Diagnostic => self
+                .rate_limiter
+                .lock()
+                .take(source, DIAGNOSTIC_COST, Instant::now())?,
+            Cost::Answer(bytes) => charge_calls(&self.rate_limiter, source, bytes / BYTES_PER_CALL),
         }
         Ok(())
     }
 
-    async fn list(
+    /// A page of the files that a query finds.
+    async fn list_files(
         &self,
         source: Option<IpAddr>,
         query: &ParsedQuery,
@@ -110,69 +114,65 @@ impl IndexApi {
         let is_done = self
             .registry
             .catalog()
-            .advance_listing(&mut listing, SHORT_LISTING, &mut rand::rng());
+            .advance_listing(&mut listing, INLINE_STEPS, &mut rand::rng());
         if is_done {
-            settle(&self.rate_limiter, source, listing.steps());
+            charge_steps(&self.rate_limiter, source, listing.steps());
             return Ok(listing.finish());
         }
         let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.rate_limiter));
-        let go_on = move || {
+        let finish = move || {
             let rng = &mut rand::rng();
-            while !registry.catalog().advance_listing(&mut listing, SLICE, rng) {
+            while !registry.catalog().advance_listing(&mut listing, SLICE_STEPS, rng) {
                 std::thread::yield_now();
             }
-            settle(&limiter, source, listing.steps());
+            charge_steps(&limiter, source, listing.steps());
             listing.finish()
         };
-        self.searches.run(source, go_on).await
+        self.searches.run(source, finish).await
     }
 
-    async fn find(
+    /// A page of the files that a search finds.
+    async fn search_files(
         &self,
         source: Option<IpAddr>,
         mut search: catalog::SearchScan,
     ) -> Result<SearchPage, Problem> {
         let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.rate_limiter));
-        let go_on = move || {
-            while !registry.catalog().advance_search(&mut search, SLICE) {
+        let finish = move || {
+            while !registry.catalog().advance_search(&mut search, SLICE_STEPS) {
                 std::thread::yield_now();
             }
-            settle(&limiter, source, search.steps());
+            charge_steps(&limiter, source, search.steps());
             search.finish()
         };
-        self.searches.run(source, go_on).await
+        self.searches.run(source, finish).await
     }
-}
-
-fn lock(limiter: &Mutex<RateLimiter>) -> MutexGuard<'_, RateLimiter> {
-    // The state is consistent after each line that could panic.
-    limiter.lock()
 }
 
 /// Charges the source for finished steps, even if the caller is gone.
-fn settle(limiter: &Mutex<RateLimiter>, source: Option<IpAddr>, steps: usize) {
+fn charge_steps(limiter: &Mutex<RateLimiter>, source: Option<IpAddr>, steps: usize) {
     if let Some(source) = source {
-        spend(limiter, source, steps / STEPS_A_CALL);
+        charge_calls(limiter, source, steps / STEPS_PER_CALL);
     }
 }
 
-fn spend(limiter: &Mutex<RateLimiter>, source: IpAddr, calls: usize) {
+fn charge_calls(limiter: &Mutex<RateLimiter>, source: IpAddr, calls: usize) {
     if calls > 0 {
         let calls = u32::try_from(calls).unwrap_or(u32::MAX);
-        lock(limiter).spend(source, calls, Instant::now());
+        limiter.lock().charge(source, calls, Instant::now());
     }
 }
 
 fn lease_unknown() -> Problem {
     Problem::new(
         potluck_core::Reason::LeaseUnknown,
-        "the index has no lease for this peer at this address: register everything again",
+        "the index has no lease for this peer at this address: register all files again",
     )
 }
 
 /// Cost of a request with this many files and bytes, in calls.
 fn call_cost(files: usize, bytes: usize) -> u32 {
-    let more = (files / FILES_PER_CALL).max(bytes / BYTES_A_CALL);
+    let more = (files / FILES_PER_CALL).max(bytes / BYTES_PER_CALL);
     u32::try_from(more).unwrap_or(u32::MAX).saturating_add(1)
 }
 
@@ -225,10 +225,14 @@ impl IndexService for IndexApi {
             .commit(change, bytes)
             .await
             .map_err(Problem::from)?;
-        let Holding { digest, rival, .. } = self.registry.holding(&id, Instant::now());
+        let PeerSummary {
+            digest,
+            conflicting_address,
+            ..
+        } = self.registry.summary_of(&id, Instant::now());
         Ok(Response::new(v1::RegisterResponse {
             digest: digest.to_bytes(),
-            conflicting_address: rival.as_ref().map(Into::into),
+            conflicting_address: conflicting_address.as_ref().map(Into::into),
             token: issued
                 .map(|token| bytes::Bytes::copy_from_slice(token.expose()))
                 .unwrap_or_default(),
@@ -253,48 +257,48 @@ impl IndexService for IndexApi {
             Err(AddressError::Refused { .. }) => return Err(lease_unknown().into()),
             Err(error) => return Err(Problem::from(error).into()),
         };
-        let holder = Holder {
+        let holder = LeaseHolder {
             address,
             instance: instance.to_vec(),
         };
-        let (ttl, holding) = self
+        let (ttl, summary) = self
             .registry
             .renew(&token.peer_id(), &holder, Instant::now())
             .ok_or_else(lease_unknown)?;
         Ok(Response::new(v1::RenewResponse {
             ttl_ms: millis(ttl),
-            file_count: holding.file_count,
-            digest: holding.digest.to_bytes(),
-            conflicting_address: holding.rival.as_ref().map(Into::into),
+            file_count: summary.file_count,
+            digest: summary.digest.to_bytes(),
+            conflicting_address: summary.conflicting_address.as_ref().map(Into::into),
         }))
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
         let source = self.admit(&request, 1)?;
         let query: ParsedQuery = request.into_inner().try_into()?;
-        let question = match &query.key {
+        let token_query = match &query.key {
             QueryKey::Id(id) => ("id", id.as_bytes().to_vec()),
             QueryKey::Sha256(sum) => ("sha256", sum.0.to_vec()),
             QueryKey::Name(name) => ("name", name.as_bytes().to_vec()),
         };
         let after = self
             .page_tokens
-            .position(&question, &query.page_token)
+            .position(&token_query, &query.page_token)
             .map_err(Problem::from)?;
-        let page = self.list(source, &query, after).await?;
+        let page = self.list_files(source, &query, after).await?;
         let files = page
             .files
             .into_iter()
-            .map(|found| v1::QueryResult {
-                file: Some((&found.file).into()),
-                provider_count: found.provider_count,
-                providers: found.providers.iter().map(Into::into).collect(),
-                names: found.names,
+            .map(|file| v1::QueryResult {
+                file: Some((&file.file).into()),
+                provider_count: file.provider_count,
+                providers: file.providers.iter().map(Into::into).collect(),
+                names: file.names,
             })
             .collect();
         Ok(Response::new(v1::QueryResponse {
             files,
-            next_page_token: self.page_tokens.token(&question, page.next),
+            next_page_token: self.page_tokens.token(&token_query, page.next),
             key: query.key.to_bytes(),
         }))
     }
@@ -309,26 +313,26 @@ impl IndexService for IndexApi {
             page_size,
             page_token,
         } = request.into_inner().try_into()?;
-        let question = ("search", &terms);
+        let token_query = ("search", &terms);
         let after = self
             .page_tokens
-            .position(&question, &page_token)
+            .position(&token_query, &page_token)
             .map_err(Problem::from)?;
         let page = self
-            .find(source, catalog::SearchScan::new(terms.clone(), after, page_size))
+            .search_files(source, catalog::SearchScan::new(terms.clone(), after, page_size))
             .await?;
         let files = page
             .files
             .into_iter()
-            .map(|found| v1::SearchResult {
-                file: Some((&found.file).into()),
-                names: found.names,
-                provider_count: found.provider_count,
+            .map(|file| v1::SearchResult {
+                file: Some((&file.file).into()),
+                names: file.names,
+                provider_count: file.provider_count,
             })
             .collect();
         Ok(Response::new(v1::SearchResponse {
             files,
-            next_page_token: self.page_tokens.token(&question, page.next),
+            next_page_token: self.page_tokens.token(&token_query, page.next),
         }))
     }
 
@@ -344,7 +348,7 @@ impl IndexService for IndexApi {
             instance,
         } = request.into_inner().try_into()?;
         let peer = token.peer_id();
-        if !self.registry.may_be_of(&peer, &instance) {
+        if !self.registry.may_hold(&peer, &instance) {
             // A stopping process must not remove the registrations of another live process.
             return match files {
                 Some(_) => Err(lease_unknown().into()),
@@ -403,7 +407,7 @@ impl IndexService for IndexApi {
             peers: catalog.peer_count(),
             files: catalog.file_count(),
             registrations: catalog.registration_count(),
-            watchers: self.registry.hub().count() as u64,
+            watchers: self.registry.watch_hub().count() as u64,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store: self.store_kind.to_owned(),
@@ -423,7 +427,7 @@ async fn next_event(
             }),
             Some(subscription),
         )),
-        Err(ended) => Some((Err(Problem::from(ended).into()), None)),
+        Err(end) => Some((Err(Problem::from(end).into()), None)),
     }
 }
 
@@ -456,12 +460,12 @@ pub(crate) mod tests {
     use super::*;
     use crate::{
         limits::Limits,
-        registry::Restored,
+        registry::RestoredPeers,
         store::{MemoryStore, StoredPeer},
     };
 
     /// A service in memory that allows each source `calls` calls per second.
-    pub(crate) fn service(restored: Restored, calls: u32) -> IndexApi {
+    pub(crate) fn service(restored: RestoredPeers, calls: u32) -> IndexApi {
         let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
         let store = Box::new(MemoryStore::default());
         let (committer, _) = Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
@@ -508,7 +512,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn from<T>(n: u8, message: T) -> Request<T> {
+    fn request_from<T>(n: u8, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.extensions_mut().insert(TcpConnectInfo {
             local_addr: None,
@@ -518,33 +522,33 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_query_costs_by_how_many_files_it_goes_through() {
+    async fn a_query_is_charged_for_the_files_that_it_ranks() {
         use v1::query_request::Key;
-        let mut restored = Restored::default();
-        restored.add(crowd(5 * STEPS_A_CALL));
+        let mut restored = RestoredPeers::default();
+        restored.add(crowd(5 * STEPS_PER_CALL));
         let service = service(restored, 1);
-        let asked = [
+        let keys = [
             Key::Name("same".to_owned()),
             Key::Sha256(vec![2; 32].into()),
             Key::Name("another".to_owned()),
         ];
         // The budget admits a burst of five calls.
-        for (n, (key, max)) in (1..).zip(asked.into_iter().zip([1, 1, 5])) {
+        for (n, (key, max)) in (1..).zip(keys.into_iter().zip([1, 1, 5])) {
             let mut answered = 0;
             for _ in 0..6 {
                 let request = v1::QueryRequest {
                     key: Some(key.clone()),
                     ..Default::default()
                 };
-                answered += u32::from(service.query(from(n, request)).await.is_ok());
+                answered += u32::from(service.query(request_from(n, request)).await.is_ok());
             }
             assert_eq!(answered, max, "{key:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_search_costs_by_the_names_that_it_goes_through() {
-        let mut restored = Restored::default();
+    async fn a_search_is_charged_for_the_names_that_it_checks() {
+        let mut restored = RestoredPeers::default();
         let mut all = crowd(4_000);
         for (n, file) in all.files.iter_mut().enumerate() {
             file.names = vec![format!("a{n} b{n}")];
@@ -561,7 +565,7 @@ pub(crate) mod tests {
                     page_size: 1000,
                     ..Default::default()
                 };
-                answered += u32::from(service.search(from(n, request)).await.is_ok());
+                answered += u32::from(service.search(request_from(n, request)).await.is_ok());
             }
             assert_eq!(answered, max, "{query}");
         }

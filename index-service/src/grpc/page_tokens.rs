@@ -19,8 +19,10 @@ pub(crate) struct PageTokens {
 
 /// The token was not issued for this query by this run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this page token is not of this question, or the index has been restarted: start again without one")]
-pub(crate) struct PageError;
+#[error(
+    "this page token belongs to another query, or the index was restarted: start again without a page token"
+)]
+pub(crate) struct PageTokenError;
 
 /// A position that a token can encode.
 pub(crate) trait PagePosition: Sized {
@@ -32,10 +34,10 @@ pub(crate) trait PagePosition: Sized {
 
 impl PageTokens {
     /// The token for a position in the answer to a query; empty if there is no position.
-    pub(crate) fn token<P: PagePosition>(&self, question: &impl Hash, position: Option<P>) -> String {
+    pub(crate) fn token<P: PagePosition>(&self, query: &impl Hash, position: Option<P>) -> String {
         position.map_or_else(String::new, |position| {
             let mut bytes = position.to_bytes();
-            let sum = self.checksum(question, &bytes);
+            let sum = self.checksum(query, &bytes);
             bytes.extend(sum);
             hex::encode(bytes)
         })
@@ -44,30 +46,30 @@ impl PageTokens {
     /// Decodes a token that was issued for this query; `None` if the token is empty.
     ///
     /// # Errors
-    /// [`PageError`] if the token is invalid or was issued for another query or by an earlier run.
+    /// [`PageTokenError`] if the token is invalid or was issued for another query or by an earlier run.
     pub(crate) fn position<P: PagePosition>(
         &self,
-        question: &impl Hash,
+        query: &impl Hash,
         token: &str,
-    ) -> Result<Option<P>, PageError> {
+    ) -> Result<Option<P>, PageTokenError> {
         /// Hex digits of the longest position (48 bytes) and its checksum (8 bytes).
-        const LONGEST: usize = 2 * (48 + 8);
+        const MAX_LENGTH: usize = 2 * (48 + 8);
         if token.is_empty() {
             return Ok(None);
         }
-        if token.len() > LONGEST {
-            return Err(PageError);
+        if token.len() > MAX_LENGTH {
+            return Err(PageTokenError);
         }
-        let bytes = hex::decode(token).map_err(|_| PageError)?;
-        let (bytes, sum) = bytes.split_last_chunk::<8>().ok_or(PageError)?;
-        if *sum != self.checksum(question, bytes) {
-            return Err(PageError);
+        let bytes = hex::decode(token).map_err(|_| PageTokenError)?;
+        let (bytes, sum) = bytes.split_last_chunk::<8>().ok_or(PageTokenError)?;
+        if *sum != self.checksum(query, bytes) {
+            return Err(PageTokenError);
         }
-        P::from_bytes(bytes).map(Some).ok_or(PageError)
+        P::from_bytes(bytes).map(Some).ok_or(PageTokenError)
     }
 
-    fn checksum(&self, question: &impl Hash, bytes: &[u8]) -> [u8; 8] {
-        self.key.hash_one((question, bytes)).to_le_bytes()
+    fn checksum(&self, query: &impl Hash, bytes: &[u8]) -> [u8; 8] {
+        self.key.hash_one((query, bytes)).to_le_bytes()
     }
 }
 
@@ -114,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_good_for_its_question_only() {
+    fn a_token_is_valid_for_its_query_only() {
         let pages = PageTokens::default();
         let cursor = SearchCursor {
             name: 7,
@@ -122,15 +124,18 @@ mod tests {
         };
         let token = pages.token(&"one", Some(cursor));
         assert_eq!(pages.position(&"one", &token), Ok(Some(cursor)));
-        assert_eq!(pages.position::<SearchCursor>(&"two", &token), Err(PageError));
+        assert_eq!(
+            pages.position::<SearchCursor>(&"two", &token),
+            Err(PageTokenError)
+        );
         assert_eq!(
             PageTokens::default().position::<SearchCursor>(&"one", &token),
-            Err(PageError),
+            Err(PageTokenError),
             "another run"
         );
         assert_eq!(
             pages.position::<ListingCursor>(&"one", &token),
-            Err(PageError),
+            Err(PageTokenError),
             "another kind"
         );
         assert_eq!(pages.position::<SearchCursor>(&"one", ""), Ok(None));
@@ -138,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn invalid_tokens_are_refused() {
         let pages = PageTokens::default();
         let good = pages.token(
             &1,
@@ -157,7 +162,7 @@ mod tests {
             &format!("{good}00"),
             &"0".repeat(1_000_000),
         ] {
-            assert_eq!(pages.position::<ListingCursor>(&1, bad), Err(PageError));
+            assert_eq!(pages.position::<ListingCursor>(&1, bad), Err(PageTokenError));
         }
     }
 }

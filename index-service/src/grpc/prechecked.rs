@@ -53,12 +53,9 @@ pub(crate) struct PrecheckedService<S> {
 }
 
 impl<S> PrecheckedService<S> {
-    /// Serves checked requests from `service` and all others from `rest`.
-    pub(crate) const fn new(service: Arc<IndexApi>, rest: S) -> Self {
-        Self {
-            service,
-            generated: rest,
-        }
+    /// Serves checked requests from `service` and all others from `generated`.
+    pub(crate) const fn new(service: Arc<IndexApi>, generated: S) -> Self {
+        Self { service, generated }
     }
 }
 
@@ -66,8 +63,8 @@ impl<S: NamedService> NamedService for PrecheckedService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type ResponseFuture = Boxed<Result<http::Response<Body>, Infallible>>;
+type BoxedFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type ResponseFuture = BoxedFuture<Result<http::Response<Body>, Infallible>>;
 
 impl<S> codegen::Service<http::Request<Body>> for PrecheckedService<S>
 where
@@ -111,7 +108,7 @@ struct ServiceCall(Arc<IndexApi>);
 
 impl UnaryService<v1::RegisterRequest> for ServiceCall {
     type Response = v1::RegisterResponse;
-    type Future = Boxed<Result<Response<v1::RegisterResponse>, Status>>;
+    type Future = BoxedFuture<Result<Response<v1::RegisterResponse>, Status>>;
 
     fn call(&mut self, request: Request<v1::RegisterRequest>) -> Self::Future {
         let service = Arc::clone(&self.0);
@@ -121,7 +118,7 @@ impl UnaryService<v1::RegisterRequest> for ServiceCall {
 
 impl UnaryService<v1::UnregisterRequest> for ServiceCall {
     type Response = v1::UnregisterResponse;
-    type Future = Boxed<Result<Response<v1::UnregisterResponse>, Status>>;
+    type Future = BoxedFuture<Result<Response<v1::UnregisterResponse>, Status>>;
 
     fn call(&mut self, request: Request<v1::UnregisterRequest>) -> Self::Future {
         let service = Arc::clone(&self.0);
@@ -160,47 +157,48 @@ mod tests {
     use tonic::codegen::Service as _;
 
     use super::*;
-    use crate::{grpc::api::tests::service, registry::Restored};
+    use crate::{grpc::api::tests::service, registry::RestoredPeers};
 
     /// The problem that the service returns for a request. Its bytes must be ASCII, because the
     /// test's body is a string.
-    async fn refused(path: &str, message: &[u8]) -> Problem {
+    async fn problem_of(path: &str, message: &[u8]) -> Problem {
         let length = (message.len() as u32).to_be_bytes();
         let body = [&[0], &length[..], message].concat();
         let body = String::from_utf8(body).unwrap();
         assert!(body.is_ascii());
-        let service = Arc::new(service(Restored::default(), 0));
-        let mut intake = PrecheckedService::new(Arc::clone(&service), IndexServiceServer::from_arc(service));
+        let service = Arc::new(service(RestoredPeers::default(), 0));
+        let mut prechecked =
+            PrecheckedService::new(Arc::clone(&service), IndexServiceServer::from_arc(service));
         let request = http::Request::post(path).body(Body::new(body)).unwrap();
-        let response = intake.call(request).await.unwrap();
+        let response = prechecked.call(request).await.unwrap();
         Status::from_header_map(response.headers()).unwrap().into()
     }
 
     #[tokio::test]
-    async fn lists_that_are_too_long_are_not_decoded() {
+    async fn lists_over_the_maximum_are_not_decoded() {
         // A field with an invalid wire type, which would fail to decode.
-        let senseless = [0x0f];
+        let undecodable = [0x0f];
         for (path, message, reason, field) in [
             (
                 REGISTER,
-                [&[0x1a, 1][..], &senseless].concat().repeat(MAX_BATCH + 1),
+                [&[0x1a, 1][..], &undecodable].concat().repeat(MAX_BATCH + 1),
                 Reason::InvalidArgument,
                 "files",
             ),
             (
                 REGISTER,
-                [&[0x1a, 35][..], &[0x12, 0].repeat(17), &senseless].concat(),
+                [&[0x1a, 35][..], &[0x12, 0].repeat(17), &undecodable].concat(),
                 Reason::InvalidName,
                 "files[0].names",
             ),
             (
                 UNREGISTER,
-                [&[0x12, 0].repeat(16_300)[..], &senseless].concat(),
+                [&[0x12, 0].repeat(16_300)[..], &undecodable].concat(),
                 Reason::InvalidArgument,
                 "file_ids",
             ),
         ] {
-            let problem = refused(path, &message).await;
+            let problem = problem_of(path, &message).await;
             assert_eq!(
                 (problem.reason, problem.field.as_deref()),
                 (reason, Some(field)),
@@ -210,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fields_are_those_of_the_contract() {
+    fn the_field_numbers_are_those_of_the_contract() {
         let names = |count| v1::Registration {
             names: vec!["x".to_owned(); count],
             ..Default::default()

@@ -16,14 +16,14 @@ use potluck_core::{
 use crate::{
     catalog::{self, MAX_NAMES},
     options::{MAX_TTL, MIN_TTL},
-    problem::{bad_name, invalid, token},
+    problem::{invalid_field, invalid_name, invalid_token},
 };
 
 /// Maximum files per page and maximum providers per file, as the contract says.
-const MAX_PAGE: u32 = 1_000;
+const MAX_PAGE_SIZE: u32 = 1_000;
 
 /// Files per page if the caller gives no page size.
-const DEFAULT_PAGE: u32 = 100;
+const DEFAULT_PAGE_SIZE: u32 = 100;
 
 /// Providers per file if the caller gives no maximum.
 const DEFAULT_PROVIDERS: u32 = 50;
@@ -59,7 +59,10 @@ impl TryFrom<v1::RegisterRequest> for ParsedRegister {
             ms => Some(Duration::from_millis(ms.into())),
         };
         if ttl.is_some_and(|ttl| !(MIN_TTL..=MAX_TTL).contains(&ttl)) {
-            return Err(invalid("ttl_ms", "a lease lasts 1,000 to 3,600,000 milliseconds"));
+            return Err(invalid_field(
+                "ttl_ms",
+                "a lease lasts 1,000 to 3,600,000 milliseconds",
+            ));
         }
         let address = read_address(request.address)?;
         let files = request.files.into_iter().enumerate();
@@ -88,14 +91,14 @@ fn registration(registration: v1::Registration) -> Result<Registration, Problem>
         complete,
     } = registration;
     let file: FileRecord = file
-        .ok_or_else(|| invalid("file", "the file is missing"))?
+        .ok_or_else(|| invalid_field("file", "the file is missing"))?
         .try_into()?;
     if names.is_empty() {
-        return Err(bad_count(0));
+        return Err(invalid_name_count(0));
     }
     check_names(names.len())?;
     for (at, name) in names.iter().enumerate() {
-        Label::parse(name).map_err(|error| bad_name(&error).field(format!("names[{at}]")))?;
+        Label::parse(name).map_err(|error| invalid_name(&error).field(format!("names[{at}]")))?;
     }
     Ok(Registration {
         file,
@@ -145,7 +148,10 @@ impl TryFrom<v1::UnregisterRequest> for ParsedUnregister {
         let token = read_token(&request.token)?;
         check_batch(request.file_ids.len(), "file_ids")?;
         if request.all && !request.file_ids.is_empty() {
-            return Err(invalid("file_ids", "give either files or all, not both"));
+            return Err(invalid_field(
+                "file_ids",
+                "`file_ids` and `all` exclude each other",
+            ));
         }
         let ids = request.file_ids.iter().enumerate();
         let ids = ids.map(|(at, id)| convert::file_id(id, &format!("file_ids[{at}]")));
@@ -179,7 +185,7 @@ impl TryFrom<v1::QueryRequest> for ParsedQuery {
         use v1::query_request::Key;
         let key = match request.key {
             None => {
-                return Err(invalid(
+                return Err(invalid_field(
                     "key",
                     "one of `file_id`, `sha256` and `name` is required",
                 ));
@@ -189,14 +195,14 @@ impl TryFrom<v1::QueryRequest> for ParsedQuery {
                 Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("sha256")
             })?),
             Some(Key::Name(name)) => {
-                Label::parse(&name).map_err(|error| bad_name(&error).field("name"))?;
+                Label::parse(&name).map_err(|error| invalid_name(&error).field("name"))?;
                 QueryKey::Name(name)
             }
         };
         Ok(Self {
             key,
             max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS),
-            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE),
+            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE_SIZE),
             page_token: request.page_token,
         })
     }
@@ -219,7 +225,7 @@ impl TryFrom<v1::SearchRequest> for ParsedSearch {
     fn try_from(request: v1::SearchRequest) -> Result<Self, Problem> {
         Ok(Self {
             terms: catalog::terms(&request.query)?,
-            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE),
+            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE_SIZE),
             page_token: request.page_token,
         })
     }
@@ -246,16 +252,16 @@ impl TryFrom<v1::WatchProvidersRequest> for ParsedWatch {
 }
 
 fn read_token(bytes: &[u8]) -> Result<Token, Problem> {
-    Token::try_from(bytes).map_err(|error| token(&error))
+    Token::try_from(bytes).map_err(|error| invalid_token(&error))
 }
 
 fn check_instance(instance: Bytes) -> Result<Bytes, Problem> {
     match instance.len() <= INSTANCE {
         true => Ok(instance),
-        false => Err(invalid(
+        false => Err(invalid_field(
             "instance",
             format!(
-                "an instance has at most {INSTANCE} bytes, this has {}",
+                "an instance has at most {INSTANCE} bytes, this one has {}",
                 instance.len()
             ),
         )),
@@ -270,12 +276,12 @@ fn read_address(address: Option<v1::Address>) -> Result<Address, Problem> {
 pub(crate) fn check_names(count: usize) -> Result<(), Problem> {
     match count <= MAX_NAMES {
         true => Ok(()),
-        false => Err(bad_count(count)),
+        false => Err(invalid_name_count(count)),
     }
 }
 
-fn bad_count(names: usize) -> Problem {
-    let message = format!("a file has 1 to {MAX_NAMES} names, this has {names}");
+fn invalid_name_count(names: usize) -> Problem {
+    let message = format!("a file has 1 to {MAX_NAMES} names, this file has {names}");
     Problem::new(potluck_core::Reason::InvalidName, message).field("names")
 }
 
@@ -283,17 +289,17 @@ fn bad_count(names: usize) -> Problem {
 pub(crate) fn check_batch(count: usize, field: &str) -> Result<(), Problem> {
     match count <= MAX_BATCH {
         true => Ok(()),
-        false => Err(invalid(
+        false => Err(invalid_field(
             field,
-            format!("a request takes at most {MAX_BATCH} files, this has {count}"),
+            format!("a request takes at most {MAX_BATCH} files, this request has {count}"),
         )),
     }
 }
 
-/// The size of a page: the default for 0, and at most [`MAX_PAGE`] (AIP-158).
+/// The size of a page: the default for 0, and at most [`MAX_PAGE_SIZE`] (AIP-158).
 fn coerce_page_size(requested: u32, default: u32) -> usize {
     let size = if requested == 0 { default } else { requested };
-    size.min(MAX_PAGE) as usize
+    size.min(MAX_PAGE_SIZE) as usize
 }
 
 #[cfg(test)]
@@ -304,7 +310,7 @@ mod tests {
     fn zero_is_the_default_size_and_sizes_over_the_maximum_are_reduced() {
         let sizes = [0, 1, 999, 1_000, 1_001, u32::MAX];
         assert_eq!(
-            sizes.map(|size| coerce_page_size(size, DEFAULT_PAGE)),
+            sizes.map(|size| coerce_page_size(size, DEFAULT_PAGE_SIZE)),
             [100, 1, 999, 1_000, 1_000, 1_000]
         );
         assert_eq!(coerce_page_size(0, DEFAULT_PROVIDERS), 50);

@@ -47,7 +47,7 @@ pub(crate) fn registration(n: u64, name: &str) -> Registration {
 type Model = BTreeMap<PeerId, (PeerRecord, BTreeMap<FileId, Registration>)>;
 
 /// Applies a change to the model.
-fn follow(model: &mut Model, change: &Change) {
+fn apply_to_model(model: &mut Model, change: &Change) {
     match change.clone() {
         Change::Register {
             peer, files, replace, ..
@@ -76,18 +76,18 @@ fn collect(all: &mut Model, StoredPeer { record, files }: StoredPeer) {
     let files: BTreeMap<_, _> = files.into_iter().map(|file| (file.file.id, file)).collect();
     assert!(
         all.insert(record.id, (record, files)).is_none(),
-        "a peer was given twice"
+        "a peer was loaded twice"
     );
 }
 
-fn loaded(store: &mut dyn IndexStore) -> Model {
+fn load_all(store: &mut dyn IndexStore) -> Model {
     let mut all = Model::new();
     store.load(&mut |peer| collect(&mut all, peer)).unwrap();
     all
 }
 
 /// Checks that a store is equal to the model after each batch and after `reopen`.
-fn holds_what_it_was_told<S: IndexStore>(
+fn check_contract<S: IndexStore>(
     mut store: S,
     batches: &[Vec<Change>],
     reopen: impl Fn(S) -> Result<(S, Model), S>,
@@ -96,12 +96,12 @@ fn holds_what_it_was_told<S: IndexStore>(
     for batch in batches {
         store.apply(batch).unwrap();
         for change in batch {
-            follow(&mut model, change);
+            apply_to_model(&mut model, change);
         }
-        assert_eq!(loaded(&mut store), model);
+        assert_eq!(load_all(&mut store), model);
     }
-    if let Ok((mut store, given)) = reopen(store) {
-        assert_eq!(given, model, "after opening it again");
+    if let Ok((mut store, loaded)) = reopen(store) {
+        assert_eq!(loaded, model, "after reopening");
         // The reopened store accepts further changes.
         let more = Change::Register {
             peer: peer(1),
@@ -110,8 +110,8 @@ fn holds_what_it_was_told<S: IndexStore>(
             replace: false,
         };
         store.apply(std::slice::from_ref(&more)).unwrap();
-        follow(&mut model, &more);
-        assert_eq!(loaded(&mut store), model);
+        apply_to_model(&mut model, &more);
+        assert_eq!(load_all(&mut store), model);
     }
 }
 
@@ -141,16 +141,16 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn memory_holds_what_it_was_told(batches in batches(20)) {
-        holds_what_it_was_told(MemoryStore::default(), &batches, Err);
+    fn the_memory_store_equals_the_model(batches in batches(20)) {
+        check_contract(MemoryStore::default(), &batches, Err);
     }
 
     #[test]
-    fn sled_holds_what_it_was_told(batches in batches(12)) {
+    fn the_sled_store_equals_the_model(batches in batches(12)) {
         let dir = tempfile::tempdir().unwrap();
-        let (store, given) = SledStore::open(dir.path(), collect).unwrap();
-        assert_eq!(given, Model::new());
-        holds_what_it_was_told(store, &batches, |store| {
+        let (store, loaded) = SledStore::open(dir.path(), collect).unwrap();
+        assert_eq!(loaded, Model::new());
+        check_contract(store, &batches, |store| {
             drop(store);
             Ok(SledStore::open(dir.path(), collect).unwrap())
         });

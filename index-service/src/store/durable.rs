@@ -16,7 +16,7 @@ use std::{
 };
 
 /// How long sled may take to close its files.
-pub(crate) const CLOSING: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// sled's log: contains every change except pages that are too large for it.
 const LOG: &str = "db";
@@ -78,8 +78,8 @@ impl StoreFiles {
     /// calling this again does not help: close the store, call [`rewrite`] and open the store
     /// again.
     pub(crate) fn sync(&mut self) -> io::Result<()> {
-        let mut found = HashSet::new();
-        let mut is_new = false;
+        let mut blobs = HashSet::new();
+        let mut has_new = false;
         for entry in fs::read_dir(&self.blobs)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -90,26 +90,26 @@ impl StoreFiles {
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
                     Err(error) => return Err(error),
                 }
-                is_new = true;
+                has_new = true;
             }
-            found.insert(name);
+            blobs.insert(name);
         }
-        if is_new {
+        if has_new {
             sync_folder(&self.blobs)?;
         }
-        self.synced_blobs = found;
+        self.synced_blobs = blobs;
         self.log.sync_data()
     }
 }
 
 /// Removes other users' permissions on a file or folder. A failure is only logged.
 fn make_private(path: &Path, mode: u32) {
-    let is_private = |found: fs::Metadata| found.permissions().mode().trailing_zeros() >= 6;
+    let is_private = |metadata: fs::Metadata| metadata.permissions().mode().trailing_zeros() >= 6;
     if path.metadata().is_ok_and(is_private) {
         return;
     }
     if let Err(error) = fs::set_permissions(path, fs::Permissions::from_mode(mode)) {
-        tracing::warn!(path = %path.display(), %error, "other users may read what the index stores");
+        tracing::warn!(path = %path.display(), %error, "other users may be able to read the stored registrations");
     }
 }
 
@@ -146,7 +146,7 @@ pub(crate) fn rewrite(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         opened => opened?,
     };
-    lock_patiently(&log)?;
+    lock_with_retry(&log)?;
     let length = log.seek(SeekFrom::End(0))?;
     let mut buffer = vec![0; REWRITE_BYTES];
     let mut at = 0;
@@ -162,12 +162,14 @@ pub(crate) fn rewrite(folder: &Path) -> io::Result<()> {
 }
 
 /// Waits until sled has closed its log, which it locks while open.
-fn lock_patiently(log: &File) -> io::Result<()> {
-    let begun = Instant::now();
+fn lock_with_retry(log: &File) -> io::Result<()> {
+    let started = Instant::now();
     loop {
         match log.try_lock() {
             Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if begun.elapsed() < CLOSING => thread::sleep(CLOSING / 100),
+            Err(TryLockError::WouldBlock) if started.elapsed() < CLOSE_TIMEOUT => {
+                thread::sleep(CLOSE_TIMEOUT / 100)
+            }
             Err(TryLockError::WouldBlock) => {
                 return Err(io::Error::new(
                     ErrorKind::ResourceBusy,
@@ -184,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rewriting_changes_nothing() {
+    fn rewriting_leaves_the_content_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         rewrite(dir.path()).unwrap();
         let bytes: Vec<u8> = (0..REWRITE_BYTES + 77).map(|n| n as u8).collect();
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_leaves_nothing_behind() {
+    fn a_probe_removes_its_file() {
         let dir = tempfile::tempdir().unwrap();
         probe(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

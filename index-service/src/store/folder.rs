@@ -27,12 +27,12 @@ const STORE: &str = "sled";
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// Another index uses the folder.
-    #[error("the data folder {} is in use by {holder}: stop it, or give another --data-dir", path.display())]
+    #[error("the data folder {} is in use by {process}: stop that process, or give another --data-dir", path.display())]
     InUse {
         /// The folder.
         path: PathBuf,
         /// The process that uses it.
-        holder: String,
+        process: String,
     },
     /// The system returned an error.
     #[error("cannot use the data folder: {}: {source}", path.display())]
@@ -43,12 +43,12 @@ pub enum FolderError {
         source: io::Error,
     },
     /// Even an empty store in a new folder cannot be opened.
-    #[error("an empty store in {} cannot be opened: {why}", path.display())]
+    #[error("an empty store in {} cannot be opened: {reason}", path.display())]
     Unusable {
         /// The folder.
         path: PathBuf,
         /// The error message.
-        why: String,
+        reason: String,
     },
 }
 
@@ -84,26 +84,26 @@ pub(crate) fn open<T>(
     create_private(data_dir).map_err(system(data_dir))?;
     let folder = DataFolder {
         path: data_dir.to_owned(),
-        _lock: lock(data_dir)?,
+        _lock: lock_folder(data_dir)?,
     };
     let store = folder.store();
     check_permissions(&store)?;
-    let why = match try_open(&store, &open) {
+    let reason = match try_open(&store, &open) {
         Ok(value) => {
             sync_folder(data_dir).map_err(system(data_dir))?;
             return Ok((value, folder));
         }
         Err(StoreError::Io(source)) => return Err(FolderError::System { path: store, source }),
-        Err(StoreError::Damaged(why)) => why,
+        Err(StoreError::Damaged(reason)) => reason,
     };
-    folder.move_aside(&why).map_err(system(&store))?;
+    folder.move_aside(&reason).map_err(system(&store))?;
     match try_open(&store, &open) {
         Ok(value) => {
             sync_folder(data_dir).map_err(system(data_dir))?;
             Ok((value, folder))
         }
         Err(StoreError::Io(source)) => Err(FolderError::System { path: store, source }),
-        Err(StoreError::Damaged(why)) => Err(FolderError::Unusable { path: store, why }),
+        Err(StoreError::Damaged(reason)) => Err(FolderError::Unusable { path: store, reason }),
     }
 }
 
@@ -127,22 +127,22 @@ impl DataFolder {
                 sync_folder(&self.path).map_err(StoreError::Io)?;
                 Ok(value)
             }
-            Err(StoreError::Damaged(why)) => {
-                self.move_aside(&why).map_err(StoreError::Io)?;
-                Err(StoreError::Damaged(why))
+            Err(StoreError::Damaged(reason)) => {
+                self.move_aside(&reason).map_err(StoreError::Io)?;
+                Err(StoreError::Damaged(reason))
             }
             Err(error) => Err(error),
         }
     }
 
     /// Renames the store and makes the new name durable.
-    fn move_aside(&self, why: &str) -> io::Result<()> {
+    fn move_aside(&self, reason: &str) -> io::Result<()> {
         let aside = move_aside(&self.store())?;
         sync_folder(&self.path)?;
         tracing::warn!(
             folder = %aside.display(),
-            reason = %why,
-            "the stored registrations cannot be read and were moved aside; the store begins empty and fills as peers renew"
+            %reason,
+            "the stored registrations cannot be read and were moved aside; the index starts with an empty store, which fills as peers renew"
         );
         Ok(())
     }
@@ -155,8 +155,8 @@ fn create_private(folder: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     for path in missing {
-        let above = path.parent().filter(|path| !path.as_os_str().is_empty());
-        sync_folder(above.unwrap_or_else(|| Path::new(".")))?;
+        let parent = path.parent().filter(|path| !path.as_os_str().is_empty());
+        sync_folder(parent.unwrap_or_else(|| Path::new(".")))?;
     }
     Ok(())
 }
@@ -194,7 +194,7 @@ fn try_open<T>(store: &Path, open: impl Fn(&Path) -> Result<T, StoreError>) -> R
     })
 }
 
-fn lock(data_dir: &Path) -> Result<FolderLock, FolderError> {
+fn lock_folder(data_dir: &Path) -> Result<FolderLock, FolderError> {
     let path = data_dir.join(LOCK);
     let system = |source| FolderError::System {
         path: path.clone(),
@@ -218,13 +218,13 @@ fn lock(data_dir: &Path) -> Result<FolderLock, FolderError> {
             let mut text = String::new();
             // Only for the error message, so a read error is ignored.
             let _ = file.take(20).read_to_string(&mut text);
-            let holder = match text.trim().parse::<u32>() {
+            let process = match text.trim().parse::<u32>() {
                 Ok(pid) => format!("another index (process {pid})"),
                 Err(_) => "another index".to_owned(),
             };
             Err(FolderError::InUse {
                 path: data_dir.to_owned(),
-                holder,
+                process,
             })
         }
         Err(TryLockError::Error(source)) => Err(system(source)),
@@ -247,12 +247,12 @@ fn check_permissions(store: &Path) -> Result<(), FolderError> {
     };
     for entry in entries.flatten() {
         let path = entry.path();
-        let tried = match entry.file_type() {
+        let opened = match entry.file_type() {
             Ok(kind) if kind.is_file() => File::options().read(true).write(true).open(&path).map(drop),
             Ok(kind) if kind.is_dir() => fs::read_dir(&path).map(drop),
             _ => Ok(()),
         };
-        if let Err(error) = tried
+        if let Err(error) = opened
             && is_system_error(&error)
         {
             return system(&path, error);
@@ -287,7 +287,7 @@ mod tests {
         SledStore::open(dir, |all: &mut Vec<StoredPeer>, peer| all.push(peer))
     }
 
-    fn filled() -> tempfile::TempDir {
+    fn filled_folder() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, _) = open_sled(dir.path()).unwrap();
         let files = (0..500).map(|n| registration(n, "a.bin")).collect();
@@ -302,7 +302,7 @@ mod tests {
         dir
     }
 
-    fn aside(dir: &Path) -> usize {
+    fn count_moved_aside(dir: &Path) -> usize {
         let names = fs::read_dir(dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -310,8 +310,8 @@ mod tests {
     }
 
     #[test]
-    fn a_second_index_is_refused_and_nothing_is_moved() {
-        let dir = filled();
+    fn a_second_index_is_refused_and_nothing_is_moved_aside() {
+        let dir = filled_folder();
         let (store, _) = open_sled(dir.path()).unwrap();
         let refused = open_sled(dir.path()).unwrap_err();
         assert!(matches!(refused, FolderError::InUse { .. }), "{refused}");
@@ -321,14 +321,14 @@ mod tests {
                 .contains(&format!("process {}", std::process::id())),
             "{refused}"
         );
-        assert_eq!(aside(dir.path()), 0);
+        assert_eq!(count_moved_aside(dir.path()), 0);
         drop(store);
         assert_eq!(open_sled(dir.path()).unwrap().1[0].files.len(), 500);
     }
 
     #[test]
     fn a_damaged_store_is_moved_aside() {
-        let dir = filled();
+        let dir = filled_folder();
         for file in ["db", "conf"] {
             fs::write(dir.path().join(STORE).join(file), vec![0xa5; 70_000]).unwrap();
             let (mut store, peers) = open_sled(dir.path()).unwrap();
@@ -343,26 +343,26 @@ mod tests {
                 }])
                 .unwrap();
         }
-        assert_eq!(aside(dir.path()), 2);
+        assert_eq!(count_moved_aside(dir.path()), 2);
         assert_eq!(open_sled(dir.path()).unwrap().1.len(), 1);
     }
 
     #[test]
     fn foreign_entries_are_damage() {
-        let dir = filled();
+        let dir = filled_folder();
         let db = ::sled::open(dir.path().join(STORE)).unwrap();
         db.open_tree("registrations.v1")
             .unwrap()
-            .insert("what", "ever")
+            .insert("unknown", "entry")
             .unwrap();
         db.flush().unwrap();
         drop(db);
         assert!(open_sled(dir.path()).unwrap().1.is_empty());
-        assert_eq!(aside(dir.path()), 1);
+        assert_eq!(count_moved_aside(dir.path()), 1);
     }
 
     #[test]
-    fn a_file_in_the_way_is_named() {
+    fn a_file_in_place_of_the_folder_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
@@ -376,12 +376,12 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_may_read_what_is_stored() {
+    fn only_the_owner_may_read_the_store() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let index = dir.path().join("above").join("index");
+        let index = dir.path().join("parent").join("index");
         drop(open_sled(&index).unwrap());
-        for folder in ["", "../../above", "sled", "sled/blobs"] {
+        for folder in ["", "../../parent", "sled", "sled/blobs"] {
             assert_eq!(mode(&index.join(folder)), 0o700, "{folder}");
         }
         for file in ["index.lock", "sled/db", "sled/conf"] {
@@ -399,10 +399,10 @@ mod tests {
     }
 
     #[test]
-    fn whatever_happened_to_its_files_the_store_opens_or_is_moved_aside() {
+    fn a_store_with_random_damage_opens_or_is_moved_aside() {
         use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-        let dir = filled();
-        let whole: Vec<(PathBuf, Vec<u8>)> = ["db", "conf"]
+        let dir = filled_folder();
+        let intact: Vec<(PathBuf, Vec<u8>)> = ["db", "conf"]
             .map(|file| dir.path().join(STORE).join(file))
             .into_iter()
             .chain(
@@ -419,8 +419,8 @@ mod tests {
             let index = tempfile::tempdir().unwrap();
             let store = index.path().join(STORE);
             fs::create_dir_all(store.join("blobs")).unwrap();
-            let damaged = rng.random_range(0..whole.len());
-            for (at, (path, bytes)) in whole.iter().enumerate() {
+            let damaged = rng.random_range(0..intact.len());
+            for (at, (path, bytes)) in intact.iter().enumerate() {
                 let mut bytes = bytes.clone();
                 if at == damaged {
                     let from = rng.random_range(0..bytes.len());
@@ -435,7 +435,7 @@ mod tests {
                 fs::write(store.join(path.file_name().unwrap()), bytes).unwrap();
             }
             let (mut store, peers) = open_sled(index.path()).unwrap();
-            opened[aside(index.path())] += 1;
+            opened[count_moved_aside(index.path())] += 1;
             let files: usize = peers.iter().map(|peer| peer.files.len()).sum();
             assert!(files <= 500, "seed {seed}: {files}");
             let more = Change::Register {
@@ -446,12 +446,12 @@ mod tests {
             };
             store.apply(&[more]).unwrap();
         }
-        assert!(opened.iter().all(|times| *times > 0), "{opened:?}");
+        assert!(opened.iter().all(|count| *count > 0), "{opened:?}");
     }
 
     #[test]
-    fn a_store_that_is_opened_again_holds_what_was_acknowledged() {
-        let dir = filled();
+    fn a_reopened_store_contains_all_acknowledged_changes() {
+        let dir = filled_folder();
         let (mut store, _) = open_sled(dir.path()).unwrap();
         for n in 0..3 {
             let files = vec![registration(1000 + n, "later.bin")];
@@ -471,7 +471,7 @@ mod tests {
         fs::write(dir.path().join(STORE).join("conf"), vec![0xa5; 70_000]).unwrap();
         let refused = store.reopen(&mut |_| {}).unwrap_err();
         assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
-        assert_eq!(aside(dir.path()), 1);
+        assert_eq!(count_moved_aside(dir.path()), 1);
         let mut count = 0;
         store.reopen(&mut |_| count += 1).unwrap();
         assert_eq!(count, 0);

@@ -60,6 +60,7 @@ impl IndexStore for MemoryStore {
         }
         Ok(())
     }
+
     fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
         self.load(each)
     }

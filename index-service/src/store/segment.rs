@@ -70,14 +70,14 @@ pub(crate) type SegmentEntry = (FileId, Option<Registration>);
 pub(crate) fn encode<'a>(
     entries: impl IntoIterator<Item = (FileId, Option<&'a Registration>)>,
 ) -> Vec<EncodedSegment> {
-    let mut packs = Vec::new();
-    let mut pack = SegmentMessage::default();
+    let mut segments = Vec::new();
+    let mut message = SegmentMessage::default();
     let mut bytes = 0;
-    let mut finish = |pack: &mut SegmentMessage, bytes: &mut usize| {
-        if !pack.entries.is_empty() {
-            let entries = pack.entries.len();
-            packs.push(EncodedSegment {
-                bytes: std::mem::take(pack).encode_to_vec(),
+    let mut finish = |message: &mut SegmentMessage, bytes: &mut usize| {
+        if !message.entries.is_empty() {
+            let entries = message.entries.len();
+            segments.push(EncodedSegment {
+                bytes: std::mem::take(message).encode_to_vec(),
                 entries,
             });
             *bytes = 0;
@@ -87,13 +87,13 @@ pub(crate) fn encode<'a>(
         let entry = EntryMessage::new(id, registration);
         let size = encoded_len(ENTRIES, &entry);
         if bytes + size > SEGMENT_BYTES {
-            finish(&mut pack, &mut bytes);
+            finish(&mut message, &mut bytes);
         }
         bytes += size;
-        pack.entries.push(entry);
+        message.entries.push(entry);
     }
-    finish(&mut pack, &mut bytes);
-    packs
+    finish(&mut message, &mut bytes);
+    segments
 }
 
 /// An encoded segment with its number of entries.
@@ -105,17 +105,21 @@ pub(crate) struct EncodedSegment {
 
 /// Decodes the entries of a segment.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Vec<SegmentEntry>, StoreError> {
-    let pack = SegmentMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
-    pack.entries.into_iter().map(EntryMessage::into_entry).collect()
+    let message = SegmentMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    message
+        .entries
+        .into_iter()
+        .map(EntryMessage::into_entry)
+        .collect()
 }
 
 /// Merges the entries of a peer's segments; later entries replace earlier ones.
 pub(crate) fn fold(
-    packs: impl IntoIterator<Item = Result<Vec<SegmentEntry>, StoreError>>,
+    segments: impl IntoIterator<Item = Result<Vec<SegmentEntry>, StoreError>>,
 ) -> Result<HashMap<FileId, Option<Registration>>, StoreError> {
     let mut files = HashMap::new();
-    for pack in packs {
-        files.extend(pack?);
+    for segment in segments {
+        files.extend(segment?);
     }
     Ok(files)
 }
@@ -209,7 +213,7 @@ mod tests {
     use super::*;
     use crate::store::contract::registration;
 
-    fn packs(files: &[Registration]) -> Vec<EncodedSegment> {
+    fn encode_files(files: &[Registration]) -> Vec<EncodedSegment> {
         encode(files.iter().map(|file| (file.file.id, Some(file))))
     }
 
@@ -217,7 +221,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_pack_is_full_to_the_byte(lengths in prop::collection::vec((1..=16usize, 1..=255usize), 1..40)) {
+        fn a_segment_is_full_to_the_byte(lengths in prop::collection::vec((1..=16usize, 1..=255usize), 1..40)) {
             let files: Vec<Registration> = (0..)
                 .zip(&lengths)
                 .map(|(n, &(names, length))| Registration {
@@ -225,16 +229,16 @@ mod tests {
                     ..registration(n, "")
                 })
                 .collect();
-            let packs = packs(&files);
+            let segments = encode_files(&files);
             let mut rest = &files[..];
-            for (at, pack) in packs.iter().enumerate() {
-                let (held, after) = rest.split_at(pack.entries);
+            for (at, segment) in segments.iter().enumerate() {
+                let (encoded, after) = rest.split_at(segment.entries);
                 let size = |file: &Registration| encoded_len(ENTRIES, &EntryMessage::new(file.file.id, Some(file)));
-                prop_assert_eq!(pack.bytes.len(), held.iter().map(size).sum::<usize>());
-                prop_assert!(pack.bytes.len() <= SEGMENT_BYTES || pack.entries == 1);
-                prop_assert_eq!(at + 1 == packs.len(), after.is_empty());
+                prop_assert_eq!(segment.bytes.len(), encoded.iter().map(size).sum::<usize>());
+                prop_assert!(segment.bytes.len() <= SEGMENT_BYTES || segment.entries == 1);
+                prop_assert_eq!(at + 1 == segments.len(), after.is_empty());
                 if let Some(next) = after.first() {
-                    prop_assert!(pack.bytes.len() + size(next) > SEGMENT_BYTES, "one more fits");
+                    prop_assert!(segment.bytes.len() + size(next) > SEGMENT_BYTES, "another entry fits");
                 }
                 rest = after;
             }

@@ -21,7 +21,7 @@ use sled::{Batch, Db, IVec, Tree};
 
 use crate::store::{
     Change, FolderError, IndexStore, PeerRecord, StoreError, StoredPeer,
-    durable::{CLOSING, StoreFiles},
+    durable::{CLOSE_TIMEOUT, StoreFiles},
     folder::{self, DataFolder},
     segment::{self, SEGMENT_BYTES, SegmentEntry},
 };
@@ -47,13 +47,13 @@ const SEGMENT: u8 = 1;
 pub struct SledStore {
     // Declared before the folder, so that sled is closed before the folder is unlocked.
     /// `None` after a failure, until the store is opened again.
-    open: Option<Box<Open>>,
+    open: Option<Box<OpenStore>>,
     folder: DataFolder,
 }
 
 /// An open store.
 #[derive(Debug)]
-struct Open {
+struct OpenStore {
     tree: Tree,
     db: Db,
     files: StoreFiles,
@@ -63,8 +63,8 @@ struct Open {
 /// The segments of one peer.
 #[derive(Debug, Clone, Default)]
 struct PeerSegments {
-    segments: Vec<SegmentInfo>,
-    next: u64,
+    list: Vec<SegmentInfo>,
+    next_number: u64,
     /// Number of entries that are needed, one per file of the peer. An estimate between folds.
     needed_entries: usize,
 }
@@ -78,7 +78,7 @@ struct SegmentInfo {
 
 impl PeerSegments {
     fn entries(&self) -> usize {
-        self.segments.iter().map(|pack| pack.entries).sum()
+        self.list.iter().map(|segment| segment.entries).sum()
     }
 }
 
@@ -95,7 +95,7 @@ impl SledStore {
     ) -> Result<(Self, C), FolderError> {
         let ((open, collected), folder) = folder::open(data_dir, |path| {
             let mut collected = C::default();
-            let open = Open::at(path, &mut |peer| each(&mut collected, peer))?;
+            let open = OpenStore::at(path, &mut |peer| each(&mut collected, peer))?;
             Ok((open, collected))
         })?;
         let open = Some(Box::new(open));
@@ -103,17 +103,17 @@ impl SledStore {
     }
 }
 
-impl Open {
+impl OpenStore {
     /// Opens the store at `path`, makes it private and durable, and passes every peer to `each`.
     fn at(path: &Path, each: &mut dyn FnMut(StoredPeer)) -> Result<Self, StoreError> {
-        let began_before = path.join("db").metadata().is_ok_and(|db| db.len() > 0);
+        let had_data = path.join("db").metadata().is_ok_and(|db| db.len() > 0);
         let config = sled::Config::new()
             .path(path)
             .cache_capacity(CACHE_BYTES)
             // `apply` flushes before a change is acknowledged.
             .flush_every_ms(None);
         let db = open_with_retry(&config)?;
-        check_not_lost(&db, began_before)?;
+        check_not_lost(&db, had_data)?;
         let tree = db.open_tree(TREE).map_err(store_error)?;
         db.flush().map_err(store_error)?;
         let files = StoreFiles::open(path).map_err(StoreError::Io)?;
@@ -127,7 +127,7 @@ impl Open {
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let mut writing = BatchWriter {
+        let mut writer = BatchWriter {
             tree: &self.tree,
             peers: &self.peers,
             batch: Batch::default(),
@@ -135,14 +135,14 @@ impl Open {
             unwritten: HashMap::new(),
         };
         for change in changes {
-            writing.change(change)?;
+            writer.add_change(change)?;
         }
-        let BatchWriter { batch, changed, .. } = writing;
+        let BatchWriter { batch, changed, .. } = writer;
         self.tree.apply_batch(batch).map_err(store_error)?;
         // sled contains the batch now, durable or not, so the segment lists must match it.
-        for (peer, packs) in changed {
-            match packs {
-                Some(packs) => self.peers.insert(peer, packs),
+        for (peer, segments) in changed {
+            match segments {
+                Some(segments) => self.peers.insert(peer, segments),
                 None => self.peers.remove(&peer),
             };
         }
@@ -154,13 +154,13 @@ impl Open {
 /// Opens sled. Retries while the threads of a dropped database still hold its lock; no other
 /// process can, because the data folder is locked.
 fn open_with_retry(config: &sled::Config) -> Result<sled::Db, StoreError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         match config.open().map_err(store_error) {
             Err(StoreError::Io(error))
-                if error.kind() == io::ErrorKind::ResourceBusy && begun.elapsed() < CLOSING =>
+                if error.kind() == io::ErrorKind::ResourceBusy && started.elapsed() < CLOSE_TIMEOUT =>
             {
-                thread::sleep(CLOSING / 100);
+                thread::sleep(CLOSE_TIMEOUT / 100);
             }
             opened => return opened,
         }
@@ -189,7 +189,7 @@ impl IndexStore for SledStore {
         let each = RefCell::new(each);
         let opened = self
             .folder
-            .reopen(|path| Open::at(path, &mut **each.borrow_mut()))?;
+            .reopen(|path| OpenStore::at(path, &mut **each.borrow_mut()))?;
         self.open = Some(Box::new(opened));
         Ok(())
     }
@@ -202,21 +202,21 @@ fn closed() -> StoreError {
 
 /// Closes a failed store on a separate thread, because sled may panic or wait forever for a write.
 /// The files cannot be opened again before sled closes them.
-fn close(open: Box<Open>) {
-    let closing = thread::Builder::new().name("closing the store".to_owned());
-    if let Err(error) = closing.spawn(move || drop(open)) {
-        tracing::warn!(%error, "the failed store is closed without a thread of its own");
+fn close(open: Box<OpenStore>) {
+    let builder = thread::Builder::new().name("store-closer".to_owned());
+    if let Err(error) = builder.spawn(move || drop(open)) {
+        tracing::warn!(%error, "cannot start a thread to close the failed store");
     }
 }
 
 /// Distinguishes a store that lost everything from a new one. sled treats a file without any
 /// readable data as empty.
-fn check_not_lost(db: &Db, began_before: bool) -> Result<(), StoreError> {
+fn check_not_lost(db: &Db, had_data: bool) -> Result<(), StoreError> {
     if db.contains_key(STARTED_KEY).map_err(store_error)? {
         return Ok(());
     }
-    if began_before {
-        return Err(StoreError::Damaged("nothing in it can be read".to_owned()));
+    if had_data {
+        return Err(StoreError::Damaged("no data in the store can be read".to_owned()));
     }
     db.insert(STARTED_KEY, env!("CARGO_PKG_VERSION"))
         .map_err(store_error)?;
@@ -232,18 +232,18 @@ fn read_all(
     let mut peers = HashMap::new();
     let mut current: Option<(PeerRecord, PeerSegments, Vec<IVec>)> = None;
     let mut finish = |current: Option<(PeerRecord, PeerSegments, Vec<IVec>)>| {
-        let Some((record, mut packs, values)) = current else {
+        let Some((record, mut segments, values)) = current else {
             return Ok(());
         };
         let mut segment_entries = Vec::with_capacity(values.len());
-        for (value, pack) in values.iter().zip(&mut packs.segments) {
+        for (value, segment) in values.iter().zip(&mut segments.list) {
             let entries = segment::decode(value)?;
-            pack.entries = entries.len();
+            segment.entries = entries.len();
             segment_entries.push(Ok(entries));
         }
         let files: Vec<_> = segment::fold(segment_entries)?.into_values().flatten().collect();
-        packs.needed_entries = files.len();
-        peers.insert(record.id, packs);
+        segments.needed_entries = files.len();
+        peers.insert(record.id, segments);
         each(StoredPeer { record, files });
         Ok::<(), StoreError>(())
     };
@@ -260,17 +260,18 @@ fn read_all(
                 ));
             }
             (id, Some(number)) => {
-                let Some((_, packs, values)) = current.as_mut().filter(|(record, ..)| record.id == id) else {
+                let Some((_, segments, values)) = current.as_mut().filter(|(record, ..)| record.id == id)
+                else {
                     return Err(StoreError::Damaged(
                         "registrations of a peer that is not stored".to_owned(),
                     ));
                 };
-                packs.segments.push(SegmentInfo {
+                segments.list.push(SegmentInfo {
                     number,
                     bytes: value.len(),
                     entries: 0,
                 });
-                packs.next = number + 1;
+                segments.next_number = number + 1;
                 values.push(value);
             }
         }
@@ -291,7 +292,7 @@ struct BatchWriter<'a> {
 }
 
 impl BatchWriter<'_> {
-    fn change(&mut self, change: &Change) -> Result<(), StoreError> {
+    fn add_change(&mut self, change: &Change) -> Result<(), StoreError> {
         match change {
             Change::Register {
                 peer,
@@ -299,27 +300,27 @@ impl BatchWriter<'_> {
                 new,
                 replace,
             } => {
-                let mut packs = self.segments_of(&peer.id).unwrap_or_default();
+                let mut segments = self.segments_of(&peer.id).unwrap_or_default();
                 if *replace {
-                    self.remove_all(&peer.id, &mut packs);
+                    self.remove_all_segments(&peer.id, &mut segments);
                 }
                 let record = segment::encode_peer(&peer.address, peer.ttl);
                 self.batch.insert(peer_key(&peer.id).as_slice(), record);
-                packs.needed_entries += new;
+                segments.needed_entries += new;
                 let entries = files.iter().map(|file| (file.file.id, Some(file)));
-                self.append(&peer.id, &mut packs, entries)?;
-                self.changed.insert(peer.id, Some(packs));
+                self.append_entries(&peer.id, &mut segments, entries)?;
+                self.changed.insert(peer.id, Some(segments));
             }
             Change::Unregister { peer, files } => {
-                if let Some(mut packs) = self.segments_of(peer) {
-                    packs.needed_entries = packs.needed_entries.saturating_sub(files.len());
-                    self.append(peer, &mut packs, files.iter().map(|&file| (file, None)))?;
-                    self.changed.insert(*peer, Some(packs));
+                if let Some(mut segments) = self.segments_of(peer) {
+                    segments.needed_entries = segments.needed_entries.saturating_sub(files.len());
+                    self.append_entries(peer, &mut segments, files.iter().map(|&file| (file, None)))?;
+                    self.changed.insert(*peer, Some(segments));
                 }
             }
             Change::Forget { peer } => {
-                if let Some(mut packs) = self.segments_of(peer) {
-                    self.remove_all(peer, &mut packs);
+                if let Some(mut segments) = self.segments_of(peer) {
+                    self.remove_all_segments(peer, &mut segments);
                     self.batch.remove(peer_key(peer).as_slice());
                     self.changed.insert(*peer, None);
                 }
@@ -330,98 +331,103 @@ impl BatchWriter<'_> {
 
     fn segments_of(&self, peer: &PeerId) -> Option<PeerSegments> {
         match self.changed.get(peer) {
-            Some(packs) => packs.clone(),
+            Some(segments) => segments.clone(),
             None => self.peers.get(peer).cloned(),
         }
     }
 
-    fn append<'b>(
+    fn append_entries<'b>(
         &mut self,
         peer: &PeerId,
-        packs: &mut PeerSegments,
+        segments: &mut PeerSegments,
         entries: impl DoubleEndedIterator<Item = (FileId, Option<&'b Registration>)>,
     ) -> Result<(), StoreError> {
         // Each file occurs once per segment. If a request repeats a file, its last entry counts.
         let mut seen = HashSet::new();
         let mut entries: Vec<_> = entries.rev().filter(|(file, _)| seen.insert(*file)).collect();
         entries.reverse();
-        self.push(peer, packs, entries);
-        while let [.., before, last] = *packs.segments
-            && before.bytes < 2 * last.bytes
-            && before.bytes + last.bytes <= SEGMENT_BYTES
+        self.push_segments(peer, segments, entries);
+        while let [.., previous, last] = *segments.list
+            && previous.bytes < 2 * last.bytes
+            && previous.bytes + last.bytes <= SEGMENT_BYTES
         {
-            let count = packs.segments.len();
-            self.fold(peer, packs, count - 2)?;
+            let count = segments.list.len();
+            self.fold_from(peer, segments, count - 2)?;
             // Stop if the merge did not reduce the number of segments, whatever their sizes
             // suggest.
-            if packs.segments.len() >= count {
+            if segments.list.len() >= count {
                 break;
             }
         }
-        if packs.entries() > 2 * packs.needed_entries + SLACK_ENTRIES {
-            self.fold(peer, packs, 0)?;
-            packs.needed_entries = packs.entries();
+        if segments.entries() > 2 * segments.needed_entries + SLACK_ENTRIES {
+            self.fold_from(peer, segments, 0)?;
+            segments.needed_entries = segments.entries();
         }
         Ok(())
     }
 
     /// Folds the segments from index `from` to the end into new ones.
-    fn fold(&mut self, peer: &PeerId, packs: &mut PeerSegments, from: usize) -> Result<(), StoreError> {
-        let old = packs.segments.split_off(from);
-        let mut entries = segment::fold(old.iter().map(|pack| self.read(peer, pack.number)))?;
+    fn fold_from(
+        &mut self,
+        peer: &PeerId,
+        segments: &mut PeerSegments,
+        from: usize,
+    ) -> Result<(), StoreError> {
+        let old = segments.list.split_off(from);
+        let mut entries = segment::fold(old.iter().map(|segment| self.read_segment(peer, segment.number)))?;
         if from == 0 {
             // No earlier segment remains to which a removal could apply.
             entries.retain(|_, registration| registration.is_some());
         }
-        for pack in old {
-            self.remove(peer, pack.number);
+        for segment in old {
+            self.remove_segment(peer, segment.number);
         }
-        self.push(
+        self.push_segments(
             peer,
-            packs,
+            segments,
             entries.iter().map(|(&file, entries)| (file, entries.as_ref())),
         );
         Ok(())
     }
 
-    fn push<'b>(
+    fn push_segments<'b>(
         &mut self,
         peer: &PeerId,
-        packs: &mut PeerSegments,
+        segments: &mut PeerSegments,
         entries: impl IntoIterator<Item = (FileId, Option<&'b Registration>)>,
     ) {
-        for pack in segment::encode(entries) {
-            let number = packs.next;
-            packs.next += 1;
-            packs.segments.push(SegmentInfo {
+        for segment in segment::encode(entries) {
+            let number = segments.next_number;
+            segments.next_number += 1;
+            segments.list.push(SegmentInfo {
                 number,
-                bytes: pack.bytes.len(),
-                entries: pack.entries,
+                bytes: segment.bytes.len(),
+                entries: segment.entries,
             });
             self.batch
-                .insert(segment_key(peer, number).as_slice(), pack.bytes.as_slice());
-            self.unwritten.insert((*peer, number), pack.bytes);
+                .insert(segment_key(peer, number).as_slice(), segment.bytes.as_slice());
+            self.unwritten.insert((*peer, number), segment.bytes);
         }
     }
 
-    fn read(&self, peer: &PeerId, number: u64) -> Result<Vec<SegmentEntry>, StoreError> {
+    fn read_segment(&self, peer: &PeerId, number: u64) -> Result<Vec<SegmentEntry>, StoreError> {
         if let Some(bytes) = self.unwritten.get(&(*peer, number)) {
             return segment::decode(bytes);
         }
         let stored = self.tree.get(segment_key(peer, number)).map_err(store_error)?;
-        segment::decode(&stored.ok_or_else(|| StoreError::Damaged("registrations are missing".to_owned()))?)
+        segment::decode(&stored.ok_or_else(|| StoreError::Damaged("a segment is missing".to_owned()))?)
     }
 
-    fn remove(&mut self, peer: &PeerId, number: u64) {
+    fn remove_segment(&mut self, peer: &PeerId, number: u64) {
         self.unwritten.remove(&(*peer, number));
         self.batch.remove(segment_key(peer, number).as_slice());
     }
 
-    fn remove_all(&mut self, peer: &PeerId, packs: &mut PeerSegments) {
-        for pack in std::mem::take(&mut packs.segments) {
-            self.remove(peer, pack.number);
+    fn remove_all_segments(&mut self, peer: &PeerId, segments: &mut PeerSegments) {
+        for segment in std::mem::take(&mut segments.list) {
+            self.remove_segment(peer, segment.number);
         }
-        packs.needed_entries = 0;
+        segments.needed_entries = 0;
     }
 }
 
@@ -435,7 +441,7 @@ fn segment_key(peer: &PeerId, number: u64) -> Vec<u8> {
 
 /// Parses a key into the peer, and the segment number if it is a segment's key.
 fn read_key(key: &[u8]) -> Result<(PeerId, Option<u64>), StoreError> {
-    let damaged = || StoreError::Damaged("a key that is none of the index's".to_owned());
+    let damaged = || StoreError::Damaged("a key of an unknown kind".to_owned());
     let (peer, rest) = key
         .split_at_checked(potluck_core::identity::id::LEN)
         .ok_or_else(damaged)?;
@@ -473,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn one_by_one_makes_few_packs() {
+    fn files_registered_one_by_one_share_few_segments() {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, _) = open(dir.path());
         for n in 0..300 {
@@ -487,17 +493,17 @@ mod tests {
                 }])
                 .unwrap();
         }
-        let packs = &store.open.as_ref().unwrap().peers[&peer(1).id];
-        assert_eq!(packs.entries(), 300);
+        let segments = &store.open.as_ref().unwrap().peers[&peer(1).id];
+        assert_eq!(segments.entries(), 300);
         assert!(
-            packs.segments.len() <= 300 * 100 / SEGMENT_BYTES * 2 + 8,
-            "{} packs",
-            packs.segments.len()
+            segments.list.len() <= 300 * 100 / SEGMENT_BYTES * 2 + 8,
+            "{} segments",
+            segments.list.len()
         );
     }
 
     #[test]
-    fn two_packs_that_just_fit_one_become_one() {
+    fn two_segments_that_just_fit_one_are_merged() {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, _) = open(dir.path());
         // These files take 2048 and 2047 bytes in a segment.
@@ -512,32 +518,32 @@ mod tests {
                 file
             })
             .to_vec();
-        let told = Change::Register {
+        let change = Change::Register {
             peer: peer(1),
             files: files.clone(),
             new: 2,
             replace: false,
         };
-        store.apply(&[told]).unwrap();
-        let packs: Vec<_> = store.open.as_ref().unwrap().peers[&peer(1).id]
-            .segments
+        store.apply(&[change]).unwrap();
+        let sizes: Vec<_> = store.open.as_ref().unwrap().peers[&peer(1).id]
+            .list
             .iter()
-            .map(|pack| (pack.bytes, pack.entries))
+            .map(|segment| (segment.bytes, segment.entries))
             .collect();
-        assert_eq!(packs, [(SEGMENT_BYTES - 1, 2)]);
+        assert_eq!(sizes, [(SEGMENT_BYTES - 1, 2)]);
         drop(store);
-        let mut held = open(dir.path()).1.remove(0).files;
-        held.sort_by_key(|file| std::cmp::Reverse(file.names[7].len()));
-        assert_eq!(held, files);
+        let mut stored = open(dir.path()).1.remove(0).files;
+        stored.sort_by_key(|file| std::cmp::Reverse(file.names[7].len()));
+        assert_eq!(stored, files);
     }
 
     #[test]
-    fn what_was_taken_back_does_not_pile_up() {
+    fn removed_entries_do_not_accumulate() {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, _) = open(dir.path());
         for round in 0..20 {
             let files: Vec<_> = (0..1000)
-                .map(|n| registration(round * 1000 + n, "gone soon.bin"))
+                .map(|n| registration(round * 1000 + n, "removed soon.bin"))
                 .collect();
             let ids = files.iter().map(|file| file.file.id).collect();
             let id = peer(1).id;

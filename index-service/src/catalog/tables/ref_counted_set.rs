@@ -141,56 +141,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_no_more_than_a_list() {
+    fn a_set_is_no_larger_than_a_vector() {
         assert_eq!(size_of::<RefCountedSet>(), size_of::<Vec<(u32, u32)>>());
     }
 
     #[test]
-    fn many_are_no_list_that_is_moved_for_each_that_goes() {
-        let mut counted = RefCountedSet::default();
+    fn a_large_set_is_a_tree() {
+        let mut set = RefCountedSet::default();
         let all = 0..MAX_LIST as u32 + 1;
-        all.clone().for_each(|file| counted.add(file));
-        assert!(matches!(counted, RefCountedSet::Tree(_)));
+        all.clone().for_each(|file| set.add(file));
+        assert!(matches!(set, RefCountedSet::Tree(_)));
         for file in all.clone() {
-            assert!(counted.range_from(0).eq(file..all.end));
-            assert_eq!(counted.remove(file), file + 1 == all.end);
+            assert!(set.range_from(0).eq(file..all.end));
+            assert_eq!(set.remove(file), file + 1 == all.end);
         }
     }
 
     proptest! {
         /// Compares all three forms with a plain map.
         #[test]
-        fn behaves_as_a_plain_map(
+        fn behaves_like_a_plain_map(
             steps in prop::collection::vec((any::<bool>(), 0..100u32), 0..600),
             files in prop::sample::select(vec![2u32, 4, MAX_LIST as u32, 100]),
             from in 0..100u32,
         ) {
-            let mut counted = RefCountedSet::default();
+            let mut set = RefCountedSet::default();
             let mut model = BTreeMap::<u32, u32>::new();
-            for (more, file) in steps {
+            for (is_add, file) in steps {
                 let file = file % files;
                 // Add more often than remove, so that every form occurs.
-                if more || file % 3 == 0 {
-                    counted.add(file);
+                if is_add || file % 3 == 0 {
+                    set.add(file);
                     *model.entry(file).or_default() += 1;
                 } else {
                     if let Some(count) = model.get_mut(&file) {
                         *count -= 1;
                         model.retain(|_, count| *count > 0);
                     }
-                    prop_assert_eq!(counted.remove(file), model.is_empty());
+                    prop_assert_eq!(set.remove(file), model.is_empty());
                 }
-                prop_assert_eq!(counted.len(), model.len());
+                prop_assert_eq!(set.len(), model.len());
             }
-            prop_assert!(counted.range_from(from).eq(model.range(from..).map(|(&file, _)| file)));
+            prop_assert!(set.range_from(from).eq(model.range(from..).map(|(&file, _)| file)));
             for (file, count) in std::mem::take(&mut model) {
-                for left in (0..count).rev() {
-                    prop_assert!(counted.range_from(file).next() == Some(file));
-                    let none = counted.remove(file);
-                    prop_assert_eq!(none, left == 0 && counted.len() == 0);
+                for remaining in (0..count).rev() {
+                    prop_assert!(set.range_from(file).next() == Some(file));
+                    let is_empty = set.remove(file);
+                    prop_assert_eq!(is_empty, remaining == 0 && set.len() == 0);
                 }
             }
-            prop_assert_eq!(counted.len(), 0);
+            prop_assert_eq!(set.len(), 0);
         }
     }
 }

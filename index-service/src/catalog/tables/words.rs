@@ -57,13 +57,13 @@ const _: () = assert!(MAX_QUERY_WORDS < 32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TermsError {
     /// Longer than [`MAX_QUERY_BYTES`].
-    #[error("a search is at most {MAX_QUERY_BYTES} bytes long, this has {0}")]
+    #[error("a search query has at most {MAX_QUERY_BYTES} bytes, this one has {0}")]
     TooLong(usize),
     /// More words than [`MAX_QUERY_WORDS`].
-    #[error("a search has at most {MAX_QUERY_WORDS} words, this has {0}")]
+    #[error("a search query has at most {MAX_QUERY_WORDS} words, this one has {0}")]
     TooManyWords(usize),
     /// Not empty, but without a letter or digit.
-    #[error("a search needs a letter or a digit; leave it empty to list everything")]
+    #[error("a search query needs a letter or a digit; an empty query finds all files")]
     NoWords,
 }
 
@@ -164,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_matcher_tells_what_the_plain_way_does(
+        fn the_matcher_agrees_with_a_simple_implementation(
             query in "[abAé ]{0,8}",
             names in prop::collection::vec("[abABéﬁ .-]{0,10}|\\PC{0,12}", 0..8),
         ) {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_the_same_is_the_same() {
+    fn text_that_looks_the_same_has_the_same_words() {
         assert_eq!(words("Cafe\u{301}"), words("CAFÉ"));
         assert_eq!(words("ﬁle"), words("FILE"));
     }
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn searches_are_bounded() {
+    fn queries_are_limited_in_bytes_and_words() {
         assert_eq!(terms(""), Ok(vec![]));
         assert_eq!(terms("  "), Ok(vec![]));
         assert_eq!(terms("..."), Err(TermsError::NoWords));
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_term_within_another_is_dropped() {
+    fn a_term_that_is_a_prefix_of_another_is_dropped() {
         assert_eq!(
             terms("mod model mode x"),
             Ok(vec!["model".to_owned(), "x".to_owned()])
