@@ -4,6 +4,7 @@
 //! | module | purpose |
 //! |---|---|
 //! | [`announce`] | the set of files to announce, and the task that announces them to the index |
+//! | `catalog` | the library in memory; pure |
 //! | [`content`] | what can be served: the interface between library, downloads and uploads |
 //! | [`control`] | the service for the peer's owner, on its own endpoint |
 //! | [`download`] | downloads, from the request to the verified file |
@@ -19,6 +20,7 @@
 
 pub mod activity;
 pub mod announce;
+mod catalog;
 pub mod content;
 pub mod control;
 pub mod download;

@@ -23,7 +23,7 @@ use potluck_core::{
     },
     proto::v1,
 };
-use potluck_peer::library::{identify, kept_manifest};
+use potluck_peer::library::{identify, stored_manifest};
 use small_disk::*;
 
 struct World {
@@ -142,10 +142,10 @@ async fn what_the_target_cannot_keep_is_told_and_counts_against_nothing() {
     assert_ne!(there().record.id, id);
     let home = world.dir.path().join("peer");
     wait_until("the library has it", || async {
-        kept_manifest(&home, id).is_some()
+        stored_manifest(&home, id).is_some()
     })
     .await;
-    let manifest = kept_manifest(&home, id).unwrap();
+    let manifest = stored_manifest(&home, id).unwrap();
     assert!(there().holds_all_of(&manifest));
     let again = world.fetch(id, &target).await;
     assert_done(&again);

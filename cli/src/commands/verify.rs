@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use potluck_core::{FileId, Reason};
-use potluck_peer::library::kept_manifest;
+use potluck_peer::library::stored_manifest;
 use serde_json::json;
 
 use crate::{context::CommandContext, error::CommandError, local_files, output::text};
@@ -36,7 +36,7 @@ pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<()
         // could not store.
         false => crate::peer::default_home()
             .ok()
-            .and_then(|home| kept_manifest(&home, args.id))
+            .and_then(|home| stored_manifest(&home, args.id))
             .filter(|manifest| hashed.holds_all_of(manifest))
             .map(|_| "permissions and links were not compared: the file system cannot store them"),
     };

@@ -14,7 +14,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 ) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "a blocking task failed");
-        Problem::new(Reason::Internal, "a part of the peer failed: see its log")
+        Problem::new(Reason::Internal, "a task of the peer failed: see its log")
     })
 }
 
@@ -28,28 +28,39 @@ pub(crate) async fn blocking_cancellable<T: Send + 'static>(
     blocking(move || work(&stop)).await
 }
 
+/// Runs blocking work as a step of a background task. `None` on shutdown, but only after the work
+/// has ended: nothing may use the database after the tasks end. `None` also if the work panicked,
+/// which is a bug.
+pub(crate) async fn blocking_until_shutdown<T: Send + 'static>(
+    shutdown: &CancellationToken,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let result = blocking(work).await.ok();
+    result.filter(|_| !shutdown.is_cancelled())
+}
+
 /// Runs long work that nobody waits for on its own thread, with the lowest priority. `None` if it
 /// panicked, which is a bug, or if no thread could be started.
 pub(crate) async fn in_background<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    let (tell, told) = tokio::sync::oneshot::channel();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
     let run = move || {
         lower_priority();
         // The receiver is gone if the peer stops.
-        let _ = tell.send(work());
+        let _ = sender.send(work());
     };
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);
     if let Err(error) = started {
-        tracing::error!(%error, name, "no thread for background work");
+        tracing::error!(%error, name, "no thread could be started for background work");
         return None;
     }
-    let done = told.await;
-    if done.is_err() {
+    let result = receiver.await;
+    if result.is_err() {
         tracing::error!(name, "background work failed");
     }
-    done.ok()
+    result.ok()
 }
 
 /// Sets the lowest priority of the usual scheduling class: beside one ordinary thread, it gets 1/68

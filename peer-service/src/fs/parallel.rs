@@ -71,10 +71,10 @@ mod tests {
                     (0..count).collect::<Vec<_>>()
                 );
                 let mut things: Vec<_> = (0..count).collect();
-                let told = map_slices(&mut things, threads, |slice| {
+                let returned = map_slices(&mut things, threads, |slice| {
                     slice.iter_mut().map(std::mem::take).collect()
                 });
-                assert_eq!(told, (0..count).collect::<Vec<_>>());
+                assert_eq!(returned, (0..count).collect::<Vec<_>>());
                 assert_eq!(things, vec![0; count]);
             }
         }

@@ -1,19 +1,24 @@
 //! The library: what the peer shares. Files and folders are shared in place and never copied.
 //!
+//! [`Library`] assembles the parts below and does nothing else. Each part owns its state and its
+//! lock, and depends only on parts above it in this table:
+//!
 //! | module | its one job |
 //! |---|---|
-//! | `catalog` | the library in memory: items, files and the location of each copy; pure |
-//! | `check` | hashes shared files again to find silent corruption |
-//! | `content` | opens files for uploads, never one that changed |
+//! | `problems`, `files_folder` | why a path cannot be shared; the rules for paths in the files folder |
+//! | `scan` | walks of folders, their snapshots, and comparisons by `stat` |
 //! | `hash` | files to hashes and manifests, and which hashing goes first |
-//! | `reports` | pieces that other peers received from here and report as corrupt |
-//! | `scan` | walks of folders, their snapshots, the watch on the files folder |
-//! | `share` | adds and removes items, publishes each change |
-//! | `sync` | loads the library at start and reconciles it with the disk |
+//! | `catalog_store` | `CatalogStore`: the catalog and its rows on disk; publishes every change |
+//! | `share` | `ItemBuilder`: paths to items; share calls |
+//! | `reconcile` | `Reconciler`: brings the catalog and the disk together again |
+//! | `serve` | `CopyOpener`: opens files for uploads, never one that changed |
+//! | `check` | `Checker`: hashes shared files again to find silent corruption, also when other peers report bad pieces |
+//! | `sha256`, `maintenance` | background work |
 //!
 //! Invariants:
 //! - A file is offered only under the id of its current bytes, as far as `stat` can tell.
-//! - A collection's manifest is on the disk before its item enters the catalog or the database.
+//! - An answered change is on disk and announced. See `catalog_store` for the order of a change and
+//!   the order of the locks.
 //! - A shared folder is the collection that it was when it was shared. A changed file makes it a
 //!   new collection as soon as the change is noticed: on a read, at start, or by the periodic
 //!   check. Added files are noticed only in the files folder, which is watched.
@@ -21,57 +26,75 @@
 //!   whatever is at its path.
 
 use std::{
-    collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Weak},
-    time::Instant,
+    sync::Arc,
 };
 
-use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{
     FileId, Problem, Reason, Sha256,
     collection::{manifest::Manifest, path::Label},
     grpc::limiter::ClientAddress,
     identity::merkle::FileTree,
-    model::FileRecord,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-mod catalog;
+mod catalog_store;
 mod check;
-mod content;
-pub(crate) mod hash;
-mod reports;
-pub(crate) mod scan;
-pub(crate) mod share;
-pub(crate) mod sync;
+mod files_folder;
+mod hash;
+mod maintenance;
+mod problems;
+mod reconcile;
+mod scan;
+mod serve;
+mod sha256;
+mod share;
 #[cfg(test)]
 mod tests;
 
-pub use crate::library::check::{CheckEvent, CheckTarget};
-pub use crate::library::hash::entry_hashes::EntryHashes;
-pub use crate::library::hash::identify::{Identified, identify, kept_manifest};
-pub use crate::library::scan::walk::stamp_of;
-pub use crate::library::share::build::stamps_at;
+pub use crate::catalog::{
+    Totals,
+    item::Item,
+    stamp::{Stamp, stamp_of},
+};
+pub use crate::library::{
+    catalog_store::{UnshareTarget, manifests::stored_manifest},
+    check::events::{CheckEvent, CheckTarget},
+    hash::{
+        entry_hashes::EntryHashes,
+        identify::{Identified, identify},
+    },
+    problems::Refused,
+    scan::manifest_stamps::stamps_at,
+    share::batch::ShareEvent,
+};
 use crate::{
     activity::Activity,
     announce::set::AnnounceSet,
+    catalog::item::{ItemBody, NewItem, name_of},
     content::{BadPieces, Content, ContentSource},
     fs::blocking::{blocking, in_background},
     library::{
-        hash::{open, priority},
-        scan::files_folder,
-        share::{batch, build, publish},
-        sync::reconcile,
+        catalog_store::{CatalogStore, PutCause},
+        check::{Checker, reports::ReportQueue},
+        files_folder::FilesFolder,
+        hash::{hasher::HashedFile, open::open_regular, priority::ForegroundHashers},
+        problems::file_changed,
+        reconcile::{Reconciler, files_folder_scan::FilesFolderScan, load::load},
+        scan::resolve::resolve,
+        serve::{content::LibraryContent, copies::CopyOpener},
+        sha256::Sha256Worker,
+        share::{
+            batch::share_all,
+            builder::{ItemBuilder, file_item},
+        },
     },
-    store::{Stamp, Store, StoreError},
+    store::{Store, StoreError},
 };
-use catalog::{Catalog, ItemBody, NewItem};
-use hash::hasher::HashedFile;
 
-/// The folder for the manifests of collections, in the peer's state. Each is named by its id.
-const MANIFESTS: &str = "manifests";
+/// Maximum number of items in a page.
+const MAX_PAGE: usize = 1000;
 
 /// Why the library cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -89,146 +112,20 @@ pub enum LibraryError {
     },
 }
 
-/// A shared file, or a shared folder as a collection. Files inside a collection are not items.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
-    /// The record of the file, or of the collection's manifest.
-    pub record: FileRecord,
-    /// The label that others see.
-    pub name: String,
-    /// The path on this peer.
-    pub path: PathBuf,
-    /// Number of files; 1 for a file.
-    pub file_count: u64,
-    /// Size of the content in bytes.
-    pub content_size: u64,
-    /// The first damaged files: their bytes are not what was hashed, but their stamps are
-    /// unchanged. A damaged item is not offered.
-    pub damaged: Vec<PathBuf>,
-}
-
-/// Progress and results of a share.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ShareEvent {
-    /// Progress. Byte counts are sums over all paths of the call.
-    Progress {
-        /// The file that is being hashed.
-        path: PathBuf,
-        /// Bytes hashed so far.
-        done: u64,
-        /// Bytes found so far.
-        total: u64,
-    },
-    /// A path is shared.
-    Shared(Item),
-    /// A path, or something inside a folder, cannot be shared.
-    Failed {
-        /// The path.
-        path: PathBuf,
-        /// The reason.
-        problem: Problem,
-    },
-}
-
-/// What to stop sharing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UnshareTarget {
-    /// Every item with this id.
-    Id(FileId),
-    /// The item at this path.
-    Path(PathBuf),
-}
-
-/// Totals over the library.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Totals {
-    /// Number of items: files and collections.
-    pub items: u64,
-    /// Number of distinct files, including those in collections.
-    pub files: u64,
-    /// Sum of their sizes in bytes.
-    pub bytes: u64,
-    /// Number of items with a damaged file.
-    pub damaged: u64,
-}
-
-/// Maximum number of items in a page.
-const MAX_PAGE: usize = 1000;
-
 /// The library. Clones are cheap and share one state.
 #[derive(Debug, Clone)]
 pub struct Library {
-    shared: Arc<LibraryShared>,
-}
-
-/// The state behind [`Library`].
-///
-/// Lock order: `writing`, `watchers`, `catalog`; `manifest` comes last. `open_files` is never held
-/// together with another lock.
-#[derive(Debug)]
-pub(crate) struct LibraryShared {
-    catalog: Mutex<Catalog>,
-    /// Held while the catalog changes and the change is stored and announced, so that all observers
-    /// see the changes in one order.
-    writing: Mutex<()>,
-    /// Held while a manifest is written: two writers would write to the same file.
-    manifest: Mutex<()>,
-    store: Store,
-    /// Changes that could not be stored yet. Changes only while `writing` is held.
-    unsaved_changes: Mutex<publish::UnsavedChanges>,
-    holdings: AnnounceSet,
-    /// An absolute path without links.
-    files_folder: PathBuf,
-    hash_threads: usize,
-    open_files: Mutex<content::OpenFiles>,
-    /// One sender for each watched file. Dropping the sender notifies the watchers that the file is
-    /// withdrawn.
-    watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
-    foreground_hashers: priority::ForegroundHashers,
+    catalog: Arc<CatalogStore>,
+    builder: Arc<ItemBuilder>,
+    reconciler: Arc<Reconciler>,
+    copies: Arc<CopyOpener>,
+    checker: Arc<Checker>,
+    reports: Arc<ReportQueue>,
+    sha256s: Arc<Sha256Worker>,
+    hashers: Arc<ForegroundHashers>,
     activity: Activity,
-    reports: reports::Reports,
-    stale: Notify,
-    sha256_needed: Notify,
-    /// The time of the last finished download.
-    last_download: Mutex<Option<Instant>>,
-    rescan: Notify,
+    files_folder: FilesFolder,
     shutdown: CancellationToken,
-}
-
-impl LibraryShared {
-    fn catalog(&self) -> MutexGuard<'_, Catalog> {
-        self.catalog.lock()
-    }
-
-    /// The catalog, or `None` if the lock is held.
-    fn try_catalog(&self) -> Option<MutexGuard<'_, Catalog>> {
-        self.catalog.try_lock()
-    }
-
-    fn writing(&self) -> MutexGuard<'_, ()> {
-        self.writing.lock()
-    }
-
-    fn open_files(&self) -> MutexGuard<'_, content::OpenFiles> {
-        self.open_files.lock()
-    }
-
-    fn watchers(&self) -> MutexGuard<'_, HashMap<FileId, watch::Sender<u64>>> {
-        self.watchers.lock()
-    }
-
-    fn manifests(&self) -> PathBuf {
-        self.store.folder().join(MANIFESTS)
-    }
-
-    /// The path of a collection's manifest.
-    fn manifest_path(&self, id: &FileId) -> PathBuf {
-        self.manifests().join(id.to_string())
-    }
-
-    fn is_in_files_folder(&self, path: &Path) -> bool {
-        path.parent() == Some(&self.files_folder)
-    }
 }
 
 impl Library {
@@ -250,50 +147,85 @@ impl Library {
         shutdown: CancellationToken,
         tracker: &TaskTracker,
     ) -> Result<Self, LibraryError> {
+        let hash_threads = hash_threads.max(1);
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| LibraryError::Folder { path, source }
         };
-        std::fs::create_dir_all(&files_folder).map_err(failed(&files_folder))?;
-        let files_folder = files_folder.canonicalize().map_err(failed(&files_folder))?;
-        let shared = Arc::new(LibraryShared {
-            catalog: Mutex::default(),
-            writing: Mutex::default(),
-            manifest: Mutex::default(),
-            store,
-            unsaved_changes: Mutex::default(),
-            holdings: announce_set,
-            files_folder,
-            hash_threads: hash_threads.max(1),
-            open_files: Mutex::default(),
-            watchers: Mutex::default(),
-            foreground_hashers: priority::ForegroundHashers::default(),
-            activity: Activity::default(),
-            reports: reports::Reports::default(),
-            stale: Notify::new(),
-            sha256_needed: Notify::new(),
-            last_download: Mutex::default(),
-            rescan: Notify::new(),
-            shutdown,
+        let files_folder = FilesFolder::create(&files_folder).map_err(failed(&files_folder))?;
+        let catalog = CatalogStore::new(store, announce_set);
+        let manifests = catalog.manifests().folder();
+        std::fs::create_dir_all(manifests).map_err(failed(manifests))?;
+        load(&catalog, &files_folder, hash_threads)?;
+
+        let builder = Arc::new(ItemBuilder::new(catalog.clone(), hash_threads));
+        let reconciler = Arc::new(Reconciler::new(
+            catalog.clone(),
+            builder.clone(),
+            files_folder.clone(),
+            shutdown.clone(),
+        ));
+        let copies = Arc::new(CopyOpener::new(catalog.clone(), reconciler.clone()));
+        let checker = Arc::new(Checker {
+            catalog: catalog.clone(),
+            builder: builder.clone(),
+            reconciler: reconciler.clone(),
+            copies: copies.clone(),
+            shutdown: shutdown.clone(),
         });
-        std::fs::create_dir_all(shared.manifests()).map_err(failed(&shared.manifests()))?;
-        let source: Weak<LibraryShared> = Arc::downgrade(&shared);
-        shared.holdings.set_source(source);
-        shared.load_or_begin_anew()?;
-        reconcile::start(&shared, tracker);
-        Ok(Self { shared })
+        let (hashers, activity) = (Arc::<ForegroundHashers>::default(), Activity::default());
+        let sha256s = Arc::new(Sha256Worker::new(
+            catalog.clone(),
+            copies.clone(),
+            hashers.clone(),
+            activity.clone(),
+            shutdown.clone(),
+        ));
+        let library = Self {
+            catalog,
+            builder,
+            reconciler,
+            copies,
+            checker,
+            reports: Arc::default(),
+            sha256s,
+            hashers,
+            activity,
+            files_folder,
+            shutdown,
+        };
+        library.start(tracker);
+        Ok(library)
+    }
+
+    /// Starts the background tasks.
+    fn start(&self, tracker: &TaskTracker) {
+        let Self {
+            catalog,
+            reconciler,
+            checker,
+            reports,
+            sha256s,
+            shutdown,
+            ..
+        } = self.clone();
+        tracker.spawn(reconciler.clone().run());
+        tracker.spawn(sha256s.run());
+        tracker.spawn(reports.run(checker, shutdown.clone()));
+        tracker.spawn(maintenance::run(catalog, reconciler, shutdown));
     }
 
     /// Shares the content of the files folder and follows changes in it until shutdown. Call it
     /// once.
     pub fn watch_files_folder(&self, tracker: &TaskTracker) {
-        files_folder::start(&self.shared, tracker);
+        let scan = self.files_folder_scan();
+        tracker.spawn(scan.run());
     }
 
     /// The counters of bytes that the peer uploads and downloads. Uploads and downloads update
     /// them; background work waits while they grow.
     pub fn activity(&self) -> &Activity {
-        &self.shared.activity
+        &self.activity
     }
 
     /// Shares files and folders in place, in order.
@@ -302,12 +234,14 @@ impl Library {
     /// with anything in it that cannot be shared is refused as a whole, and every problem is
     /// reported, up to a limit. Stops early if `events` is closed.
     pub async fn share(&self, paths: Vec<PathBuf>, events: mpsc::Sender<ShareEvent>) {
-        let shared = self.shared.clone();
-        let ended = blocking(move || {
-            batch::share_all(&shared, paths, &events);
-        });
+        let library = self.clone();
+        let share = move || {
+            let _hashing = library.hashers.begin();
+            let is_stopping = || library.shutdown.is_cancelled();
+            share_all(&library.catalog, &library.builder, paths, &events, &is_stopping);
+        };
         // A panic is logged in `blocking`; the events then end without a result.
-        let _ = ended.await;
+        let _ = blocking(share).await;
     }
 
     /// Shares a finished download without hashing it again.
@@ -327,17 +261,17 @@ impl Library {
         sha256: Option<Sha256>,
         label: Option<Label>,
     ) -> Result<Item, Problem> {
-        let shared = self.shared.clone();
+        let library = self.clone();
         blocking(move || {
-            let path = build::resolve(&path)?;
-            let (_, snapshot) = open::open_regular(&path)?;
-            let mut item = build::file_item(&path, HashedFile { tree, stamp });
-            if snapshot != stamp || stamp.size != item.record.size {
-                return Err(content::file_changed(&item.record.id));
+            let path = resolve(&path)?;
+            let (_, now) = open_regular(&path)?;
+            let mut item = file_item(&path, HashedFile { tree, stamp });
+            if now != stamp || stamp.size != item.record.size {
+                return Err(file_changed(&item.record.id));
             }
             item.record.sha256 = sha256.or(item.record.sha256);
-            item.label = other_name(&path, label);
-            shared.adopt(item)
+            item.label = label_beside_path(&path, label);
+            library.adopt(item)
         })
         .await?
     }
@@ -358,13 +292,13 @@ impl Library {
         hashes: EntryHashes,
         label: Option<Label>,
     ) -> Result<Item, Problem> {
-        let shared = self.shared.clone();
+        let library = self.clone();
         blocking(move || {
-            let root = build::resolve(&root)?;
-            let mut item = shared.collection_item(&root, manifest, stamps, hashes)?;
-            item.label = other_name(&root, label);
+            let root = resolve(&root)?;
+            let mut item = library.builder.collection_item(&root, manifest, stamps, hashes)?;
+            item.label = label_beside_path(&root, label);
             match &item.body {
-                ItemBody::Collection(folder) if folder.ids_match_roots() => shared.adopt(item),
+                ItemBody::Collection(folder) if folder.ids_match_roots() => library.adopt(item),
                 _ => Err(not_hashed()),
             }
         })
@@ -377,8 +311,8 @@ impl Library {
     /// `rate` is the maximum number of bytes per second; 0 means no limit. Stops early if `events`
     /// is closed.
     pub async fn check(&self, targets: Vec<CheckTarget>, rate: u64, events: mpsc::Sender<CheckEvent>) {
-        let shared = self.shared.clone();
-        let check = move || shared.check_targets(&targets, rate, &events);
+        let checker = self.checker.clone();
+        let check = move || checker.check_targets(&targets, rate, &events);
         // A failure is logged in `in_background`; the events then end without a result.
         let _ = in_background("potluck-check", check).await;
     }
@@ -392,8 +326,8 @@ impl Library {
     /// - `DISK_FULL`, `STORE_UNAVAILABLE`: the target is no longer shared, but the change could not
     ///   be stored. Calling this again stores it.
     pub async fn unshare(&self, target: UnshareTarget) -> Result<Vec<Item>, Problem> {
-        let shared = self.shared.clone();
-        blocking(move || shared.unshare(&target)).await?
+        let library = self.clone();
+        blocking(move || library.catalog.unshare(&target, &library.files_folder)).await?
     }
 
     /// A page of items, oldest first, and the token of the next page. `page_size` is clamped to
@@ -405,11 +339,14 @@ impl Library {
         let after = match token {
             "" => None,
             token => Some(token.parse().map_err(|_| {
-                Problem::new(Reason::InvalidPageToken, "this peer gave no such page token")
-                    .field("page_token")
+                Problem::new(
+                    Reason::InvalidPageToken,
+                    "this peer did not issue this page token",
+                )
+                .field("page_token")
             })?),
         };
-        let catalog = self.shared.catalog();
+        let catalog = self.catalog.read();
         let mut items = catalog.items_after(after).peekable();
         let mut page = Vec::new();
         let mut last = None;
@@ -425,31 +362,33 @@ impl Library {
 
     /// Totals over the library.
     pub fn totals(&self) -> Totals {
-        self.shared.catalog().totals()
+        self.catalog.read().totals()
     }
 
     /// The path of an unchanged copy of this file or collection. Reads the disk: call it off the
     /// async threads.
     pub fn locate(&self, id: &FileId) -> Option<PathBuf> {
-        self.shared.locate(id)
+        self.copies.locate(id)
     }
-}
 
-/// The label, unless it equals the name that the path gives.
-fn other_name(path: &Path, label: Option<Label>) -> Option<Label> {
-    label.filter(|label| label.as_str() != catalog::name_of(path))
-}
+    fn files_folder_scan(&self) -> FilesFolderScan {
+        FilesFolderScan {
+            catalog: self.catalog.clone(),
+            builder: self.builder.clone(),
+            reconciler: self.reconciler.clone(),
+            hashers: self.hashers.clone(),
+            files_folder: self.files_folder.clone(),
+            shutdown: self.shutdown.clone(),
+        }
+    }
 
-fn not_hashed() -> Problem {
-    Problem::new(Reason::InvalidArgument, "a file of the collection was not hashed")
-}
-
-impl LibraryShared {
+    /// Shares a finished download.
     fn adopt(&self, mut item: NewItem) -> Result<Item, Problem> {
         item.downloaded = true;
-        *self.last_download.lock() = Some(Instant::now());
-        let put = self.put_items(vec![item], build::ShareCause::Requested).pop();
-        put.unwrap_or_else(|| Err(Problem::new(Reason::Internal, "nothing to share")))
+        self.sha256s.on_download();
+        let result = self.catalog.put_items(vec![item], PutCause::Requested).pop();
+        result
+            .unwrap_or_else(|| Err(Problem::new(Reason::Internal, "there is no item to share")))
             .map_err(|problem| match problem.reason {
                 Reason::Busy => not_hashed(),
                 _ => problem,
@@ -457,18 +396,25 @@ impl LibraryShared {
     }
 }
 
+/// The label, unless it equals the name that the path gives.
+fn label_beside_path(path: &Path, label: Option<Label>) -> Option<Label> {
+    label.filter(|label| label.as_str() != name_of(path))
+}
+
+fn not_hashed() -> Problem {
+    Problem::new(Reason::InvalidArgument, "a file of the collection was not hashed")
+}
+
 impl ContentSource for Library {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        let content = content::LibraryContent::find(&self.shared, id)?;
-        Some(Arc::new(content))
+        Some(Arc::new(LibraryContent::find(&self.copies, id)?))
     }
 
     fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        let content = content::LibraryContent::try_find(&self.shared, id)?;
-        Some(Arc::new(content))
+        Some(Arc::new(LibraryContent::try_find(&self.copies, id)?))
     }
 
     fn on_bad_pieces(&self, pieces: BadPieces, source: ClientAddress) -> bool {
-        self.shared.reports.push(pieces, source)
+        self.reports.push(pieces, source)
     }
 }

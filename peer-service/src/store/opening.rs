@@ -1,19 +1,23 @@
-//! Opens the database, and classifies failures.
+//! Opens the database, checks a suspect one, and moves a damaged one aside.
 
 use std::{
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
-use redb::{Database, ReadableTable as _, StorageError, TableDefinition, TableHandle as _, WriteTransaction};
+use redb::{Database, ReadableTable as _, TableDefinition, TableHandle as _, WriteTransaction};
 
 use crate::{
     durable,
     store::{
-        CACHE_SIZE, DAMAGED, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES, TRANSFERS, rows::from_first_version,
+        error::{catch_panics, is_damage},
+        rows::from_first_version,
+        tables::{DAMAGED, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES, TRANSFERS},
     },
 };
+
+/// Page cache, in bytes. redb's default is 1 GiB; frequently read data is cached elsewhere.
+const CACHE_SIZE: usize = 4 * 1024 * 1024;
 
 /// Tables of the first version, which stored files and roots separately from the items.
 const FIRST_ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v1");
@@ -47,32 +51,12 @@ impl From<redb::Error> for OpenFailure {
     }
 }
 
-/// Whether an error means that the file is damaged, rather than that the operating system refused
-/// something.
-pub(crate) fn is_damage(error: &redb::Error) -> bool {
-    match error {
-        redb::Error::Io(error) => matches!(
-            error.kind(),
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-        ),
-        redb::Error::DatabaseAlreadyOpen | redb::Error::PreviousIo => false,
-        _ => true,
-    }
-}
-
-/// Runs database work and turns panics into errors: a damaged file can trip redb's own assertions,
-/// which must not end the peer.
-pub(crate) fn caught<T, E: From<StorageError>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(StorageError::Corrupted("redb gave up on it".into()).into()))
-}
-
 /// Opens or creates a database with all its tables. If it was marked as suspect ([`mark_suspect`]),
 /// checks all of it; otherwise reads only the small tables that are read at every start.
 pub(crate) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
     let is_new = !path.exists();
-    let suspect = suspect(path);
-    let is_suspect = suspect.exists();
+    let mark = suspect_mark(path);
+    let is_suspect = mark.exists();
     let open = || -> Result<Database, redb::Error> {
         let mut database = Database::builder().set_cache_size(CACHE_SIZE).create(path)?;
         if is_suspect {
@@ -99,10 +83,10 @@ pub(crate) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
         }
         Ok(database)
     };
-    let database = caught(open)?;
+    let database = catch_panics(open)?;
     if is_suspect {
         // If the mark stays, the next start only repeats the check.
-        let _ = std::fs::remove_file(suspect);
+        let _ = std::fs::remove_file(mark);
     }
     Ok(database)
 }
@@ -110,10 +94,10 @@ pub(crate) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
 /// Marks a database, with a file beside it, to be checked completely when it is next opened.
 pub(crate) fn mark_suspect(path: &Path) {
     // Without the mark, the damage is only found when it is next read.
-    let _ = std::fs::write(suspect(path), "");
+    let _ = std::fs::write(suspect_mark(path), "");
 }
 
-fn suspect(path: &Path) -> PathBuf {
+fn suspect_mark(path: &Path) -> PathBuf {
     path.with_extension("redb.suspect")
 }
 
@@ -121,7 +105,7 @@ fn suspect(path: &Path) -> PathBuf {
 pub(crate) fn move_aside(path: &Path) -> io::Result<PathBuf> {
     let aside = damaged_path(path);
     std::fs::rename(path, &aside)?;
-    let _ = std::fs::remove_file(suspect(path));
+    let _ = std::fs::remove_file(suspect_mark(path));
     if let Some(folder) = path.parent() {
         durable::sync_folder(folder)?;
     }

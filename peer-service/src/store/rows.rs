@@ -9,82 +9,13 @@ use std::{
 
 use potluck_core::{FileId, Root, collection::path::Label};
 
-/// A file's `stat` data; any change of its bytes changes at least one field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Stamp {
-    /// Size in bytes.
-    pub size: u64,
-    /// Time of the last change of its bytes, in nanoseconds since 1970. The owner can set it.
-    pub mtime: i64,
-    /// The inode number.
-    pub inode: u64,
-    /// Time of the last change of bytes or metadata, in nanoseconds since 1970. Nobody can set it.
-    pub ctime: i64,
-}
+use crate::catalog::{
+    row::{ItemRow, Members, RowBody},
+    stamp::Stamp,
+};
 
 /// Encoded length of a stamp, in bytes.
 const STAMP_LEN: usize = 32;
-
-impl Stamp {
-    fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.size.to_le_bytes());
-        out.extend_from_slice(&self.mtime.to_le_bytes());
-        out.extend_from_slice(&self.inode.to_le_bytes());
-        out.extend_from_slice(&self.ctime.to_le_bytes());
-    }
-
-    fn read(bytes: &[u8; STAMP_LEN]) -> Self {
-        let (words, _) = bytes.as_chunks::<8>();
-        Self {
-            size: u64::from_le_bytes(words[0]),
-            mtime: i64::from_le_bytes(words[1]),
-            inode: u64::from_le_bytes(words[2]),
-            ctime: i64::from_le_bytes(words[3]),
-        }
-    }
-}
-
-/// The stamps and roots of a collection's entries, in the manifest's order. Entries that are not
-/// files have meaningless values.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Members {
-    /// The `stat` data.
-    pub(crate) stamps: Vec<Stamp>,
-    /// The root hashes.
-    pub(crate) roots: Vec<Root>,
-}
-
-/// A shared file or collection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ItemRow {
-    /// Its absolute path.
-    pub(crate) path: Arc<Path>,
-    /// Whether it is a download that nobody asked to share.
-    pub(crate) downloaded: bool,
-    /// The name that it is shared under; `None` for the last component of the path.
-    pub(crate) label: Option<Label>,
-    /// The id of the file or manifest.
-    pub(crate) id: FileId,
-    /// The root hash.
-    pub(crate) root: Root,
-    /// The part that depends on the kind.
-    pub(crate) body: RowBody,
-}
-
-/// The kind of an item.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum RowBody {
-    /// A file with its stamp.
-    File(Stamp),
-    /// A collection.
-    Collection(Arc<Members>),
-}
-
-/// Selects a part of an item: an entry of its manifest, or [`WHOLE_ITEM`].
-pub(crate) type EntryIndex = u32;
-
-/// The [`EntryIndex`] of the item's own file.
-pub(crate) const WHOLE_ITEM: EntryIndex = u32::MAX;
 
 /// Collection entries per row: with the database's overhead, slightly less than 64 KiB, because its
 /// page sizes are powers of two.
@@ -93,38 +24,53 @@ pub(crate) const MEMBERS_PER_ROW: usize = 1000;
 /// Encoded length of an entry, in bytes.
 const MEMBER_LEN: usize = STAMP_LEN + 32;
 
-impl Members {
-    /// The rows in order, with the stamp and root of each entry.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = Vec<u8>> {
-        let runs = self
-            .stamps
-            .chunks(MEMBERS_PER_ROW)
-            .zip(self.roots.chunks(MEMBERS_PER_ROW));
-        runs.map(|(stamps, roots)| {
-            let mut out = Vec::with_capacity(stamps.len() * MEMBER_LEN);
-            for (stamp, root) in stamps.iter().zip(roots) {
-                stamp.write(&mut out);
-                out.extend_from_slice(root.as_bytes());
-            }
-            out
-        })
-    }
-
-    /// Appends the entries of the next row; false if the row is damaged.
-    pub(crate) fn add(&mut self, row: &[u8]) -> bool {
-        let (members, rest) = row.as_chunks::<MEMBER_LEN>();
-        // Exact reservation: growing by doubling could take twice the memory.
-        self.stamps.reserve_exact(members.len());
-        self.roots.reserve_exact(members.len());
-        for member in members {
-            let (stamp, root) = member.split_at(STAMP_LEN);
-            let (Ok(stamp), Ok(root)) = (stamp.try_into(), Root::try_from(root)) else {
-                return false;
-            };
-            self.stamps.push(Stamp::read(stamp));
-            self.roots.push(root);
+/// The rows of a collection's members, in order, with the stamp and root of each entry.
+pub(crate) fn encode_members(members: &Members) -> impl Iterator<Item = Vec<u8>> {
+    let rows = members
+        .stamps
+        .chunks(MEMBERS_PER_ROW)
+        .zip(members.roots.chunks(MEMBERS_PER_ROW));
+    rows.map(|(stamps, roots)| {
+        let mut out = Vec::with_capacity(stamps.len() * MEMBER_LEN);
+        for (stamp, root) in stamps.iter().zip(roots) {
+            encode_stamp(stamp, &mut out);
+            out.extend_from_slice(root.as_bytes());
         }
-        rest.is_empty()
+        out
+    })
+}
+
+/// Appends the entries of the next row; false if the row is damaged.
+pub(crate) fn add_members(members: &mut Members, row: &[u8]) -> bool {
+    let (entries, rest) = row.as_chunks::<MEMBER_LEN>();
+    // Exact reservation: growing by doubling could take twice the memory.
+    members.stamps.reserve_exact(entries.len());
+    members.roots.reserve_exact(entries.len());
+    for entry in entries {
+        let (stamp, root) = entry.split_at(STAMP_LEN);
+        let (Ok(stamp), Ok(root)) = (stamp.try_into(), Root::try_from(root)) else {
+            return false;
+        };
+        members.stamps.push(decode_stamp(stamp));
+        members.roots.push(root);
+    }
+    rest.is_empty()
+}
+
+fn encode_stamp(stamp: &Stamp, out: &mut Vec<u8>) {
+    out.extend_from_slice(&stamp.size.to_le_bytes());
+    out.extend_from_slice(&stamp.mtime.to_le_bytes());
+    out.extend_from_slice(&stamp.inode.to_le_bytes());
+    out.extend_from_slice(&stamp.ctime.to_le_bytes());
+}
+
+fn decode_stamp(bytes: &[u8; STAMP_LEN]) -> Stamp {
+    let (words, _) = bytes.as_chunks::<8>();
+    Stamp {
+        size: u64::from_le_bytes(words[0]),
+        mtime: i64::from_le_bytes(words[1]),
+        inode: u64::from_le_bytes(words[2]),
+        ctime: i64::from_le_bytes(words[3]),
     }
 }
 
@@ -160,7 +106,7 @@ pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     }
     out.extend_from_slice(row.root.as_bytes());
     if let RowBody::File(stamp) = &row.body {
-        stamp.write(&mut out);
+        encode_stamp(stamp, &mut out);
     }
     out.extend_from_slice(bytes_of(&row.path));
     out
@@ -183,7 +129,7 @@ pub(crate) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     let (body, rest) = match kind & !(DOWNLOADED | LABELLED) {
         0 => {
             let (stamp, rest) = rest.split_first_chunk::<STAMP_LEN>()?;
-            (RowBody::File(Stamp::read(stamp)), rest)
+            (RowBody::File(decode_stamp(stamp)), rest)
         }
         1 => (RowBody::Collection(Arc::default()), rest),
         _ => return None,

@@ -21,8 +21,7 @@ use crate::{
     },
     durable,
     fs::blocking::continue_unless,
-    library::{stamp_of, stamps_at},
-    store::Stamp,
+    library::{Stamp, stamp_of, stamps_at},
 };
 
 /// The stamps of a finished download: one for a plain file, or one for each entry of a manifest.

@@ -3,7 +3,7 @@
 //!
 //! Blocks: run it off the async threads.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use parking_lot::Mutex;
 use potluck_core::{
@@ -17,19 +17,17 @@ use potluck_core::{
 };
 
 use crate::{
+    catalog::{record::small_file_sha256, stamp::Stamp},
     library::{
         hash::{
             entry_hashes::EntryHashes,
-            hasher::{HashResult, changed, hash_many, small_file_sha256},
+            hasher::{HashResult, hash_many},
+            observer::HashObserver,
             open::BaseFolder,
         },
-        scan::{
-            snapshot::{EntryKind, FileStat, Snapshot},
-            walk::{MAX_PROBLEMS, Refused},
-        },
-        share::build::ShareObserver,
+        problems::{MAX_PROBLEMS, Refused, changed_while_hashing, share_cancelled, single_refusal},
+        scan::snapshot::{EntryKind, FileStat, Snapshot},
     },
-    store::Stamp,
 };
 
 /// A folder whose files are all hashed.
@@ -52,16 +50,11 @@ impl HashedFolder {
         self.ids[index] = record.id;
         self.hashes.roots[index] = record.root;
         // A SHA-256 that equals the root is not stored.
-        if let (Some(sum), None) = (record.sha256, small_file_sha256(record.size, &record.root)) {
+        if let (Some(sha256), None) = (record.sha256, small_file_sha256(record.size, &record.root)) {
             // Fits: a folder has at most `MAX_ENTRIES`.
-            self.hashes.sha256s.insert(index as u32, sum);
+            self.hashes.sha256s.insert(index as u32, sha256);
         }
     }
-}
-
-/// The problem with a share that was cancelled.
-pub(crate) fn stopped() -> Problem {
-    Problem::new(Reason::Cancelled, "sharing was stopped")
 }
 
 /// Returns the record of a file that was hashed before, by path and stamp.
@@ -76,27 +69,27 @@ pub(crate) fn hash_snapshot(
     snapshot: &Snapshot,
     known: Option<&KnownFile<'_>>,
     threads: usize,
-    watch: &ShareObserver<'_>,
+    observer: &HashObserver<'_>,
 ) -> Result<HashedFolder, Vec<Refused>> {
-    let mut made = HashedFolder {
+    let mut hashed = HashedFolder {
         hashes: EntryHashes::new(snapshot.len()),
         ids: vec![FileId([0; 32]); snapshot.len()],
     };
-    let base = BaseFolder::at(root).map_err(|problem| vec![(root.to_owned(), problem)])?;
+    let base = BaseFolder::at(root).map_err(|problem| single_refusal(root, problem))?;
     let mut unknown: Vec<u32> = Vec::new();
     for (index, stat) in snapshot.files() {
         let known = known.zip(stat);
         match known.and_then(|(known, stat)| known(&root.join(snapshot.path(index)), &stat.stamp)) {
             Some(record) => {
-                made.set_known(index, &record);
-                (watch.on_progress)(&|| root.to_owned(), record.size);
+                hashed.set_known(index, &record);
+                (observer.on_progress)(&|| root.to_owned(), record.size);
             }
             // Fits: a folder has at most `MAX_ENTRIES`.
             None => unknown.push(index as u32),
         }
     }
     let hashing = Mutex::new(FolderHashing {
-        hashed: made,
+        hashed,
         problems: Vec::new(),
     });
     let lock = || hashing.lock();
@@ -110,9 +103,9 @@ pub(crate) fn hash_snapshot(
         let path = || root.join(path);
         let record = known.and_then(|known| known(&path(), &stat.stamp));
         if let Some(record) = &record {
-            (watch.on_size)(record.size);
+            (observer.on_size)(record.size);
             lock().hashed.set_known(index, record);
-            (watch.on_progress)(&path, record.size);
+            (observer.on_progress)(&path, record.size);
         }
         record.is_none()
     };
@@ -132,7 +125,7 @@ pub(crate) fn hash_snapshot(
                 }
                 // The stamp differs from the snapshot: the file was replaced, maybe by a link out
                 // of the folder.
-                Ok(_) => changed(),
+                Ok(_) => changed_while_hashing(),
                 Err(problem) => problem,
             };
             if hashing.problems.len() < MAX_PROBLEMS {
@@ -141,15 +134,12 @@ pub(crate) fn hash_snapshot(
         }
     };
     let count = unknown.len();
-    let all = hash_many(&base, count, &file, &is_wanted, &on_done, threads, watch);
-    let FolderHashing {
-        hashed: made,
-        problems,
-    } = hashing.into_inner();
-    match (problems.is_empty(), all) {
+    let is_complete = hash_many(&base, count, &file, &is_wanted, &on_done, threads, observer);
+    let FolderHashing { hashed, problems } = hashing.into_inner();
+    match (problems.is_empty(), is_complete) {
         (false, _) => Err(problems),
-        (true, false) => Err(vec![(root.to_owned(), stopped())]),
-        (true, true) => Ok(made),
+        (true, false) => Err(single_refusal(root, share_cancelled())),
+        (true, true) => Ok(hashed),
     }
 }
 
@@ -159,7 +149,7 @@ impl HashedFolder {
     /// # Errors
     /// A path or content that a manifest cannot hold.
     pub(crate) fn manifest(&self, root: &Path, snapshot: &Snapshot) -> Result<Manifest, Vec<Refused>> {
-        let refuse = |problem: Problem| vec![(PathBuf::from(root), problem)];
+        let refuse = |problem: Problem| single_refusal(root, problem);
         let mut unsafe_path = None;
         let has_modes = snapshot.has_modes();
         let entries = snapshot.iter().zip(&self.ids).map_while(|((path, kind), id)| {

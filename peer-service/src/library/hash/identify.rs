@@ -4,25 +4,18 @@
 use std::path::Path;
 
 use potluck_core::{
-    FileId,
-    collection::{
-        limits::MAX_MANIFEST_SIZE,
-        manifest::{EntryContent, Manifest, ManifestEntry},
-    },
-    files,
+    collection::manifest::{EntryContent, Manifest, ManifestEntry},
     identity::hash::hash_bytes,
     model::{FileKind, FileRecord},
 };
 
 use crate::{
+    catalog::record::record_of,
     file_system::may_lack_modes,
     library::{
-        hash::{
-            folder::hash_snapshot,
-            hasher::{hash_one, record_of},
-        },
-        scan::walk::{Refused, not_a_regular_file, unreadable, walk},
-        share::build::ShareObserver,
+        hash::{folder::hash_snapshot, hasher::hash_one, observer::HashObserver},
+        problems::{Refused, not_a_regular_file, single_refusal, unreadable},
+        scan::walk::walk,
     },
 };
 
@@ -78,44 +71,32 @@ fn without_mode(entry: ManifestEntry<'_>) -> ManifestEntry<'_> {
     }
 }
 
-/// The manifest of a collection that the peer with this home shared or downloaded, if it is stored
-/// and intact.
-pub fn kept_manifest(home: &Path, id: FileId) -> Option<Manifest> {
-    let path = home
-        .join(crate::home::STATE)
-        .join(crate::library::MANIFESTS)
-        .join(id.to_string());
-    let bytes = files::read_own(&path, MAX_MANIFEST_SIZE).ok()?;
-    let is_whole = record_of(&hash_bytes(&bytes), FileKind::Collection).id == id;
-    is_whole.then(|| Manifest::decode(bytes).ok())?
-}
-
 /// Hashes the file or folder at `path`. Blocks: call it off the async threads.
 ///
-/// `on_found` receives bytes that will be hashed, `on_hashed` bytes that were; both are called from
-/// any thread. `cancelled` is polled often; true stops the hashing.
+/// `on_size` receives bytes that will be hashed, `on_hashed` bytes that were; both are called from
+/// any thread. `is_cancelled` is polled often; true stops the hashing.
 ///
 /// # Errors
-/// Everything that cannot be shared, each with its path. `CANCELLED`: `cancelled` returned true.
+/// Everything that cannot be shared, each with its path. `CANCELLED`: `is_cancelled` returned true.
 pub fn identify(
     path: &Path,
     threads: usize,
-    on_found: &(dyn Fn(u64) + Sync),
+    on_size: &(dyn Fn(u64) + Sync),
     on_hashed: &(dyn Fn(u64) + Sync),
-    cancelled: &(dyn Fn() -> bool + Sync),
+    is_cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<Identified, Vec<Refused>> {
-    let refuse = |problem| vec![(path.to_owned(), problem)];
-    let watch = &ShareObserver {
-        on_size: on_found,
+    let refuse = |problem| single_refusal(path, problem);
+    let observer = &HashObserver {
+        on_size,
         on_progress: &|_, bytes| on_hashed(bytes),
-        is_cancelled: cancelled,
+        is_cancelled,
     };
     let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
     if metadata.is_dir() {
         let mut snapshot = walk(path, threads)?;
         snapshot.stat_if_many(path, threads)?;
-        (watch.on_size)(snapshot.size());
-        let hashed = hash_snapshot(path, &snapshot, None, threads, watch)?;
+        (observer.on_size)(snapshot.size());
+        let hashed = hash_snapshot(path, &snapshot, None, threads, observer)?;
         let manifest = hashed.manifest(path, &snapshot)?;
         return Ok(Identified {
             record: record_of(&hash_bytes(manifest.bytes()), FileKind::Collection),
@@ -129,8 +110,8 @@ pub fn identify(
     if !metadata.is_file() {
         return Err(refuse(not_a_regular_file(metadata.file_type())));
     }
-    on_found(metadata.len());
-    let done = hash_one(path, threads, watch.on_progress, cancelled).map_err(refuse)?;
+    on_size(metadata.len());
+    let done = hash_one(path, threads, observer.on_progress, is_cancelled).map_err(refuse)?;
     Ok(Identified {
         record: record_of(&done.tree, FileKind::File),
         file_count: 1,
@@ -152,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_its_names_and_contents() {
+    fn the_id_of_a_folder_depends_on_names_and_contents_only() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         for folder in [&a, &b] {
@@ -167,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_named() {
+    fn a_refusal_has_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let refused = identify(&dir.path().join("none"), 1, &|_| {}, &|_| {}, &|| false).unwrap_err();
         assert_eq!(refused[0].1.reason, Reason::NotFound);

@@ -4,5 +4,6 @@ pub(crate) mod entry_hashes;
 pub(crate) mod folder;
 pub(crate) mod hasher;
 pub(crate) mod identify;
+pub(crate) mod observer;
 pub(crate) mod open;
 pub(crate) mod priority;

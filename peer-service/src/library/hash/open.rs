@@ -18,14 +18,11 @@ use rustix::{
 };
 
 use crate::{
+    catalog::stamp::{Stamp, stamp_of},
     library::{
-        hash::hasher::changed,
-        scan::{
-            snapshot::FileStat,
-            walk::{not_a_regular_file, stamp_of, unreadable},
-        },
+        problems::{changed_while_hashing, not_a_regular_file, unreadable},
+        scan::snapshot::FileStat,
     },
-    store::Stamp,
 };
 
 /// The base of relative paths: an open folder, which shortens path lookups, or the current
@@ -57,9 +54,9 @@ impl BaseFolder {
     }
 
     /// Opens a path for reading, whatever is there. Never blocks on a pipe. Follows a link only if
-    /// `followed`.
-    pub(crate) fn open_any(&self, path: &Path, followed: bool) -> Result<File, Errno> {
-        open_in(self.fd(), path, followed)
+    /// `follow_link`.
+    pub(crate) fn open_any(&self, path: &Path, follow_link: bool) -> Result<File, Errno> {
+        open_in(self.fd(), path, follow_link)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -97,7 +94,7 @@ impl<'b, 'f> FolderOpener<'b, 'f> {
     }
 
     /// Like [`BaseFolder::open_any`].
-    pub(crate) fn open_any(&mut self, path: &'f Path, followed: bool) -> Result<File, Errno> {
+    pub(crate) fn open_any(&mut self, path: &'f Path, follow_link: bool) -> Result<File, Errno> {
         let bytes = path.as_os_str().as_bytes();
         let (folder, name) = match bytes.iter().rposition(|&byte| byte == b'/') {
             Some(at) => (&bytes[..at.max(1)], &bytes[at + 1..]),
@@ -106,7 +103,7 @@ impl<'b, 'f> FolderOpener<'b, 'f> {
         if folder != self.folder {
             // The folder's handle pays off only from the second file on.
             (self.folder, self.open) = (folder, None);
-            return self.base.open_any(path, followed);
+            return self.base.open_any(path, follow_link);
         }
         if self.open.is_none() {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -114,27 +111,27 @@ impl<'b, 'f> FolderOpener<'b, 'f> {
             self.open = Some(rustix::fs::openat(self.base.fd(), folder, flags, Mode::empty())?);
         }
         let folder = self.open.as_ref().map_or_else(|| self.base.fd(), AsFd::as_fd);
-        open_in(folder, Path::new(OsStr::from_bytes(name)), followed)
+        open_in(folder, Path::new(OsStr::from_bytes(name)), follow_link)
     }
 
     /// Opens a file that was listed as a regular file, and calls `stat`. A link that replaced it is
     /// not followed.
     pub(crate) fn open_listed(&mut self, path: &'f Path) -> Result<(File, FileStat), Problem> {
         let file = self.open_any(path, false).map_err(|error| match error {
-            Errno::LOOP => changed(),
+            Errno::LOOP => changed_while_hashing(),
             _ => unreadable(&error.into()),
         })?;
         let metadata = file.metadata().map_err(|error| unreadable(&error))?;
         match metadata.is_file() {
             true => Ok((file, FileStat::from_metadata(&metadata))),
-            false => Err(changed()),
+            false => Err(changed_while_hashing()),
         }
     }
 }
 
-fn open_in(folder: BorrowedFd<'_>, path: &Path, followed: bool) -> Result<File, Errno> {
+fn open_in(folder: BorrowedFd<'_>, path: &Path, follow_link: bool) -> Result<File, Errno> {
     let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    flags.set(OFlags::NOFOLLOW, !followed);
+    flags.set(OFlags::NOFOLLOW, !follow_link);
     rustix::fs::openat(folder, path, flags, Mode::empty()).map(File::from)
 }
 
@@ -150,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_file_any_more_was_changed() {
+    fn a_path_that_is_no_longer_a_file_is_refused_as_changed_while_hashing() {
         let dir = tempfile::tempdir().unwrap();
         let (path, link) = (dir.path().join("file"), dir.path().join("link"));
         std::fs::write(&path, "1").unwrap();

@@ -1,7 +1,7 @@
 //! The priority of hashing: foreground hashing, which a caller waits for, goes before the
 //! background pass. The pass also waits while the peer uploads or downloads.
 //!
-//! Invariant: the background pass waits at most [`MAX_YIELD`] plus [`LONGEST_PAUSE`] before each
+//! Invariant: the background pass waits at most [`MAX_YIELD`] plus [`MAX_PAUSE`] before each
 //! turn, however many shares and downloads follow each other.
 
 use std::time::{Duration, Instant};
@@ -18,10 +18,10 @@ const MAX_YIELD: Duration = Duration::from_millis(100);
 /// Maximum time that the pass waits before a turn for the peer to be idle. With one turn after each
 /// wait it takes about a hundredth of a core during downloads; in a day of them it still hashes
 /// some hundred GiB.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often the pass checks whether the peer is idle. Also the delay until it notices a shutdown.
-const LOOK: Duration = Duration::from_millis(50);
+const IDLE_POLL: Duration = Duration::from_millis(50);
 
 /// Bytes that the pass may read in a turn: about ten milliseconds of work, so that it takes about a
 /// tenth of the time while others hash.
@@ -109,14 +109,14 @@ impl<'a> BackgroundTurns<'a> {
         self.remaining = self.remaining.saturating_sub(bytes);
     }
 
-    /// Waits while the peer uploads or downloads, at most [`LONGEST_PAUSE`].
+    /// Waits while the peer uploads or downloads, at most [`MAX_PAUSE`].
     fn wait_until_idle(&mut self) {
         let began = Instant::now();
         while self.activity.is_busy(Instant::now())
-            && began.elapsed() < LONGEST_PAUSE
+            && began.elapsed() < MAX_PAUSE
             && !self.stop.is_cancelled()
         {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(IDLE_POLL);
         }
     }
 }
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_background_makes_way_and_goes_on() {
+    fn the_background_yields_to_foreground_hashing_and_continues() {
         let hashers = ForegroundHashers::default();
         let start = Instant::now();
         let (activity, stop) = (Activity::default(), CancellationToken::new());
@@ -136,7 +136,7 @@ mod tests {
         for _ in 0..100 {
             background_turns.before_read(TURN_BYTES);
         }
-        assert!(start.elapsed() < MAX_YIELD, "nobody to make way for");
+        assert!(start.elapsed() < MAX_YIELD, "there is nobody to yield to");
         let hashing = hashers.begin();
         background_turns.before_read(TURN_BYTES);
         assert!(start.elapsed() >= MAX_YIELD);
@@ -148,12 +148,12 @@ mod tests {
         });
         assert!(
             start.elapsed() < 50 * MAX_YIELD,
-            "goes on at once when nobody hashes"
+            "it continues at once when nobody hashes"
         );
     }
 
     #[test]
-    fn the_background_waits_for_downloads_but_not_for_ever() {
+    fn the_background_waits_for_transfers_but_not_for_ever() {
         let (hashers, activity, stop) = (
             ForegroundHashers::default(),
             Activity::default(),
@@ -175,7 +175,7 @@ mod tests {
             background_turns.before_read(TURN_BYTES);
             ended.cancel();
         });
-        assert!(start.elapsed() >= LONGEST_PAUSE, "gave way, and had its turn");
+        assert!(start.elapsed() >= MAX_PAUSE, "it waited, and then had its turn");
         activity.uploaded.fetch_add(1, Ordering::Relaxed);
         stop.cancel();
         background_turns.before_read(TURN_BYTES);

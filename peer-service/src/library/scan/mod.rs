@@ -1,6 +1,8 @@
-//! The state of the disk: walks of folders, their snapshots, and the watch on the files folder.
+//! The state of the disk: paths, walks of folders, their snapshots, and comparisons by `stat`.
 
-pub(crate) mod files_folder;
+pub(crate) mod changed_entries;
+pub(crate) mod manifest_stamps;
+pub(crate) mod resolve;
 pub(crate) mod slow_path_warning;
 pub(crate) mod snapshot;
 pub(crate) mod walk;

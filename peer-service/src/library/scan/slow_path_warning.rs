@@ -26,7 +26,7 @@ pub(crate) struct SlowPathWarning {
 struct ProbedPath {
     path: Option<Arc<Path>>,
     /// How many times the watch saw this path.
-    seen: u32,
+    times_seen: u32,
 }
 
 /// A handle that checks one path at a time.
@@ -36,9 +36,9 @@ pub(crate) struct PathProbe(Arc<Mutex<ProbedPath>>);
 impl SlowPathWarning {
     /// Adds a handle.
     pub(crate) fn probe(&self) -> PathProbe {
-        let at = Arc::default();
-        self.probes.lock().push(Arc::downgrade(&at));
-        PathProbe(at)
+        let probed = Arc::default();
+        self.probes.lock().push(Arc::downgrade(&probed));
+        PathProbe(probed)
     }
 
     /// Logs slow paths until the sender of `end` is dropped.
@@ -47,7 +47,8 @@ impl SlowPathWarning {
             for path in self.slow_paths() {
                 tracing::warn!(
                     path = %path.display(),
-                    "a shared path is looked at for long: the disk or machine that it is on may not answer; the peer starts when it does"
+                    "checking a shared path takes long, and the peer starts only after it: its disk or \
+                     machine may not respond"
                 );
             }
         }
@@ -56,11 +57,13 @@ impl SlowPathWarning {
     /// Paths that were already being checked at the previous call. Each check is reported once.
     fn slow_paths(&self) -> Vec<Arc<Path>> {
         let mut slow = Vec::new();
-        self.probes.lock().retain(|look| {
-            let Some(look) = look.upgrade() else { return false };
-            let mut at = look.lock();
-            at.seen += 1;
-            slow.extend(at.path.clone().filter(|_| at.seen == 2));
+        self.probes.lock().retain(|probe| {
+            let Some(probe) = probe.upgrade() else {
+                return false;
+            };
+            let mut probed = probe.lock();
+            probed.times_seen += 1;
+            slow.extend(probed.path.clone().filter(|_| probed.times_seen == 2));
             true
         });
         slow
@@ -68,15 +71,15 @@ impl SlowPathWarning {
 }
 
 impl PathProbe {
-    /// Checks a path with `look`.
-    pub(crate) fn at<T>(&self, path: &Arc<Path>, look: impl FnOnce(&Path) -> T) -> T {
+    /// Runs a check of a path.
+    pub(crate) fn check<T>(&self, path: &Arc<Path>, check: impl FnOnce(&Path) -> T) -> T {
         *self.0.lock() = ProbedPath {
             path: Some(path.clone()),
-            seen: 0,
+            times_seen: 0,
         };
-        let snapshot = look(path);
+        let result = check(path);
         self.0.lock().path = None;
-        snapshot
+        result
     }
 }
 
@@ -85,23 +88,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_looked_at_for_long_is_said_once() {
-        let slow_path_warning = SlowPathWarning::default();
-        let (look, _other) = (slow_path_warning.probe(), slow_path_warning.probe());
+    fn a_slow_path_is_reported_once_per_check() {
+        let warning = SlowPathWarning::default();
+        let (probe, _other) = (warning.probe(), warning.probe());
         let path: Arc<Path> = Path::new("/mount/file").into();
         for _ in 0..2 {
-            look.at(&path, |_| {
-                assert!(slow_path_warning.slow_paths().is_empty(), "it was begun just now");
-                assert_eq!(slow_path_warning.slow_paths(), std::slice::from_ref(&path));
-                assert!(slow_path_warning.slow_paths().is_empty(), "it was said");
+            probe.check(&path, |_| {
+                assert!(warning.slow_paths().is_empty(), "it just started");
+                assert_eq!(warning.slow_paths(), std::slice::from_ref(&path));
+                assert!(warning.slow_paths().is_empty(), "it was reported");
             });
             assert!(
-                (0..3).all(|_| slow_path_warning.slow_paths().is_empty()),
-                "nothing is looked at"
+                (0..3).all(|_| warning.slow_paths().is_empty()),
+                "no path is being checked"
             );
         }
-        drop(look);
-        slow_path_warning.slow_paths();
-        assert_eq!(slow_path_warning.probes.lock().len(), 1);
+        drop(probe);
+        warning.slow_paths();
+        assert_eq!(warning.probes.lock().len(), 1);
     }
 }

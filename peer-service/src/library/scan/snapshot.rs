@@ -17,12 +17,9 @@ use potluck_core::{
 };
 
 use crate::{
+    catalog::stamp::{Stamp, stamp_of},
     fs::parallel::map_slices,
-    library::{
-        hash::hasher::changed,
-        scan::walk::{MAX_PROBLEMS, Refused, stamp_of, unreadable},
-    },
-    store::Stamp,
+    library::problems::{MAX_PROBLEMS, Refused, changed_while_hashing, unreadable},
 };
 
 /// In a folder with more entries than this, `stat` is called on all files before hashing, so that
@@ -30,7 +27,7 @@ use crate::{
 /// file.
 const MAX_LAZY_STATS: usize = 128 * 1024;
 
-/// All entries of a folder, sorted by path as in a manifest. All paths are in one string: a hundred
+/// All entries of a folder, sorted by path as in a manifest. All paths are in entry string: a hundred
 /// thousand strings would take several times the memory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot {
@@ -92,7 +89,7 @@ impl SnapshotEntry {
 
 impl Snapshot {
     /// Sets whether the file system may lack modes and links.
-    pub(crate) const fn on(mut self, may_lack_modes: bool) -> Self {
+    pub(crate) const fn with_may_lack_modes(mut self, may_lack_modes: bool) -> Self {
         self.may_lack_modes = may_lack_modes;
         self
     }
@@ -111,7 +108,7 @@ impl Snapshot {
             || self
                 .entries
                 .iter()
-                .any(|one| matches!(one.kind, EntryKind::Link(_)))
+                .any(|entry| matches!(entry.kind, EntryKind::Link(_)))
     }
 
     pub(crate) const fn len(&self) -> usize {
@@ -139,20 +136,22 @@ impl Snapshot {
     /// # Panics
     /// `index` is out of range.
     pub(crate) fn set_stat(&self, index: usize, stat: FileStat) {
-        if let EntryKind::File(unseen) = &self.entries[index].kind {
+        if let EntryKind::File(cell) = &self.entries[index].kind {
             // The first `stat` counts.
-            let _ = unseen.set(stat);
+            let _ = cell.set(stat);
         }
     }
 
     /// The stamps of all entries; meaningless for entries that are not files.
     pub(crate) fn all_stamps(&self) -> Vec<Stamp> {
-        let stamps = self.entries.iter().map(|one| one.stamp().unwrap_or_default());
+        let stamps = self.entries.iter().map(|entry| entry.stamp().unwrap_or_default());
         stamps.collect()
     }
 
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &EntryKind)> {
-        self.entries.iter().map(|one| (one.path(&self.text), &one.kind))
+        self.entries
+            .iter()
+            .map(|entry| (entry.path(&self.text), &entry.kind))
     }
 
     /// The files: index and `stat`, if known.
@@ -160,7 +159,7 @@ impl Snapshot {
         self.entries
             .iter()
             .enumerate()
-            .filter_map(|(index, one)| match &one.kind {
+            .filter_map(|(index, entry)| match &entry.kind {
                 EntryKind::File(stat) => Some((index, stat.get().copied())),
                 _ => None,
             })
@@ -198,15 +197,15 @@ impl Snapshot {
             return false;
         }
         self.text.push_str(&other.text);
-        let moved = other.entries.into_iter().map(|one| SnapshotEntry {
-            start: before + one.start,
-            ..one
+        let moved = other.entries.into_iter().map(|entry| SnapshotEntry {
+            start: before + entry.start,
+            ..entry
         });
         self.entries.extend(moved);
         self.len() <= MAX_ENTRIES
     }
 
-    /// Sorts the entries from this one on in the order of a manifest.
+    /// Sorts the entries from this entry on in the order of a manifest.
     pub(crate) fn sort_from(&mut self, first: usize) {
         let text = &self.text;
         self.entries[first..].sort_unstable_by(|a, b| a.path(text).cmp(b.path(text)));
@@ -223,7 +222,7 @@ impl Snapshot {
     /// Calls [`stat_all`](Self::stat_all) if the folder is too large to leave that to hashing.
     ///
     /// # Errors
-    /// As [`walk`](crate::library::scan::walk::walk).
+    /// As [`walk`](super::walk::walk).
     pub(crate) fn stat_if_many(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
         match self.len() > MAX_LAZY_STATS {
             true => self.stat_all(root, threads),
@@ -234,18 +233,18 @@ impl Snapshot {
     /// Calls `stat` for each file, on this number of threads.
     ///
     /// # Errors
-    /// As [`walk`](crate::library::scan::walk::walk).
+    /// As [`walk`](super::walk::walk).
     pub(crate) fn stat_all(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
         let text = &self.text;
-        let mut problems = map_slices(&mut self.entries, threads, |ones| {
+        let mut problems = map_slices(&mut self.entries, threads, |entries| {
             let mut problems = Vec::new();
-            let files = ones
+            let files = entries
                 .iter_mut()
-                .filter(|one| matches!(one.kind, EntryKind::File(_)));
-            for one in files {
-                let path = root.join(one.path(text));
+                .filter(|entry| matches!(entry.kind, EntryKind::File(_)));
+            for entry in files {
+                let path = root.join(entry.path(text));
                 match stat_entry(&path) {
-                    Ok(file) => one.kind = file,
+                    Ok(file) => entry.kind = file,
                     Err(problem) if problems.len() < MAX_PROBLEMS => problems.push((path, problem)),
                     Err(_) => {}
                 }
@@ -295,7 +294,7 @@ pub(crate) fn is_same(snapshot: &Snapshot, manifest: &Manifest, stamps: &[Stamp]
                     stat.get().is_some_and(is_as_known)
                 }
                 (EntryKind::EmptyFolder, EntryContent::EmptyDirectory) => true,
-                (EntryKind::Link(target), EntryContent::Link { target: was }) => **target == *was,
+                (EntryKind::Link(target), EntryContent::Link { target: expected }) => **target == *expected,
                 _ => false,
             }
     });
@@ -303,7 +302,7 @@ pub(crate) fn is_same(snapshot: &Snapshot, manifest: &Manifest, stamps: &[Stamp]
 }
 
 /// Time of the latest change in the folder, in nanoseconds since 1970.
-pub(crate) fn newest(snapshot: &Snapshot) -> i64 {
+pub(crate) fn latest_change(snapshot: &Snapshot) -> i64 {
     let changes = snapshot.stamps().map(|stamp| stamp.ctime.max(stamp.mtime));
     changes.max().unwrap_or(0)
 }
@@ -313,6 +312,6 @@ fn stat_entry(path: &Path) -> Result<EntryKind, Problem> {
     let metadata = path.symlink_metadata().map_err(|error| unreadable(&error))?;
     match metadata.is_file() {
         true => Ok(EntryKind::File(FileStat::from_metadata(&metadata).into())),
-        false => Err(changed()),
+        false => Err(changed_while_hashing()),
     }
 }

@@ -3,82 +3,21 @@
 //! Links are never followed. Invariant: a walk returns either all entries or at least one problem;
 //! it never leaves an entry out silently.
 
-use std::{
-    fs::{FileType, Metadata},
-    io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::{fs::FileType, io, path::Path, sync::OnceLock};
 
 use potluck_core::{
     Problem, Reason,
     collection::{limits::MAX_ENTRIES, manifest::check_link, path::RelPath},
-    problem::RAISE_OPEN_FILES,
 };
 
 use crate::{
     file_system::may_lack_modes,
     fs::parallel::run_parallel,
-    library::scan::snapshot::{EntryKind, Snapshot},
-    store::Stamp,
+    library::{
+        problems::{MAX_PROBLEMS, Refused, not_a_regular_file, unreadable},
+        scan::snapshot::{EntryKind, Snapshot},
+    },
 };
-
-/// Maximum number of problems reported for one folder: enough to see the cause, few enough to read.
-pub(crate) const MAX_PROBLEMS: usize = 100;
-
-/// A path that cannot be shared, and the reason.
-pub(crate) type Refused = (PathBuf, Problem);
-
-/// The stamp from a file's `stat`.
-pub fn stamp_of(metadata: &Metadata) -> Stamp {
-    let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
-    Stamp {
-        size: metadata.size(),
-        mtime: nanos(metadata.mtime(), metadata.mtime_nsec()),
-        inode: metadata.ino(),
-        ctime: nanos(metadata.ctime(), metadata.ctime_nsec()),
-    }
-}
-
-/// Whether the error means that the path does not exist: it, or a folder above it, was removed or
-/// replaced.
-pub(crate) fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
-}
-
-/// The problem with a path that cannot be read.
-pub(crate) fn unreadable(error: &io::Error) -> Problem {
-    match error.kind() {
-        _ if is_gone(error) => Problem::new(Reason::NotFound, "there is no such file or folder"),
-        io::ErrorKind::PermissionDenied => Problem::new(
-            Reason::PermissionDenied,
-            "no permission to read it: give this user access to it",
-        ),
-        _ if Reason::of_exhaustion(error) == Some(Reason::TooManyOpenFiles) => Problem::new(
-            Reason::TooManyOpenFiles,
-            format!("it cannot be opened: {RAISE_OPEN_FILES}"),
-        ),
-        _ => Problem::new(Reason::Internal, format!("it cannot be read: {error}")),
-    }
-}
-
-/// The problem with a path that is neither file nor folder.
-pub(crate) fn not_a_regular_file(kind: std::fs::FileType) -> Problem {
-    let entry_kind = match () {
-        () if kind.is_fifo() => "a pipe",
-        () if kind.is_socket() => "a socket",
-        () if kind.is_block_device() || kind.is_char_device() => "a device",
-        () => "no regular file",
-    };
-    Problem::new(
-        Reason::UnsafePath,
-        format!("it is {entry_kind}: only files, folders and links can be shared"),
-    )
-}
 
 /// Lists everything in a folder at any depth, sorted by path as in a manifest, on this number of
 /// threads. Does not call `stat` on the files.
@@ -92,15 +31,15 @@ pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>
     let mut level = vec![String::new()];
     while !level.is_empty() && problems.len() < MAX_PROBLEMS {
         level.sort_unstable();
-        let each = level.len().div_ceil(threads.max(1));
-        let walks = run_parallel(level.chunks(each), |folders| vec![Walk::of(root, folders)]);
+        let chunk_len = level.len().div_ceil(threads.max(1));
+        let walks = run_parallel(level.chunks(chunk_len), |folders| vec![Walk::new(root, folders)]);
         level = Vec::new();
         for walk in walks {
-            level.extend(walk.below);
+            level.extend(walk.subfolders);
             problems.extend(walk.problems);
             // Each folder yields at least one entry: its content, or itself if it is empty.
-            if !snapshot.append(walk.found) || snapshot.len() + level.len() > MAX_ENTRIES {
-                let message = format!("it holds more than {MAX_ENTRIES} entries: share its parts");
+            if !snapshot.append(walk.snapshot) || snapshot.len() + level.len() > MAX_ENTRIES {
+                let message = format!("it has more than {MAX_ENTRIES} entries: share its subfolders instead");
                 return Err(vec![(root.to_owned(), Problem::new(Reason::OutOfRange, message))]);
             }
         }
@@ -108,7 +47,7 @@ pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>
     problems.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     problems.truncate(MAX_PROBLEMS);
     match problems.is_empty() {
-        true => Ok(snapshot.sorted().on(may_lack_modes(root))),
+        true => Ok(snapshot.sorted().with_may_lack_modes(may_lack_modes(root))),
         false => Err(problems),
     }
 }
@@ -116,27 +55,27 @@ pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>
 /// A walk through some folders, without their subfolders.
 struct Walk<'a> {
     root: &'a Path,
-    found: Snapshot,
-    below: Vec<String>,
+    snapshot: Snapshot,
+    subfolders: Vec<String>,
     problems: Vec<Refused>,
 }
 
 impl<'a> Walk<'a> {
-    fn of(root: &'a Path, folders: &[String]) -> Self {
+    fn new(root: &'a Path, folders: &[String]) -> Self {
         let mut walk = Self {
             root,
-            found: Snapshot::default(),
-            below: Vec::new(),
+            snapshot: Snapshot::default(),
+            subfolders: Vec::new(),
             problems: Vec::new(),
         };
         for folder in folders {
-            let first = walk.found.len();
-            if let Err(error) = walk.folder(folder) {
+            let first = walk.snapshot.len();
+            if let Err(error) = walk.add_folder(folder) {
                 walk.problems.push((root.join(folder), unreadable(&error)));
             }
             // Sorted here, because a later stable sort merges sorted runs quickly.
-            walk.found.sort_from(first);
-            if walk.found.len() > MAX_ENTRIES || walk.problems.len() >= MAX_PROBLEMS {
+            walk.snapshot.sort_from(first);
+            if walk.snapshot.len() > MAX_ENTRIES || walk.problems.len() >= MAX_PROBLEMS {
                 break;
             }
         }
@@ -144,19 +83,19 @@ impl<'a> Walk<'a> {
     }
 
     /// Adds the entries of a folder.
-    fn folder(&mut self, below: &str) -> io::Result<()> {
-        let folder = self.root.join(below);
-        let mut path = String::from(below);
-        if !below.is_empty() {
+    fn add_folder(&mut self, folder_path: &str) -> io::Result<()> {
+        let folder = self.root.join(folder_path);
+        let mut path = String::from(folder_path);
+        if !folder_path.is_empty() {
             path.push('/');
         }
-        let (names_at, mut is_empty) = (path.len(), true);
+        let (name_start, mut is_empty) = (path.len(), true);
         for entry in std::fs::read_dir(&folder)? {
             let entry = entry?;
             let (name, kind) = (entry.file_name(), entry.file_type()?);
             is_empty = false;
-            path.truncate(names_at);
-            let looked = match name.to_str() {
+            path.truncate(name_start);
+            let inspected = match name.to_str() {
                 None => Err(Problem::new(
                     Reason::InvalidName,
                     "its name is not UTF-8: rename it to share the folder",
@@ -166,11 +105,11 @@ impl<'a> Walk<'a> {
                     inspect_entry(&folder, &path, kind)
                 }
             };
-            match looked {
-                Ok(None) => self.below.push(path.clone()),
+            match inspected {
+                Ok(None) => self.subfolders.push(path.clone()),
                 Ok(Some(entry_kind)) => {
                     // The caller checks the number of entries.
-                    if !self.found.push(&path, entry_kind) {
+                    if !self.snapshot.push(&path, entry_kind) {
                         break;
                     }
                 }
@@ -180,8 +119,8 @@ impl<'a> Walk<'a> {
                 break;
             }
         }
-        if is_empty && !below.is_empty() {
-            self.found.push(below, EntryKind::EmptyFolder);
+        if is_empty && !folder_path.is_empty() {
+            self.snapshot.push(folder_path, EntryKind::EmptyFolder);
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
-//! Runs one share call: handles its paths in order, sends events while it runs, and stores items in
+//! Runs one share call: shares its paths in order, sends events meanwhile, and stores items in
 //! batches.
+//!
+//! Invariant: [`ShareEvent::Shared`] is sent after the item is on disk.
 //!
 //! Blocks: run it off the async threads.
 
@@ -10,15 +12,42 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use potluck_core::Reason;
+use potluck_core::{Problem, Reason};
 use tokio::sync::mpsc;
 
-use crate::library::{
-    LibraryShared, ShareEvent,
-    catalog::NewItem,
-    scan::walk::Refused,
-    share::build::{self, ShareCause, ShareObserver},
+use crate::{
+    catalog::item::{Item, NewItem},
+    library::{
+        catalog_store::{CatalogStore, PutCause},
+        hash::observer::HashObserver,
+        problems::{Refused, single_refusal},
+        scan::resolve::resolve,
+        share::builder::ItemBuilder,
+    },
 };
+
+/// Progress and results of a share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShareEvent {
+    /// Progress. Byte counts are sums over all paths of the call.
+    Progress {
+        /// The file that is being hashed.
+        path: PathBuf,
+        /// Bytes hashed so far.
+        done: u64,
+        /// Bytes found so far.
+        total: u64,
+    },
+    /// A path is shared.
+    Shared(Item),
+    /// A path, or something inside a folder, cannot be shared.
+    Failed {
+        /// The path.
+        path: PathBuf,
+        /// The reason.
+        problem: Problem,
+    },
+}
 
 /// Minimum time between two progress events: a person cannot follow more.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
@@ -33,19 +62,27 @@ const BATCH_TIME: Duration = Duration::from_millis(200);
 const FIRST_DESCRIPTOR_WAIT: Duration = Duration::from_millis(125);
 const LAST_DESCRIPTOR_WAIT: Duration = Duration::from_secs(2);
 
-/// Shares paths in order, in batches.
-pub(crate) fn share_all(shared: &LibraryShared, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
-    let _hashing = shared.foreground_hashers.begin();
+/// Shares paths in order, in batches. Stops early if `events` is closed or `is_stopping` returns
+/// true.
+pub(crate) fn share_all(
+    catalog: &CatalogStore,
+    builder: &ItemBuilder,
+    paths: Vec<PathBuf>,
+    events: &mpsc::Sender<ShareEvent>,
+    is_stopping: &(dyn Fn() -> bool + Sync),
+) {
     let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
-    let told = Mutex::new(None::<Instant>);
+    let last_progress = Mutex::new(None::<Instant>);
     let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
         let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // If the lock is taken, another thread is reporting newer progress.
-        let Some(mut told) = told.try_lock() else { return };
-        if told.is_some_and(|told| told.elapsed() < PROGRESS_INTERVAL) {
+        let Some(mut last_progress) = last_progress.try_lock() else {
+            return;
+        };
+        if last_progress.is_some_and(|last| last.elapsed() < PROGRESS_INTERVAL) {
             return;
         }
-        *told = Some(Instant::now());
+        *last_progress = Some(Instant::now());
         let total = total.load(Ordering::Relaxed);
         // A slow receiver does not delay hashing.
         let _ = events.try_send(ShareEvent::Progress {
@@ -54,90 +91,112 @@ pub(crate) fn share_all(shared: &LibraryShared, paths: Vec<PathBuf>, events: &mp
             total,
         });
     };
-    let on_found = |bytes: u64| {
+    let on_size = |bytes: u64| {
         total.fetch_add(bytes, Ordering::Relaxed);
     };
-    let cancelled = || events.is_closed() || shared.shutdown.is_cancelled();
-    let watch = ShareObserver {
-        on_size: &on_found,
+    let is_cancelled = || events.is_closed() || is_stopping();
+    let observer = HashObserver {
+        on_size: &on_size,
         on_progress: &on_progress,
-        is_cancelled: &cancelled,
+        is_cancelled: &is_cancelled,
     };
-    let mut batch: Vec<NewItem> = Vec::new();
-    let mut since = Instant::now();
+    let mut batch = ShareBatch {
+        catalog,
+        builder,
+        events,
+        observer,
+        items: Vec::new(),
+        since: Instant::now(),
+    };
     for path in paths {
-        if cancelled() {
+        if is_cancelled() {
             break;
         }
-        let prepared = prepare(shared, &path, &watch);
-        match prepared {
-            Ok(item) => {
-                if batch.is_empty() {
-                    since = Instant::now();
-                }
-                batch.push(item);
-                if batch.len() >= BATCH_ITEMS || since.elapsed() >= BATCH_TIME {
-                    put_batch(shared, &mut batch, events, &watch);
-                }
-            }
+        match build_with_retries(builder, &path, &observer) {
+            Ok(item) => batch.push(item),
             Err(refused) => {
-                put_batch(shared, &mut batch, events, &watch);
-                report_refused(refused, events);
+                // Results are sent in the order of the paths.
+                batch.put();
+                send_refused(refused, events);
             }
         }
     }
-    put_batch(shared, &mut batch, events, &watch);
+    batch.put();
+}
+
+/// Items that are built and not in the library yet.
+struct ShareBatch<'a> {
+    catalog: &'a CatalogStore,
+    builder: &'a ItemBuilder,
+    events: &'a mpsc::Sender<ShareEvent>,
+    observer: HashObserver<'a>,
+    items: Vec<NewItem>,
+    /// When the first of them was added.
+    since: Instant,
+}
+
+impl ShareBatch<'_> {
+    fn push(&mut self, item: NewItem) {
+        if self.items.is_empty() {
+            self.since = Instant::now();
+        }
+        self.items.push(item);
+        if self.items.len() >= BATCH_ITEMS || self.since.elapsed() >= BATCH_TIME {
+            self.put();
+        }
+    }
+
+    /// Puts the items into the library and sends the results.
+    fn put(&mut self) {
+        let items = std::mem::take(&mut self.items);
+        let paths: Vec<_> = items.iter().map(|item| item.path.clone()).collect();
+        let results = self.catalog.put_items(items, PutCause::Requested);
+        for (path, result) in paths.into_iter().zip(results) {
+            let result = match result {
+                Err(problem) if problem.reason == Reason::Busy => {
+                    let cause = PutCause::Requested;
+                    self.builder.build_and_put(&path, cause, &self.observer)
+                }
+                result => result.map_err(|problem| single_refusal(&path, problem)),
+            };
+            match result {
+                // An error means that the caller is gone.
+                Ok(item) => drop(self.events.blocking_send(ShareEvent::Shared(item))),
+                Err(refused) => send_refused(refused, self.events),
+            }
+        }
+    }
 }
 
 /// Builds the item at a path. Retries with a growing delay if file descriptors run out, because
 /// other work releases some.
-fn prepare(shared: &LibraryShared, path: &Path, watch: &ShareObserver<'_>) -> Result<NewItem, Vec<Refused>> {
+fn build_with_retries(
+    builder: &ItemBuilder,
+    path: &Path,
+    observer: &HashObserver<'_>,
+) -> Result<NewItem, Vec<Refused>> {
     let mut wait = FIRST_DESCRIPTOR_WAIT;
     loop {
-        let prepared = match build::resolve(path) {
-            Ok(resolved) => shared.build_item(&resolved, watch),
-            Err(problem) => Err(vec![(path.to_owned(), problem)]),
+        let built = match resolve(path) {
+            Ok(resolved) => builder.build(&resolved, observer),
+            Err(problem) => Err(single_refusal(path, problem)),
         };
-        let lacks = |(_, problem): &Refused| problem.reason == Reason::TooManyOpenFiles;
-        match prepared {
+        let is_shortage = |(_, problem): &Refused| problem.reason == Reason::TooManyOpenFiles;
+        match built {
             Err(refused)
-                if refused.iter().any(lacks) && wait <= LAST_DESCRIPTOR_WAIT && !(watch.is_cancelled)() =>
+                if refused.iter().any(is_shortage)
+                    && wait <= LAST_DESCRIPTOR_WAIT
+                    && !(observer.is_cancelled)() =>
             {
                 std::thread::sleep(wait);
                 wait *= 2;
             }
-            prepared => return prepared,
+            built => return built,
         }
     }
 }
 
-fn put_batch(
-    shared: &LibraryShared,
-    batch: &mut Vec<NewItem>,
-    events: &mpsc::Sender<ShareEvent>,
-    watch: &ShareObserver<'_>,
-) {
-    let items = std::mem::take(batch);
-    let paths: Vec<_> = items.iter().map(|item| item.path.clone()).collect();
-    for (path, result) in paths
-        .into_iter()
-        .zip(shared.put_items(items, ShareCause::Requested))
-    {
-        let result = match result {
-            Err(problem) if problem.reason == Reason::Busy => {
-                shared.share_path(&path, ShareCause::Requested, watch)
-            }
-            result => result.map_err(|problem| vec![(path.to_path_buf(), problem)]),
-        };
-        match result {
-            // An error means that the caller is gone.
-            Ok(item) => drop(events.blocking_send(ShareEvent::Shared(item))),
-            Err(refused) => report_refused(refused, events),
-        }
-    }
-}
-
-fn report_refused(refused: Vec<Refused>, events: &mpsc::Sender<ShareEvent>) {
+fn send_refused(refused: Vec<Refused>, events: &mpsc::Sender<ShareEvent>) {
     for (path, problem) in refused {
         if events
             .blocking_send(ShareEvent::Failed { path, problem })

@@ -1,6 +1,4 @@
-//! Adds items to the library, removes them, and publishes each change.
+//! Builds items from paths, and runs share calls.
 
 pub(crate) mod batch;
-pub(crate) mod build;
-pub(crate) mod publish;
-pub(crate) mod unshare;
+pub(crate) mod builder;

@@ -7,19 +7,18 @@ use std::{
     fs::File,
     io,
     ops::{ControlFlow, Range},
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
 use potluck_core::{
-    Problem, Reason, Root, Sha256,
+    Problem, Reason,
     identity::{
         hash::{READ_SIZE, hash_batch, hash_file, read_whole},
         merkle::{FileTree, LEAF_SIZE},
     },
-    model::{FileKind, FileRecord},
     read_buffer::ReadBuffer,
 };
 
@@ -27,20 +26,20 @@ use potluck_core::{
 mod tests;
 
 use crate::{
+    catalog::stamp::{Stamp, stamp_of},
     library::{
-        hash::open::{BaseFolder, FolderOpener},
-        scan::{
-            snapshot::FileStat,
-            walk::{stamp_of, unreadable},
+        hash::{
+            observer::{HashObserver, IsCancelled, OnProgress},
+            open::{BaseFolder, FolderOpener},
         },
-        share::build::ShareObserver,
+        problems::{changed_while_hashing, unreadable},
+        scan::snapshot::FileStat,
     },
-    store::Stamp,
 };
 
 /// Files above this size, in bytes, are hashed one at a time with all threads. Smaller files are
 /// hashed in parallel with one thread each.
-const LARGE: u64 = 16 * 1024 * 1024;
+const MAX_SINGLE_THREAD_SIZE: u64 = 16 * 1024 * 1024;
 
 /// Maximum number of files that a thread takes in one step: they are mostly in one folder, and the
 /// last thread to finish delays the end only a little.
@@ -57,31 +56,11 @@ const COARSE_SETTLE_TIME: Duration = Duration::from_secs(2).saturating_add(SETTL
 /// How many times to wait for a file that is being written to.
 const MAX_SETTLE_WAITS: usize = 3;
 
-/// Receives the number of bytes hashed since the last call, and a function that gives the file's
-/// path.
-pub(crate) type OnProgress<'a> = dyn Fn(&dyn Fn() -> PathBuf, u64) + Sync + 'a;
-
 /// The result of hashing a file.
 #[derive(Debug, Clone)]
 pub(crate) struct HashedFile {
     pub(crate) tree: FileTree,
     pub(crate) stamp: Stamp,
-}
-
-/// The record of a file with this tree.
-pub(crate) fn record_of(tree: &FileTree, kind: FileKind) -> FileRecord {
-    FileRecord {
-        id: tree.id(),
-        size: tree.size,
-        root: tree.root,
-        sha256: small_file_sha256(tree.size, &tree.root).filter(|_| kind == FileKind::File),
-        kind,
-    }
-}
-
-/// The plain SHA-256 of a file of at most one leaf, which equals its root.
-pub(crate) fn small_file_sha256(size: u64, root: &Root) -> Option<Sha256> {
-    (size <= LEAF_SIZE as u64).then_some(Sha256(root.0))
 }
 
 /// The result for one file: its number, its path, and the tree or the problem.
@@ -90,21 +69,18 @@ pub(crate) type HashResult<'f> = (usize, &'f Path, Result<HashedFile, Problem>);
 /// Receives the results for some files.
 pub(crate) type OnHashed<'a> = dyn Fn(Vec<HashResult<'_>>) + Sync + 'a;
 
-/// Polled often; true stops the hashing.
-pub(crate) type IsCancelled<'a> = dyn Fn() -> bool + Sync + 'a;
-
 /// Hashes one file.
 ///
 /// # Errors
-/// `FILE_CHANGED`: it changed meanwhile. `CANCELLED`: `cancelled` returned true. Otherwise the
+/// `FILE_CHANGED`: it changed meanwhile. `CANCELLED`: `is_cancelled` returned true. Otherwise the
 /// reason why it cannot be read.
 pub(crate) fn hash_one(
     path: &Path,
     threads: usize,
     on_progress: &OnProgress<'_>,
-    cancelled: &IsCancelled<'_>,
+    is_cancelled: &IsCancelled<'_>,
 ) -> Result<HashedFile, Problem> {
-    hash_at(&BaseFolder::default(), path, threads, on_progress, cancelled)
+    hash_at(&BaseFolder::default(), path, threads, on_progress, is_cancelled)
 }
 
 /// Implements [`hash_one`] for a path relative to `base`.
@@ -113,26 +89,28 @@ fn hash_at(
     path: &Path,
     threads: usize,
     on_progress: &OnProgress<'_>,
-    cancelled: &IsCancelled<'_>,
+    is_cancelled: &IsCancelled<'_>,
 ) -> Result<HashedFile, Problem> {
     let (file, stamp) = open_settled(base, path)?;
     let tree = hash_file(&file, stamp.size, threads, &|bytes| {
         on_progress(&|| base.join(path), bytes);
-        match cancelled() {
+        match is_cancelled() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
     });
     match tree {
-        Ok(tree) => is_still(&file, &stamp).map(|()| HashedFile { tree, stamp }),
+        Ok(tree) => check_unchanged(&file, &stamp).map(|()| HashedFile { tree, stamp }),
         // A length that differs because the stamp changed is a change. If the stamp is the same,
         // the file system reports a length that the file never had.
-        Err(error) if is_other_length(&error) => is_still(&file, &stamp).and_then(|()| Err(unsized_file())),
-        Err(error) => Err(not_hashed(&error)),
+        Err(error) if is_other_length(&error) => {
+            check_unchanged(&file, &stamp).and_then(|()| Err(unsized_file()))
+        }
+        Err(error) => Err(unreadable_to_end(&error)),
     }
 }
 
-fn is_other_length(error: &io::Error) -> bool {
+pub(crate) fn is_other_length(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
@@ -144,7 +122,8 @@ fn is_other_length(error: &io::Error) -> bool {
 fn unsized_file() -> Problem {
     Problem::new(
         Reason::UnsizedFile,
-        "its length is not what its file system says, so that a change of it would not be noticed: share a copy of it",
+        "its length differs from what its file system reports, so a change would not be noticed: share \
+         a copy of it",
     )
 }
 
@@ -158,31 +137,23 @@ fn open_settled(base: &BaseFolder, path: &Path) -> Result<(File, Stamp), Problem
         std::thread::sleep(wait);
         stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
     }
-    Err(changed())
+    Err(changed_while_hashing())
 }
 
-fn is_still(file: &File, stamp: &Stamp) -> Result<(), Problem> {
+fn check_unchanged(file: &File, stamp: &Stamp) -> Result<(), Problem> {
     match stamp_of(&file.metadata().map_err(|error| unreadable(&error))?) == *stamp {
         true => Ok(()),
-        false => Err(changed()),
+        false => Err(changed_while_hashing()),
     }
 }
 
 /// The problem with a file that could not be read to its end.
-fn not_hashed(error: &io::Error) -> Problem {
+fn unreadable_to_end(error: &io::Error) -> Problem {
     match error.kind() {
-        io::ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "hashing was stopped"),
-        io::ErrorKind::FileTooLarge => Problem::new(Reason::OutOfRange, "it is too large to be shared"),
+        io::ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "hashing was cancelled"),
+        io::ErrorKind::FileTooLarge => Problem::new(Reason::OutOfRange, "it is too large to share"),
         _ => unreadable(error),
     }
-}
-
-/// The problem with a file that is being written to.
-pub(crate) fn changed() -> Problem {
-    Problem::new(
-        Reason::FileChanged,
-        "it changed while it was being hashed: share it again when nothing writes to it",
-    )
 }
 
 /// How long to wait until the stamp is old enough; `None` if it is, or if it is in the future.
@@ -210,7 +181,7 @@ fn settle_delay_at(stamp: &Stamp, now: Duration) -> Option<Duration> {
 /// - `is_wanted` is called for each other file once it is open and decides whether to hash it.
 /// - `on_done` receives the results.
 ///
-/// All callbacks run on any thread. False if `cancelled` stopped it before all files were hashed.
+/// All callbacks run on any thread. False if `is_cancelled` stopped it before all files were hashed.
 pub(crate) fn hash_many<'f>(
     base: &BaseFolder,
     count: usize,
@@ -218,42 +189,42 @@ pub(crate) fn hash_many<'f>(
     is_wanted: &(dyn Fn(usize, &Path, FileStat) -> bool + Sync),
     on_done: &OnHashed<'_>,
     threads: usize,
-    watch: &ShareObserver<'_>,
+    observer: &HashObserver<'_>,
 ) -> bool {
-    let ShareObserver {
-        on_size: on_found,
+    let HashObserver {
+        on_size,
         on_progress,
-        is_cancelled: cancelled,
-    } = watch;
-    let all = AtomicBool::new(true);
+        is_cancelled,
+    } = *observer;
+    let is_complete = AtomicBool::new(true);
     let hash = |index: usize, path: &Path, threads: usize| match hash_at(
         base,
         path,
         threads,
         on_progress,
-        cancelled,
+        is_cancelled,
     ) {
-        Err(problem) if problem.reason == Reason::Cancelled => all.store(false, Ordering::Relaxed),
+        Err(problem) if problem.reason == Reason::Cancelled => is_complete.store(false, Ordering::Relaxed),
         result => on_done(vec![(index, path, result)]),
     };
     let next = AtomicUsize::new(0);
-    let run = (count / (4 * threads.max(1))).clamp(1, MAX_FILES_PER_TURN);
+    let run_len = (count / (4 * threads.max(1))).clamp(1, MAX_FILES_PER_TURN);
     let larger = Mutex::new(Vec::new());
-    let small = || {
+    let hash_small = || {
         let mut opener = FolderOpener::new(base);
-        let mut together = SmallFileBatch::default();
-        while !cancelled() {
-            let first = next.fetch_add(run, Ordering::Relaxed);
+        let mut batch = SmallFileBatch::default();
+        while !is_cancelled() {
+            let first = next.fetch_add(run_len, Ordering::Relaxed);
             if first >= count {
-                return together.hash(base, watch, on_done);
+                return batch.hash(base, observer, on_done);
             }
-            for index in first..count.min(first + run) {
-                let (path, snapshot) = file(index);
+            for index in first..count.min(first + run_len) {
+                let (path, known_stamp) = file(index);
                 let (open, stamp) =
-                    match snapshot.map_or_else(|| opener.open_listed(path).map(Some), |_| Ok(None)) {
+                    match known_stamp.map_or_else(|| opener.open_listed(path).map(Some), |_| Ok(None)) {
                         Ok(Some((_, stat))) if !is_wanted(index, path, stat) => continue,
                         Ok(Some((file, stat))) => (Some(file), stat.stamp),
-                        Ok(None) => (None, snapshot.unwrap_or_default()),
+                        Ok(None) => (None, known_stamp.unwrap_or_default()),
                         Err(problem) => {
                             on_done(vec![(index, path, Err(problem))]);
                             continue;
@@ -261,41 +232,43 @@ pub(crate) fn hash_many<'f>(
                     };
                 let is_new = open.is_some();
                 if stamp.size > READ_SIZE as u64 {
-                    on_found(if is_new { stamp.size } else { 0 });
+                    on_size(if is_new { stamp.size } else { 0 });
                     let mut larger = larger.lock();
                     larger.push((index, stamp.size));
                     continue;
                 }
-                if !together.has_room(stamp.size) {
-                    together.hash(base, watch, on_done);
+                if !batch.has_room(stamp.size) {
+                    batch.hash(base, observer, on_done);
                 }
-                together.unreported_bytes += if is_new { stamp.size } else { 0 };
+                batch.unreported_bytes += if is_new { stamp.size } else { 0 };
                 // A file that changed since it was listed, or that cannot be opened, is hashed
                 // alone: that reports the problem.
                 let open = open.map_or_else(|| opener.open_any(path, true), Ok);
-                if !open.is_ok_and(|file| together.read(index, path, &file, stamp)) {
+                if !open.is_ok_and(|file| batch.read(index, path, &file, stamp)) {
                     hash(index, path, 1);
                 }
             }
         }
-        all.store(false, Ordering::Relaxed);
+        is_complete.store(false, Ordering::Relaxed);
     };
-    run_on_threads(threads.min(count), &small);
+    run_on_threads(threads.min(count), &hash_small);
     let larger = larger.into_inner();
-    let (large, medium): (Vec<_>, Vec<_>) = larger.into_iter().partition(|(_, size)| *size > LARGE);
-    let each = |(index, _): &(usize, u64), threads: usize| match cancelled() {
-        true => all.store(false, Ordering::Relaxed),
+    let (large, medium): (Vec<_>, Vec<_>) = larger
+        .into_iter()
+        .partition(|(_, size)| *size > MAX_SINGLE_THREAD_SIZE);
+    let hash_alone = |(index, _): &(usize, u64), threads: usize| match is_cancelled() {
+        true => is_complete.store(false, Ordering::Relaxed),
         false => hash(*index, file(*index).0, threads),
     };
     let next = AtomicUsize::new(0);
-    let medium_ones = || {
-        while let Some(one) = medium.get(next.fetch_add(1, Ordering::Relaxed)) {
-            each(one, 1);
+    let hash_medium = || {
+        while let Some(file) = medium.get(next.fetch_add(1, Ordering::Relaxed)) {
+            hash_alone(file, 1);
         }
     };
-    run_on_threads(threads.min(medium.len()), &medium_ones);
-    large.iter().for_each(|one| each(one, threads));
-    all.into_inner()
+    run_on_threads(threads.min(medium.len()), &hash_medium);
+    large.iter().for_each(|file| hash_alone(file, threads));
+    is_complete.into_inner()
 }
 
 /// Runs the work on this thread and `threads - 1` more.
@@ -337,7 +310,7 @@ impl<'f> SmallFileBatch<'f> {
         }
         let range = self.used..self.used + stamp.size as usize;
         let read = read_whole(file, range.len(), &mut self.buffer[range.start..]);
-        if read.is_err() || is_still(file, &stamp).is_err() {
+        if read.is_err() || check_unchanged(file, &stamp).is_err() {
             return false;
         }
         self.used += range.len().next_multiple_of(LEAF_SIZE).max(LEAF_SIZE);
@@ -346,8 +319,8 @@ impl<'f> SmallFileBatch<'f> {
     }
 
     /// Hashes the batch. Reports all files in one call, because all threads share the observer.
-    fn hash(&mut self, base: &BaseFolder, watch: &ShareObserver<'_>, on_done: &OnHashed<'_>) {
-        (watch.on_size)(std::mem::take(&mut self.unreported_bytes));
+    fn hash(&mut self, base: &BaseFolder, observer: &HashObserver<'_>, on_done: &OnHashed<'_>) {
+        (observer.on_size)(std::mem::take(&mut self.unreported_bytes));
         let Some(&(_, last, ..)) = self.files.last() else {
             return;
         };
@@ -365,6 +338,6 @@ impl<'f> SmallFileBatch<'f> {
                 .map(|((index, path, _, stamp), tree)| (index, path, Ok(HashedFile { tree, stamp })))
                 .collect(),
         );
-        (watch.on_progress)(&|| base.join(last), bytes);
+        (observer.on_progress)(&|| base.join(last), bytes);
     }
 }

@@ -1,12 +1,14 @@
 //! The results of hashing, and the age at which a file may be hashed.
 
+use std::path::PathBuf;
+
 use super::*;
 
-fn watch<'a>(on_progress: &'a OnProgress<'a>, cancelled: &'a IsCancelled<'a>) -> ShareObserver<'a> {
-    ShareObserver {
+fn observer<'a>(on_progress: &'a OnProgress<'a>, is_cancelled: &'a IsCancelled<'a>) -> HashObserver<'a> {
+    HashObserver {
         on_size: &|_| {},
         on_progress,
-        is_cancelled: cancelled,
+        is_cancelled,
     }
 }
 
@@ -38,9 +40,9 @@ fn many_are_hashed_in_order_and_failures_stay_apart() {
         &|_, _, _| true,
         &on_done,
         3,
-        &watch(&|_, _| {}, &|| false),
+        &observer(&|_, _| {}, &|| false),
     ));
-    let stopped = watch(&|_, _| {}, &|| true);
+    let cancelled = observer(&|_, _| {}, &|| true);
     assert!(!hash_many(
         &base,
         20,
@@ -48,7 +50,7 @@ fn many_are_hashed_in_order_and_failures_stay_apart() {
         &|_, _, _| true,
         &on_done,
         3,
-        &stopped
+        &cancelled
     ));
     for (n, result) in results.lock().drain(..).enumerate() {
         match (n, result.unwrap()) {
@@ -85,7 +87,7 @@ fn files_of_any_size_come_out_as_they_are_alone() {
         std::fs::write(path(index), vec![index as u8; size as usize]).unwrap();
     }
     // File 11 grew after its `stat`; file 4 was replaced by one of the same size.
-    let told = |index: usize| {
+    let listed_stamp = |index: usize| {
         let stamp = stamp_of(&path(index).symlink_metadata().unwrap());
         match index {
             11 => Stamp { size: 1, ..stamp },
@@ -93,10 +95,10 @@ fn files_of_any_size_come_out_as_they_are_alone() {
             _ => stamp,
         }
     };
-    let (done, told_of) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
+    let (done, hashed_bytes) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
     let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
         assert!(path().is_file());
-        told_of.fetch_add(bytes as usize, Ordering::Relaxed);
+        hashed_bytes.fetch_add(bytes as usize, Ordering::Relaxed);
     };
     let on_done = |outcomes: Vec<HashResult<'_>>| {
         for (index, path, result) in outcomes {
@@ -111,30 +113,30 @@ fn files_of_any_size_come_out_as_they_are_alone() {
         }
     };
     // Some files have no `stat` yet; some are not wanted.
-    let (count, unwanted) = (sizes.len() + 2, AtomicUsize::new(0));
+    let (count, refused) = (sizes.len() + 2, AtomicUsize::new(0));
     std::fs::write(path(12), "12").unwrap();
     std::fs::write(path(13), "13").unwrap();
     let names: Vec<PathBuf> = (0..count).map(|index| index.to_string().into()).collect();
     let file = |index: usize| {
-        let is_asked = !index.is_multiple_of(3) && index < 12;
-        (names[index].as_path(), is_asked.then(|| told(index)))
+        let has_stat = !index.is_multiple_of(3) && index < 12;
+        (names[index].as_path(), has_stat.then(|| listed_stamp(index)))
     };
     let is_wanted = |index: usize, _: &Path, stat: FileStat| {
         assert_eq!(stat.stamp, stamp_of(&path(index).metadata().unwrap()));
-        unwanted.fetch_add(usize::from(index > 11), Ordering::Relaxed);
+        refused.fetch_add(usize::from(index > 11), Ordering::Relaxed);
         index < 12
     };
-    let (base, watch) = (
+    let (base, observer) = (
         BaseFolder::at(dir.path()).unwrap(),
-        watch(&on_progress, &|| false),
+        observer(&on_progress, &|| false),
     );
-    assert!(hash_many(&base, count, &file, &is_wanted, &on_done, 1, &watch));
+    assert!(hash_many(&base, count, &file, &is_wanted, &on_done, 1, &observer));
     let mut done = done.into_inner();
     done.sort_unstable();
     assert_eq!(done, (0..sizes.len()).collect::<Vec<_>>());
     let all: u64 = sizes[..11].iter().sum::<u64>() + 40 * leaf;
-    assert_eq!(told_of.into_inner() as u64, all);
-    assert_eq!(unwanted.into_inner(), 2);
+    assert_eq!(hashed_bytes.into_inner() as u64, all);
+    assert_eq!(refused.into_inner(), 2);
 }
 
 #[test]
@@ -213,7 +215,7 @@ fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
                 *refused.lock() = result.err();
             }
         };
-        let (base, watch) = (BaseFolder::default(), watch(&|_, _| {}, &|| false));
+        let (base, observer) = (BaseFolder::default(), observer(&|_, _| {}, &|| false));
         assert!(hash_many(
             &base,
             1,
@@ -221,7 +223,7 @@ fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
             &|_, _, _| true,
             &on_done,
             1,
-            &watch
+            &observer
         ));
         let refused = refused.into_inner().unwrap();
         assert_eq!(refused.reason, Reason::UnsizedFile, "{}", path.display());

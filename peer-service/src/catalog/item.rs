@@ -1,4 +1,4 @@
-//! The data of the catalog: items, their files, and locations of copies.
+//! Items, their files, and the locations of copies.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,11 +17,30 @@ use potluck_core::{
     model::{FileKind, FileRecord},
 };
 
-pub(crate) use crate::store::{EntryIndex, WHOLE_ITEM};
-use crate::{
-    library::{Item, hash::hasher::small_file_sha256},
-    store::{ItemRow, Members, RowBody, Stamp},
+use crate::catalog::{
+    record::small_file_sha256,
+    row::{EntryIndex, ItemRow, Members, RowBody, WHOLE_ITEM},
+    stamp::Stamp,
 };
+
+/// A shared file, or a shared folder as a collection, as shown to its owner. Files inside a
+/// collection are not items.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// The record of the file, or of the collection's manifest.
+    pub record: FileRecord,
+    /// The label that others see.
+    pub name: String,
+    /// The path on this peer.
+    pub path: PathBuf,
+    /// Number of files; 1 for a file.
+    pub file_count: u64,
+    /// Size of the content in bytes.
+    pub content_size: u64,
+    /// The first damaged files: their bytes are not what was hashed, but their stamps are
+    /// unchanged. A damaged item is not offered.
+    pub damaged: Vec<PathBuf>,
+}
 
 /// The location of a copy: an item, and the index of an entry in its manifest. [`WHOLE_ITEM`]
 /// stands for the item's own file.
@@ -89,6 +108,21 @@ pub(crate) struct NewItem {
     pub(crate) layers: HashMap<FileId, Arc<[Hash]>>,
 }
 
+impl NewItem {
+    /// An item that its owner requested, with all files hashed before.
+    pub(crate) fn new(path: impl Into<Arc<Path>>, record: FileRecord, body: ItemBody) -> Self {
+        Self {
+            path: path.into(),
+            downloaded: false,
+            label: None,
+            record,
+            body,
+            sha256s: BTreeMap::new(),
+            layers: HashMap::new(),
+        }
+    }
+}
+
 impl SharedItem {
     /// The label of the item.
     pub(crate) fn name(&self) -> String {
@@ -131,13 +165,13 @@ impl SharedItem {
     }
 
     /// Whether this entry is the manifest of a collection.
-    pub(crate) const fn is_manifest(&self, part: EntryIndex) -> bool {
-        part == WHOLE_ITEM && self.folder().is_some()
+    pub(crate) const fn is_manifest(&self, entry: EntryIndex) -> bool {
+        entry == WHOLE_ITEM && self.folder().is_some()
     }
 
     /// The id of an entry.
-    pub(crate) fn id(&self, part: EntryIndex) -> Option<FileId> {
-        match part {
+    pub(crate) fn id(&self, entry: EntryIndex) -> Option<FileId> {
+        match entry {
             WHOLE_ITEM => Some(self.record.id),
             entry => self.folder()?.manifest.id(entry),
         }
@@ -152,51 +186,51 @@ impl SharedItem {
     }
 
     /// The record of an entry.
-    pub(crate) fn record(&self, part: EntryIndex) -> Option<FileRecord> {
-        if part == WHOLE_ITEM {
+    pub(crate) fn record(&self, entry: EntryIndex) -> Option<FileRecord> {
+        if entry == WHOLE_ITEM {
             return Some(self.record);
         }
         let folder = self.folder()?;
-        let EntryContent::File { id, size, .. } = folder.manifest.content(part)? else {
+        let EntryContent::File { id, size, .. } = folder.manifest.content(entry)? else {
             return None;
         };
-        let root = *folder.members.roots.get(part as usize)?;
+        let root = *folder.members.roots.get(entry as usize)?;
         Some(FileRecord {
             id,
             size,
             root,
-            sha256: small_file_sha256(size, &root).or_else(|| self.sha256s.get(&part).copied()),
+            sha256: small_file_sha256(size, &root).or_else(|| self.sha256s.get(&entry).copied()),
             kind: FileKind::File,
         })
     }
 
     /// Sets the SHA-256 of an entry.
-    pub(crate) fn set_sha256(&mut self, part: EntryIndex, sum: Sha256) {
-        match part {
+    pub(crate) fn set_sha256(&mut self, entry: EntryIndex, sum: Sha256) {
+        match entry {
             WHOLE_ITEM => self.record.sha256 = Some(sum),
             entry => drop(self.sha256s.insert(entry, sum)),
         }
     }
 
     /// The file name of an entry.
-    pub(crate) fn name_of(&self, part: EntryIndex) -> Option<String> {
-        match part {
+    pub(crate) fn name_of(&self, entry: EntryIndex) -> Option<String> {
+        match entry {
             WHOLE_ITEM => Some(self.name()),
             entry => Some(self.folder()?.manifest.get(entry)?.path.file_name().to_owned()),
         }
     }
 
     /// The stamp of an entry; `None` for the manifest, which is not in the folder.
-    pub(crate) fn stamp(&self, part: EntryIndex) -> Option<Stamp> {
+    pub(crate) fn stamp(&self, entry: EntryIndex) -> Option<Stamp> {
         match &self.body {
             ItemBody::File(stamp) => Some(*stamp),
-            ItemBody::Collection(folder) => folder.members.stamps.get(part as usize).copied(),
+            ItemBody::Collection(folder) => folder.members.stamps.get(entry as usize).copied(),
         }
     }
 
     /// The path of an entry; for the manifest, the path of the folder.
-    pub(crate) fn locate(&self, part: EntryIndex) -> Option<PathBuf> {
-        match (&self.body, part) {
+    pub(crate) fn locate(&self, entry: EntryIndex) -> Option<PathBuf> {
+        match (&self.body, entry) {
             (ItemBody::File(_), _) | (_, WHOLE_ITEM) => Some(self.path.to_path_buf()),
             (ItemBody::Collection(folder), entry) => {
                 let path = folder.manifest.get(entry)?.path;

@@ -11,10 +11,7 @@ use potluck_core::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    library::hash::hasher::{record_of, small_file_sha256},
-    store::Members,
-};
+use crate::catalog::{record::record_of, row::Members};
 
 /// Sizes of the test contents: below and above a leaf and a piece.
 const SIZES: [u64; 6] = [10, 11, 20_000, 20_001, 300_000, 300_001];
@@ -165,12 +162,12 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &CatalogOp) -> Delta {
         }
         CatalogOp::Invalidate(at, entry) => {
             if let (Some(item), Some(plain)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
-                let part = match plain.manifest {
+                let entry = match plain.manifest {
                     Some(_) => *entry as EntryIndex % plain.names.len() as EntryIndex,
                     None => WHOLE_ITEM,
                 };
-                catalog.invalidate(Location { item, entry: part }, &mut delta);
-                let index = if part == WHOLE_ITEM { 0 } else { part as usize };
+                catalog.invalidate(Location { item, entry }, &mut delta);
+                let index = if entry == WHOLE_ITEM { 0 } else { entry as usize };
                 plain.distrusted.insert(plain.names[index].0);
                 plain.is_stale = true;
             }
@@ -210,9 +207,9 @@ proptest! {
         let mut told: BTreeMap<FileId, Option<Registration>> = BTreeMap::new();
         for op in ops {
             let delta = apply(&mut catalog, &mut model, &op);
-            let settled = catalog.settle(delta);
-            told.extend(settled.present.iter().map(|id| (*id, catalog.registration(id))));
-            told.retain(|id, _| !settled.removed.contains(id));
+            let effects = catalog.effects_of(delta);
+            told.extend(effects.present.iter().map(|id| (*id, catalog.registration(id))));
+            told.retain(|id, _| !effects.removed.contains(id));
             let there = model.there();
             for n in 0..SIZES.len() {
                 let record = catalog.record(&content(n).id);
@@ -246,21 +243,21 @@ fn a_layer_goes_with_the_last_copy() {
     let mut delta = Delta::default();
     let first = catalog.put(item(0, &[4], false), &mut delta);
     let second = catalog.put(item(1, &[4, 4, 0], true), &mut delta);
-    let removed = |settled: &DeltaEffects| {
-        let layers = settled.changes.iter().filter_map(|change| match change {
-            StoreChange::RemoveLayer(id) => Some(*id),
+    let removed = |effects: &DeltaEffects| {
+        let layers = effects.changes.iter().filter_map(|change| match change {
+            CatalogChange::RemoveLayer(id) => Some(*id),
             _ => None,
         });
         layers.collect::<Vec<_>>()
     };
     let mut delta = Delta::default();
     catalog.remove(first, &mut delta);
-    assert!(removed(&catalog.settle(delta)).is_empty());
+    assert!(removed(&catalog.effects_of(delta)).is_empty());
     let mut delta = Delta::default();
     catalog.remove(second, &mut delta);
-    let settled = catalog.settle(delta);
-    assert_eq!(removed(&settled), [content(4).id]);
-    assert_eq!(settled.manifests.len(), 1);
+    let effects = catalog.effects_of(delta);
+    assert_eq!(removed(&effects), [content(4).id]);
+    assert_eq!(effects.manifests.len(), 1);
     assert_eq!(catalog.totals(), Totals::default());
 }
 
@@ -270,9 +267,9 @@ fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
     let lost = |catalog: &Catalog, delta| {
         let DeltaEffects {
             changes, manifests, ..
-        } = catalog.settle(delta);
+        } = catalog.effects_of(delta);
         let layers = changes.iter().filter_map(|change| match change {
-            StoreChange::RemoveLayer(id) => Some(*id),
+            CatalogChange::RemoveLayer(id) => Some(*id),
             _ => None,
         });
         (layers.collect::<Vec<_>>(), manifests)
@@ -345,7 +342,7 @@ fn of_a_folder_that_changed_only_what_changed_is_told() {
             present: there,
             removed,
             ..
-        } = catalog.settle(delta);
+        } = catalog.effects_of(delta);
         let sorted = |ids: Vec<FileId>| ids.into_iter().collect::<BTreeSet<_>>();
         (sorted(there), sorted(removed))
     };
@@ -358,10 +355,10 @@ fn of_a_folder_that_changed_only_what_changed_is_told() {
     let gone = ids(&[1]).chain([first]).collect();
     assert_eq!(told(&mut catalog, after.clone()), (new, gone));
     // A withdrawn file is announced again.
-    let part = |part| Location { item: 0, entry: part };
+    let entry = |entry| Location { item: 0, entry };
     let mut delta = Delta::default();
-    catalog.invalidate(part(2), &mut delta);
-    assert_eq!(catalog.settle(delta).removed.len(), 2);
+    catalog.invalidate(entry(2), &mut delta);
+    assert_eq!(catalog.effects_of(delta).removed.len(), 2);
     let back = ids(&[2]).chain([second]).collect();
     assert_eq!(told(&mut catalog, after), (back, BTreeSet::new()));
 }

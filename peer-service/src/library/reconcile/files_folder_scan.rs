@@ -23,24 +23,30 @@ use notify::{
 };
 use parking_lot::Mutex;
 use potluck_core::Reason;
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    catalog::{
+        item::ItemBody,
+        stamp::{Stamp, stamp_of},
+    },
     library::{
-        LibraryShared,
-        catalog::ItemBody,
+        catalog_store::{CatalogStore, PutCause},
+        files_folder::FilesFolder,
         hash::{
             hasher::{HashResult, hash_many},
+            observer::HashObserver,
             open::BaseFolder,
+            priority::ForegroundHashers,
         },
+        problems::{Refused, not_a_regular_file, single_refusal, unreadable},
+        reconcile::{IDLE_BEFORE_HASH, Reconciler, is_idle},
         scan::{
-            snapshot::{Snapshot, fingerprint, is_same, newest},
-            walk::{Refused, not_a_regular_file, stamp_of, unreadable, walk},
+            snapshot::{Snapshot, fingerprint, is_same, latest_change},
+            walk::walk,
         },
-        share::build::{ShareCause, ShareObserver, file_item},
-        sync::reconcile::{IDLE_BEFORE_HASH, is_idle},
+        share::builder::{ItemBuilder, file_item},
     },
-    store::Stamp,
 };
 
 /// How long events are collected before a pass.
@@ -56,11 +62,11 @@ const REST_FACTOR: u32 = 4;
 /// First and maximum delay before a path is tried again that could not be shared for a transient
 /// reason, such as a full disk. The delay doubles each time, because each attempt hashes everything
 /// again.
-const RETRY: Duration = Duration::from_secs(2);
+const MIN_RETRY: Duration = Duration::from_secs(2);
 const MAX_RETRY: Duration = Duration::from_secs(120);
 
 /// Maximum number of files hashed and added in one batch.
-const BATCH: usize = 512;
+const MAX_BATCH: usize = 512;
 
 /// Suffixes of names that are not shared, besides hidden files: files that are still being written.
 const SKIPPED: [&str; 3] = [".part", ".part.state", ".tmp"];
@@ -70,98 +76,112 @@ fn is_skipped(path: &Path) -> bool {
     name.starts_with(b".") || SKIPPED.iter().any(|end| name.ends_with(end.as_bytes()))
 }
 
-/// Starts the watch and makes the first pass.
-pub(crate) fn start(shared: &Arc<LibraryShared>, tracker: &TaskTracker) {
-    tracker.spawn(scan_loop(shared.clone()));
+/// Scans the files folder and shares its content. Clones share everything.
+#[derive(Debug, Clone)]
+pub(crate) struct FilesFolderScan {
+    pub(crate) catalog: Arc<CatalogStore>,
+    pub(crate) builder: Arc<ItemBuilder>,
+    pub(crate) reconciler: Arc<Reconciler>,
+    pub(crate) hashers: Arc<ForegroundHashers>,
+    pub(crate) files_folder: FilesFolder,
+    pub(crate) shutdown: CancellationToken,
 }
 
-async fn scan_loop(shared: Arc<LibraryShared>) {
-    let mut scanner = Some(Scanner::default());
-    let watching = {
-        let shared = shared.clone();
-        // Watching a deep folder takes a while.
-        tokio::task::spawn_blocking(move || start_watching(&shared))
-    };
-    let watcher = tokio::select! {
-        watcher = watching => watcher.ok().flatten(),
-        () = shared.shutdown.cancelled() => return,
-    };
-    loop {
-        let Some(mut taken) = scanner.take() else { return };
-        let began = Instant::now();
-        let pass = tokio::task::spawn_blocking({
-            let shared = shared.clone();
-            move || {
-                let next = taken.scan(&shared);
-                (taken, next)
+impl FilesFolderScan {
+    /// Makes the first pass, and another after each change, until shutdown.
+    pub(crate) async fn run(self) {
+        let mut scanner = Some(FolderScanner::default());
+        let watching = {
+            let scan = self.clone();
+            // Watching a deep folder takes a while.
+            tokio::task::spawn_blocking(move || scan.start_watching())
+        };
+        let watcher = tokio::select! {
+            watcher = watching => watcher.ok().flatten(),
+            () = self.shutdown.cancelled() => return,
+        };
+        loop {
+            let Some(mut taken) = scanner.take() else { return };
+            let started = Instant::now();
+            let pass = tokio::task::spawn_blocking({
+                let scan = self.clone();
+                move || {
+                    let delay = taken.scan(&scan);
+                    (taken, delay)
+                }
+            });
+            // Not cancelled from here: the pass notices the shutdown itself, and nothing may use
+            // the database after this task ends.
+            let delay = match pass.await {
+                Ok((taken, delay)) => {
+                    scanner = Some(taken);
+                    delay
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the scan of the files folder failed");
+                    scanner = Some(FolderScanner::default());
+                    Some(SCAN_INTERVAL)
+                }
+            };
+            let delay = match watcher {
+                Some(_) => delay,
+                None => Some(delay.unwrap_or(SCAN_INTERVAL).min(SCAN_INTERVAL)),
+            };
+            let rest = (started.elapsed() * REST_FACTOR).max(DEBOUNCE);
+            // All branches are cancel-safe: a notification that was taken leads to a pass.
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = self.reconciler.rescan_requested() => {}
+                () = tokio::time::sleep(delay.unwrap_or(Duration::MAX)) => {}
             }
-        });
-        // Not cancelled from here: the pass notices the shutdown itself, and nothing may use the
-        // database after this task ends.
-        let next = match pass.await {
-            Ok((taken, next)) => {
-                scanner = Some(taken);
-                next
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = tokio::time::sleep(rest) => {}
             }
-            Err(error) => {
-                tracing::error!(%error, "looking at the files folder failed");
-                scanner = Some(Scanner::default());
-                Some(SCAN_INTERVAL)
+        }
+    }
+
+    /// Subscribes to changes from the operating system; `None` if that fails.
+    fn start_watching(&self) -> Option<RecommendedWatcher> {
+        let reconciler = Arc::downgrade(&self.reconciler);
+        let on_event = move |event: notify::Result<notify::Event>| {
+            if let Some(reconciler) = reconciler.upgrade()
+                && !event.as_ref().is_ok_and(|event| is_read(&event.kind))
+            {
+                reconciler.request_rescan();
             }
         };
-        let next = match watcher {
-            Some(_) => next,
-            None => Some(next.unwrap_or(SCAN_INTERVAL).min(SCAN_INTERVAL)),
-        };
-        let rest = (began.elapsed() * REST_FACTOR).max(DEBOUNCE);
-        // All branches are cancel-safe: a notification that was taken leads to a pass.
-        tokio::select! {
-            () = shared.shutdown.cancelled() => return,
-            () = shared.rescan.notified() => {}
-            () = tokio::time::sleep(next.unwrap_or(Duration::MAX)) => {}
-        }
-        tokio::select! {
-            () = shared.shutdown.cancelled() => return,
-            () = tokio::time::sleep(rest) => {}
-        }
+        let folder = self.files_folder.path();
+        let watching =
+            RecommendedWatcher::new(on_event, notify::Config::default()).and_then(|mut watcher| {
+                watcher.watch(folder, RecursiveMode::Recursive)?;
+                Ok(watcher)
+            });
+        watching
+            .inspect_err(|error| {
+                let hint = match error.kind {
+                    notify::ErrorKind::MaxFilesWatch => {
+                        "; the system allows no more watches: raise fs.inotify.max_user_watches"
+                    }
+                    _ => "",
+                };
+                tracing::warn!(
+                    folder = %folder.display(), %error,
+                    "the files folder cannot be watched: it is scanned every {SCAN_INTERVAL:?} instead{hint}"
+                );
+            })
+            .ok()
     }
 }
 
-/// Subscribes to changes from the operating system; `None` if that fails.
-fn start_watching(shared: &Arc<LibraryShared>) -> Option<RecommendedWatcher> {
-    let weak = Arc::downgrade(shared);
-    let on_event = move |event: notify::Result<notify::Event>| {
-        // Reads are ignored: they change nothing, and hashing itself reads.
-        let quiet = |kind: &EventKind| matches!(kind, EventKind::Access(kind) if *kind != AccessKind::Close(AccessMode::Write));
-        if let Some(shared) = weak.upgrade()
-            && !event.as_ref().is_ok_and(|event| quiet(&event.kind))
-        {
-            shared.rescan.notify_one();
-        }
-    };
-    let watching = RecommendedWatcher::new(on_event, notify::Config::default()).and_then(|mut watcher| {
-        watcher.watch(&shared.files_folder, RecursiveMode::Recursive)?;
-        Ok(watcher)
-    });
-    watching
-        .inspect_err(|error| {
-            let hint = match error.kind {
-                notify::ErrorKind::MaxFilesWatch => {
-                    "; the system allows no more watches: raise fs.inotify.max_user_watches"
-                }
-                _ => "",
-            };
-            tracing::warn!(
-                folder = %shared.files_folder.display(), %error,
-                "the files folder cannot be watched and is looked at every {SCAN_INTERVAL:?} instead{hint}"
-            );
-        })
-        .ok()
+/// Whether the event is a read. Reads are ignored: they change nothing, and hashing itself reads.
+fn is_read(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::Access(kind) if *kind != AccessKind::Close(AccessMode::Write))
 }
 
 /// State kept from pass to pass.
 #[derive(Debug, Default)]
-pub(crate) struct Scanner {
+pub(crate) struct FolderScanner {
     /// Paths that still change: the last fingerprint, and since when it is the same.
     pending: HashMap<PathBuf, (u64, Instant)>,
     /// Paths that cannot be shared.
@@ -183,19 +203,19 @@ struct RejectedPath {
 impl RejectedPath {
     /// Rejects a path with this fingerprint. `before` is the previous rejection of the same path,
     /// which determines the delay.
-    fn new(fingerprint: u64, may_pass: bool, before: Option<&Self>, now: Instant) -> Self {
+    fn new(fingerprint: u64, is_transient: bool, before: Option<&Self>, now: Instant) -> Self {
         let last = before
             .filter(|before| before.fingerprint == fingerprint)
             .and_then(|before| before.retry);
-        let delay = last.map_or(RETRY, |(_, delay)| (2 * delay).min(MAX_RETRY));
+        let delay = last.map_or(MIN_RETRY, |(_, delay)| (2 * delay).min(MAX_RETRY));
         Self {
             fingerprint,
-            retry: may_pass.then(|| (now + delay, delay)),
+            retry: is_transient.then(|| (now + delay, delay)),
         }
     }
 
     /// How long to leave a path with this fingerprint alone; `None` if it is tried now.
-    fn rests(&self, fingerprint: u64, now: Instant) -> Option<Duration> {
+    fn remaining_delay(&self, fingerprint: u64, now: Instant) -> Option<Duration> {
         if self.fingerprint != fingerprint {
             return None;
         }
@@ -237,20 +257,20 @@ impl FolderCandidate {
     fn is_idle(&self) -> bool {
         match self {
             Self::File(_, stamp) => is_idle(stamp.ctime.max(stamp.mtime)),
-            Self::Folder(_, snapshot) => is_idle(newest(snapshot)),
+            Self::Folder(_, snapshot) => is_idle(latest_change(snapshot)),
             Self::Refused(..) => true,
         }
     }
 }
 
-impl Scanner {
+impl FolderScanner {
     /// Makes one pass: compares the folder with the library and shares what is new or changed.
     /// Returns the delay until the next pass, if one is needed without an event.
-    pub(crate) fn scan(&mut self, shared: &LibraryShared) -> Option<Duration> {
-        let listing = match list(&shared.files_folder) {
+    pub(crate) fn scan(&mut self, scan: &FilesFolderScan) -> Option<Duration> {
+        let listing = match list(scan.files_folder.path()) {
             Ok(listing) => listing,
             Err(error) => {
-                tracing::warn!(folder = %shared.files_folder.display(), %error, "the files folder cannot be read");
+                tracing::warn!(folder = %scan.files_folder.path().display(), %error, "the files folder cannot be read");
                 return Some(SCAN_INTERVAL);
             }
         };
@@ -258,34 +278,37 @@ impl Scanner {
         // for new files. A full pass follows for changes from before the watch.
         let first = !std::mem::replace(&mut self.has_scanned, true);
         if !first {
-            drop_missing(shared, &listing);
+            remove_missing(scan, &listing);
         }
         self.pending.retain(|path, _| listing.contains(path));
         self.rejected.retain(|path, _| listing.contains(path));
-        let mut again = first.then_some(SCAN_INTERVAL);
-        let sooner = |again: Option<Duration>, delay: Duration| Some(again.map_or(delay, |at| at.min(delay)));
+        let mut next_pass = first.then_some(SCAN_INTERVAL);
+        let sooner =
+            |next_pass: Option<Duration>, delay: Duration| Some(next_pass.map_or(delay, |at| at.min(delay)));
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for path in &listing {
-            if shared.shutdown.is_cancelled() {
+            if scan.shutdown.is_cancelled() {
                 return None;
             }
-            if first && is_known_file(shared, path) {
+            if first && is_known_file(scan, path) {
                 continue;
             }
-            let Some(candidate) = inspect(shared, path) else {
+            let Some(candidate) = inspect(scan, path) else {
                 self.pending.remove(path);
                 continue;
             };
             let fingerprint = candidate.fingerprint();
             let refused = self.rejected.get(path);
-            if let Some(rest) = refused.and_then(|refused| refused.rests(fingerprint, Instant::now())) {
+            if let Some(rest) =
+                refused.and_then(|refused| refused.remaining_delay(fingerprint, Instant::now()))
+            {
                 if rest < Duration::MAX {
-                    again = sooner(again, rest);
+                    next_pass = sooner(next_pass, rest);
                 }
                 continue;
             }
             if !self.has_settled(&candidate, fingerprint) {
-                again = sooner(again, IDLE_BEFORE_HASH);
+                next_pass = sooner(next_pass, IDLE_BEFORE_HASH);
                 continue;
             }
             match candidate {
@@ -293,42 +316,42 @@ impl Scanner {
                 FolderCandidate::Folder(path, snapshot) => folders.push((path, snapshot)),
                 FolderCandidate::Refused(path, refused) => {
                     if let Some(delay) = self.reject(path, fingerprint, &refused) {
-                        again = sooner(again, delay);
+                        next_pass = sooner(next_pass, delay);
                     }
                 }
             }
         }
-        let _hashing = shared.foreground_hashers.begin();
-        for batch in files.chunks(BATCH) {
-            if let Some(delay) = self.share_files(shared, batch) {
-                again = sooner(again, delay);
+        let _hashing = scan.hashers.begin();
+        for batch in files.chunks(MAX_BATCH) {
+            if let Some(delay) = self.share_files(scan, batch) {
+                next_pass = sooner(next_pass, delay);
             }
         }
-        for (path, mut snapshot) in folders {
-            if shared.shutdown.is_cancelled() {
+        for (path, snapshot) in folders {
+            if scan.shutdown.is_cancelled() {
                 return None;
             }
             let fingerprint = fingerprint(&snapshot);
-            match share_folder(shared, &path, &mut snapshot) {
+            match share_folder(scan, &path, &snapshot) {
                 Ok(()) => {
                     self.pending.remove(&path);
                     self.rejected.remove(&path);
                 }
-                Err(refused) if is_changing(&refused) => again = sooner(again, IDLE_BEFORE_HASH),
-                Err(_) if shared.shutdown.is_cancelled() => return None,
+                Err(refused) if is_changing(&refused) => next_pass = sooner(next_pass, IDLE_BEFORE_HASH),
+                Err(_) if scan.shutdown.is_cancelled() => return None,
                 Err(refused) => {
                     if let Some(delay) = self.reject(path, fingerprint, &refused) {
-                        again = sooner(again, delay);
+                        next_pass = sooner(next_pass, delay);
                     }
                 }
             }
         }
-        again
+        next_pass
     }
 
     /// Whether a path is rejected.
     #[cfg(test)]
-    pub(crate) fn has_refused(&self, path: &Path) -> bool {
+    pub(crate) fn has_rejected(&self, path: &Path) -> bool {
         self.rejected.contains_key(path)
     }
 
@@ -357,7 +380,7 @@ impl Scanner {
                 tracing::warn!(path = %path.display(), %problem, "not shared");
             }
         }
-        let refusal = RejectedPath::new(fingerprint, may_pass(refused), before, Instant::now());
+        let refusal = RejectedPath::new(fingerprint, is_transient(refused), before, Instant::now());
         self.pending.remove(&path);
         self.rejected.insert(path, refusal);
         refusal.retry.map(|(_, delay)| delay)
@@ -365,21 +388,18 @@ impl Scanner {
 
     /// Shares files. Returns the delay until the earliest retry, if any file failed for a transient
     /// reason.
-    fn share_files(&mut self, shared: &LibraryShared, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
+    fn share_files(&mut self, scan: &FilesFolderScan, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
         let mut items = Vec::new();
         let mut refused = Vec::new();
         let mut ready = Vec::new();
         for (path, stamp) in files {
-            match shared.check_location(path) {
+            match scan.builder.check_location(path) {
                 Ok(()) => ready.push((path, *stamp)),
                 Err(problem) => refused.push((path, problem)),
             }
         }
-        let watch = ShareObserver {
-            on_size: &|_| {},
-            on_progress: &|_, _| {},
-            is_cancelled: &|| shared.shutdown.is_cancelled(),
-        };
+        let is_cancelled = || scan.shutdown.is_cancelled();
+        let observer = HashObserver::silent(&is_cancelled);
         let results = Mutex::new(Vec::with_capacity(ready.len()));
         let file = |index: usize| {
             let (path, stamp): &(&PathBuf, Stamp) = &ready[index];
@@ -389,8 +409,8 @@ impl Scanner {
             let outcomes = outcomes.into_iter().map(|(index, _, result)| (index, result));
             results.lock().extend(outcomes);
         };
-        let (base, count, threads) = (BaseFolder::default(), ready.len(), shared.hash_threads);
-        if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &watch) {
+        let (base, count, threads) = (BaseFolder::default(), ready.len(), scan.builder.hash_threads());
+        if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &observer) {
             return None;
         }
         let mut results = results.into_inner();
@@ -402,7 +422,7 @@ impl Scanner {
                 Err(problem) => refused.push((path, problem)),
             }
         }
-        for result in shared.put_items(items, ShareCause::DroppedIn) {
+        for result in scan.catalog.put_items(items, PutCause::InFilesFolder) {
             match result {
                 Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
                 Ok(item) => {
@@ -411,10 +431,12 @@ impl Scanner {
                     self.rejected.remove(&*item.path);
                 }
                 // It is shared now and will be stored as soon as that works.
-                Err(problem) => tracing::warn!(%problem, "a file in the files folder is not remembered"),
+                Err(problem) => {
+                    tracing::warn!(%problem, "a file in the files folder is shared but not stored")
+                }
             }
         }
-        let mut again: Option<Duration> = None;
+        let mut next_pass: Option<Duration> = None;
         for (path, problem) in refused {
             // A changed file comes back with another stamp; a removed one is not in the next
             // listing.
@@ -426,11 +448,11 @@ impl Scanner {
                 let candidate = FolderCandidate::File(path.clone(), stamp.unwrap_or_default());
                 let refused = [(path.clone(), problem)];
                 if let Some(delay) = self.reject(path.clone(), candidate.fingerprint(), &refused) {
-                    again = Some(again.map_or(delay, |at| at.min(delay)));
+                    next_pass = Some(next_pass.map_or(delay, |at| at.min(delay)));
                 }
             }
         }
-        again
+        next_pass
     }
 }
 
@@ -442,28 +464,26 @@ fn list(folder: &Path) -> io::Result<HashSet<PathBuf>> {
 }
 
 /// Removes items and tombstones whose paths are gone from the folder.
-fn drop_missing(library: &LibraryShared, listing: &HashSet<PathBuf>) {
+fn remove_missing(scan: &FilesFolderScan, listing: &HashSet<PathBuf>) {
     let gone: Vec<u64> = {
-        let catalog = library.catalog();
+        let catalog = scan.catalog.read();
         let items = catalog.items_after(None);
         items
-            .filter(|(_, shared)| {
-                library.is_in_files_folder(&shared.path) && !listing.contains(&*shared.path)
-            })
+            .filter(|(_, item)| scan.files_folder.has_item_at(&item.path) && !listing.contains(&*item.path))
             .map(|(number, _)| number)
             .collect()
     };
-    library.drop_gone(gone);
-    library.remove_gone_tombstones(listing);
+    scan.reconciler.remove_gone(gone);
+    scan.reconciler.remove_gone_tombstones(listing);
 }
 
 /// Whether the refusal is transient: a full disk, too many open files, a disk or database that does
 /// not respond.
-fn may_pass(refused: &[Refused]) -> bool {
-    let may_pass = |reason: Reason| {
+fn is_transient(refused: &[Refused]) -> bool {
+    let is_transient = |reason: Reason| {
         reason.is_exhaustion() || matches!(reason, Reason::StoreUnavailable | Reason::Internal)
     };
-    refused.iter().any(|(_, problem)| may_pass(problem.reason))
+    refused.iter().any(|(_, problem)| is_transient(problem.reason))
 }
 
 /// Whether the path, or an item that it relied on, changed during the attempt.
@@ -473,50 +493,49 @@ fn is_changing(refused: &[Refused]) -> bool {
         .any(|(_, problem)| matches!(problem.reason, Reason::FileChanged | Reason::Busy))
 }
 
-fn is_known_file(library: &LibraryShared, path: &Path) -> bool {
-    let catalog = library.catalog();
+fn is_known_file(scan: &FilesFolderScan, path: &Path) -> bool {
+    let catalog = scan.catalog.read();
     let known = catalog.item_at(path).filter(|&number| !catalog.is_stale(number));
     known
         .and_then(|number| catalog.item(number))
-        .is_some_and(|shared| matches!(shared.body, ItemBody::File(_)))
+        .is_some_and(|item| matches!(item.body, ItemBody::File(_)))
 }
 
 /// The candidate at a path; `None` if it must not be shared or is shared unchanged.
-fn inspect(library: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
-    let (item, stale) = {
-        let catalog = library.catalog();
+fn inspect(scan: &FilesFolderScan, path: &Path) -> Option<FolderCandidate> {
+    let (known_body, is_stale) = {
+        let catalog = scan.catalog.read();
         if catalog.is_tombstoned(path) {
             return None;
         }
         let number = catalog.item_at(path);
         let body = number
             .and_then(|number| catalog.item(number))
-            .map(|shared| shared.body.clone());
+            .map(|item| item.body.clone());
         (body, number.is_some_and(|number| catalog.is_stale(number)))
     };
     // An item that its owner shared explicitly is kept up to date whatever its name is.
-    if item.is_none() && is_skipped(path) {
+    if known_body.is_none() && is_skipped(path) {
         return None;
     }
     let metadata: Metadata = match path.metadata() {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return None,
         Err(error) => {
-            return Some(FolderCandidate::Refused(
-                path.into(),
-                vec![(path.into(), unreadable(&error))],
-            ));
+            let refused = single_refusal(path, unreadable(&error));
+            return Some(FolderCandidate::Refused(path.into(), refused));
         }
     };
     if metadata.is_dir() {
-        let snapshot = walk(path, library.hash_threads).and_then(|mut snapshot| {
-            snapshot.stat_all(path, library.hash_threads)?;
+        let threads = scan.builder.hash_threads();
+        let snapshot = walk(path, threads).and_then(|mut snapshot| {
+            snapshot.stat_all(path, threads)?;
             Ok(snapshot)
         });
         match snapshot {
-            Ok(snapshot) => match &item {
+            Ok(snapshot) => match &known_body {
                 Some(ItemBody::Collection(folder))
-                    if !stale && is_same(&snapshot, &folder.manifest, &folder.members.stamps) =>
+                    if !is_stale && is_same(&snapshot, &folder.manifest, &folder.members.stamps) =>
                 {
                     None
                 }
@@ -526,35 +545,30 @@ fn inspect(library: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
         }
     } else if metadata.is_file() {
         let stamp = stamp_of(&metadata);
-        match item {
-            Some(ItemBody::File(known)) if !stale && known == stamp => None,
+        match known_body {
+            Some(ItemBody::File(known)) if !is_stale && known == stamp => None,
             _ => Some(FolderCandidate::File(path.into(), stamp)),
         }
     } else {
-        Some(FolderCandidate::Refused(
-            path.into(),
-            vec![(path.into(), not_a_regular_file(metadata.file_type()))],
-        ))
+        let refused = single_refusal(path, not_a_regular_file(metadata.file_type()));
+        Some(FolderCandidate::Refused(path.into(), refused))
     }
 }
 
-fn share_folder(shared: &LibraryShared, path: &Path, snapshot: &mut Snapshot) -> Result<(), Vec<Refused>> {
-    let watch = ShareObserver {
-        on_size: &|_| {},
-        on_progress: &|_, _| {},
-        is_cancelled: &|| shared.shutdown.is_cancelled(),
-    };
-    shared
+fn share_folder(scan: &FilesFolderScan, path: &Path, snapshot: &Snapshot) -> Result<(), Vec<Refused>> {
+    let is_cancelled = || scan.shutdown.is_cancelled();
+    let observer = HashObserver::silent(&is_cancelled);
+    scan.builder
         .check_location(path)
-        .map_err(|problem| vec![(path.to_owned(), problem)])?;
-    let item = shared.build_collection(path, snapshot, &watch)?;
-    for result in shared.put_items(vec![item], ShareCause::DroppedIn) {
+        .map_err(|problem| single_refusal(path, problem))?;
+    let item = scan.builder.build_collection(path, snapshot, &observer)?;
+    for result in scan.catalog.put_items(vec![item], PutCause::InFilesFolder) {
         match result {
             Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
             Ok(item) => {
                 tracing::info!(path = %path.display(), id = %item.record.id, "shared as a collection")
             }
-            Err(problem) => return Err(vec![(path.to_owned(), problem)]),
+            Err(problem) => return Err(single_refusal(path, problem)),
         }
     }
     Ok(())

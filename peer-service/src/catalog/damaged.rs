@@ -7,9 +7,11 @@
 
 use std::path::PathBuf;
 
-use crate::{
-    library::catalog::{Catalog, Delta, EntryIndex, Item, Location, WHOLE_ITEM},
-    store::StoreChange,
+use crate::catalog::{
+    Catalog,
+    change::{CatalogChange, Delta},
+    item::{Item, Location},
+    row::{EntryIndex, WHOLE_ITEM},
 };
 
 /// Maximum number of damaged files listed for one item.
@@ -21,12 +23,12 @@ impl Catalog {
         let Some(shared) = self.items.remove(&location.item) else {
             return false;
         };
-        let parts = [
+        let entries = [
             Some(WHOLE_ITEM),
-            Some(location.entry).filter(|&part| part != WHOLE_ITEM),
+            Some(location.entry).filter(|&entry| entry != WHOLE_ITEM),
         ];
-        for part in parts.into_iter().flatten() {
-            self.drop_copy(location.item, &shared, part, delta);
+        for entry in entries.into_iter().flatten() {
+            self.drop_copy(location.item, &shared, entry, delta);
         }
         self.items.insert(location.item, shared);
         self.stale_items.remove(&location.item);
@@ -38,7 +40,7 @@ impl Catalog {
         if is_new {
             delta
                 .changes
-                .push(StoreChange::PutDamaged(location.item, location.entry));
+                .push(CatalogChange::PutDamaged(location.item, location.entry));
         }
         is_new
     }
@@ -51,13 +53,13 @@ impl Catalog {
         };
         let is_unchanged = shared.id(location.entry).is_some_and(|id| {
             // Of the entries with the same content, only the first has a copy.
-            let part = shared.entry(&id);
+            let entry = shared.entry(&id);
             self.located_copies(&id)
-                .any(|(item, _, known)| item == location.item && Some(known) == part)
+                .any(|(item, _, known)| item == location.item && Some(known) == entry)
         });
         match is_unchanged {
             true => drop(self.set_damaged(location, delta)),
-            false => delta.changes.push(StoreChange::RemoveDamaged(location.item)),
+            false => delta.changes.push(CatalogChange::RemoveDamaged(location.item)),
         }
     }
 
@@ -66,7 +68,7 @@ impl Catalog {
     pub(crate) fn forget_damage(&mut self, number: u64, delta: &mut Delta) {
         if self.damaged.remove(&number).is_some() {
             self.stale_items.insert(number);
-            delta.changes.push(StoreChange::RemoveDamaged(number));
+            delta.changes.push(CatalogChange::RemoveDamaged(number));
         }
     }
 
@@ -75,23 +77,23 @@ impl Catalog {
         self.damaged.contains_key(&number)
     }
 
-    /// Whether an item is damaged and all its damaged entries are in `good`.
-    pub(crate) fn is_mended(&self, number: u64, good: &[EntryIndex]) -> bool {
+    /// Whether an item is damaged and all its damaged entries are in `intact`.
+    pub(crate) fn is_repaired(&self, number: u64, intact: &[EntryIndex]) -> bool {
         let damaged = self.damaged.get(&number);
-        damaged.is_some_and(|parts| parts.iter().all(|part| good.contains(part)))
+        damaged.is_some_and(|entries| entries.iter().all(|entry| intact.contains(entry)))
     }
 
     /// Whether this entry of an item is damaged.
-    pub(crate) fn is_part_damaged(&self, number: u64, part: EntryIndex) -> bool {
+    pub(crate) fn is_entry_damaged(&self, number: u64, entry: EntryIndex) -> bool {
         let damaged = self.damaged.get(&number);
-        damaged.is_some_and(|parts| parts.contains(&part))
+        damaged.is_some_and(|entries| entries.contains(&entry))
     }
 
     /// The item as shown to its owner.
     pub(crate) fn shown(&self, number: u64) -> Option<Item> {
         let shared = self.item(number)?;
         let damaged = self.damaged.get(&number).into_iter().flatten();
-        let paths = damaged.filter_map(|&part| shared.locate(part));
+        let paths = damaged.filter_map(|&entry| shared.locate(entry));
         Some(Item {
             damaged: paths.take(MAX_NAMED).collect::<Vec<PathBuf>>(),
             ..shared.to_item()

@@ -3,91 +3,100 @@
 //!
 //! Invariants:
 //! - No report is trusted.
-//! - A report makes this peer read at most [`LARGEST`] bytes. All reports take at most a tenth of
-//!   the time of one thread of the lowest priority.
+//! - A report makes this peer read at most [`MAX_REPORT_BYTES`] bytes. All reports take at most a
+//!   tenth of the time of one thread of the lowest priority.
 //! - The number of waiting reports is limited, in total and per address.
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use potluck_core::grpc::limiter::ClientAddress;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     content::BadPieces,
-    library::{LibraryShared, check::LARGEST},
+    fs::blocking::in_background,
+    library::check::{Checker, MAX_REPORT_BYTES},
 };
 
 /// Maximum number of waiting reports.
 const MAX_WAITING: usize = 64;
 
 /// Maximum number of waiting reports from one address.
-const MAX_OF_SOURCE: usize = 4;
+const MAX_PER_ADDRESS: usize = 4;
 
 /// Rest after each check, as a multiple of the time that it took, and the minimum rest. Limits the
 /// work that a flood of reports can cause.
-const REST: u32 = 9;
+const REST_FACTOR: u32 = 9;
 const MIN_REST: Duration = Duration::from_millis(20);
 
 /// How soon a rest ends on shutdown.
-const STEP: Duration = Duration::from_millis(50);
+const SHUTDOWN_POLL: Duration = Duration::from_millis(50);
 
 /// The waiting reports.
 #[derive(Debug, Default)]
-pub(crate) struct Reports {
+pub(crate) struct ReportQueue {
     waiting: Mutex<VecDeque<(ClientAddress, BadPieces)>>,
-    came: Notify,
+    added: Notify,
 }
 
-impl Reports {
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<(ClientAddress, BadPieces)>> {
-        self.waiting.lock()
-    }
-
+impl ReportQueue {
     /// Adds a report. False if too many wait, in total or from this address.
     pub(crate) fn push(&self, pieces: BadPieces, source: ClientAddress) -> bool {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         if waiting.iter().any(|(_, known)| *known == pieces) {
             return true;
         }
         let own = waiting.iter().filter(|(other, _)| *other == source).count();
-        if waiting.len() >= MAX_WAITING || own >= MAX_OF_SOURCE {
+        if waiting.len() >= MAX_WAITING || own >= MAX_PER_ADDRESS {
             return false;
         }
         waiting.push_back((source, pieces));
         drop(waiting);
-        self.came.notify_one();
+        self.added.notify_one();
         true
     }
 
     fn pop(&self) -> Option<BadPieces> {
-        self.waiting().pop_front().map(|(_, pieces)| pieces)
+        self.waiting.lock().pop_front().map(|(_, pieces)| pieces)
     }
 
-    /// Waits until a report was added.
-    pub(crate) async fn wait(&self) {
-        self.came.notified().await;
+    /// Checks reports until shutdown.
+    pub(crate) async fn run(self: Arc<Self>, checker: Arc<Checker>, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.added.notified() => {}
+            }
+            let (queue, checker, stop) = (self.clone(), checker.clone(), shutdown.clone());
+            let check = move || queue.check_waiting(&checker, &stop);
+            // A failure is logged in `in_background`.
+            let _ = in_background("potluck-reports", check).await;
+            if shutdown.is_cancelled() {
+                return;
+            }
+        }
     }
-}
 
-impl LibraryShared {
-    /// Checks all reports, with a rest after each.
-    pub(crate) fn look_at_reports(&self) {
-        while let Some(pieces) = self.reports.pop() {
-            let began = Instant::now();
-            self.look_at_pieces(&pieces, LARGEST);
-            let rest = (began.elapsed() * REST).max(MIN_REST);
+    /// Checks all waiting reports, with a rest after each.
+    fn check_waiting(&self, checker: &Checker, shutdown: &CancellationToken) {
+        while let Some(pieces) = self.pop() {
+            let started = Instant::now();
+            checker.check_pieces(&pieces, MAX_REPORT_BYTES);
+            let rest = (started.elapsed() * REST_FACTOR).max(MIN_REST);
             let until = Instant::now() + rest;
             while let left = until.saturating_duration_since(Instant::now())
                 && !left.is_zero()
             {
-                if self.shutdown.is_cancelled() {
+                if shutdown.is_cancelled() {
                     return;
                 }
-                std::thread::sleep(left.min(STEP));
+                std::thread::sleep(left.min(SHUTDOWN_POLL));
             }
         }
     }
@@ -102,24 +111,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_reports_wait_and_fewer_of_one_address() {
-        let reports = Reports::default();
+    fn waiting_reports_are_limited_in_total_and_per_address() {
+        let reports = ReportQueue::default();
         let piece = |first| BadPieces {
             id: FileId([7; 32]),
             first,
             count: 1,
         };
         let source = |n: u8| ClientAddress::from(IpAddr::from([10, 0, 0, n]));
-        for first in 0..MAX_OF_SOURCE as u32 {
+        for first in 0..MAX_PER_ADDRESS as u32 {
             assert!(reports.push(piece(first), source(1)));
         }
         assert!(!reports.push(piece(100), source(1)));
         assert!(reports.push(piece(0), source(1)), "known, and not kept twice");
-        let taken = (2..=200u8).flat_map(|n| (0..100).map(move |first| (n, first)));
-        let count = taken
+        let flood = (2..=200u8).flat_map(|n| (0..100).map(move |first| (n, first)));
+        let count = flood
             .filter(|&(n, first)| reports.push(piece(1000 * u32::from(n) + first), source(n)))
             .count();
-        assert_eq!(count, MAX_WAITING - MAX_OF_SOURCE);
+        assert_eq!(count, MAX_WAITING - MAX_PER_ADDRESS);
         assert_eq!(reports.pop(), Some(piece(0)));
         assert!(reports.push(piece(100), source(1)));
     }

@@ -6,7 +6,13 @@
 
 use potluck_core::{FileId, model::FileRecord};
 
-use crate::library::catalog::{Catalog, Delta, EntryIndex, FileCopy, Location, SharedItem, has_layer};
+use crate::catalog::{
+    Catalog, FileCopy,
+    change::Delta,
+    has_layer,
+    item::{Location, SharedItem},
+    row::EntryIndex,
+};
 
 impl Catalog {
     /// Turns all copies of an item into offline copies. The item waits to be checked again. Returns
@@ -18,8 +24,8 @@ impl Catalog {
         let Some(shared) = self.items.remove(&number) else {
             return false;
         };
-        for part in shared.entries() {
-            if let Some((copy, _)) = self.take_copy(number, &shared, part, delta) {
+        for entry in shared.entries() {
+            if let Some((copy, _)) = self.take_copy(number, &shared, entry, delta) {
                 self.offline_copies.insert(copy);
             }
         }
@@ -49,9 +55,9 @@ impl Catalog {
         &self,
         item: u64,
         shared: &SharedItem,
-        part: EntryIndex,
+        entry: EntryIndex,
     ) -> Option<FileRecord> {
-        let record = shared.record(part)?;
+        let record = shared.record(entry)?;
         let location = Location {
             item,
             entry: shared.entry(&record.id)?,
@@ -73,18 +79,15 @@ impl Catalog {
         if self.offline_copies.is_empty() {
             return;
         }
-        for part in shared.entries() {
-            let Some(record) = self.offline_record(number, shared, part) else {
+        for entry in shared.entries() {
+            let Some(record) = self.offline_record(number, shared, entry) else {
                 continue;
             };
             self.offline_copies.remove(&FileCopy {
                 prefix: record.id.prefix(),
-                location: Location {
-                    item: number,
-                    entry: part,
-                },
+                location: Location { item: number, entry },
             });
-            if shared.is_manifest(part) {
+            if shared.is_manifest(entry) {
                 delta.manifests.push(record.id);
             }
             if has_layer(record.size) {

@@ -1,4 +1,14 @@
-//! The library in memory: items, their files, and the location of each copy. Pure.
+//! The library in memory: which files are shared, and where their copies are.
+//!
+//! Pure: no disk, no clock, no store. A method that changes the catalog collects what it touched in
+//! a [`Delta`]; [`Catalog::effects_of`] turns that into rows to store and ids to announce.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `item` | items, collections and locations of copies |
+//! | `stamp`, `record` | what `stat` says of a file; a file's ids and hashes |
+//! | `row`, `change` | what is stored of an item; what to store and announce after a change |
+//! | `damaged`, `offline` | items whose bytes are damaged, and items whose paths do not exist now |
 //!
 //! The catalog stores nothing for a file but its copies, each a short entry that leads to an item.
 //! The ids, sizes and paths of a collection's files are in its manifest; their roots and stamps are
@@ -9,7 +19,14 @@
 //! - An item gives at most one copy of each file.
 //! - A collection's manifest has a copy only if all files that it lists were trusted when last
 //!   checked.
+//!
+//! Non-goals: whether a copy is unchanged on the disk, and when a change is stored or announced.
+//! The callers know.
 
+#![deny(
+    clippy::disallowed_methods,
+    reason = "pure: time, randomness and I/O come in from outside"
+)]
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
@@ -23,21 +40,22 @@ use potluck_core::{
     model::{FileKind, FileRecord, Registration},
 };
 
-use crate::{
-    library::{Item, Totals, hash::hasher::small_file_sha256},
-    store::{Stamp, StoreChange},
-};
-
+pub(crate) mod change;
 mod damaged;
-mod delta;
-mod item;
+pub(crate) mod item;
 mod offline;
+pub(crate) mod record;
+pub(crate) mod row;
+pub(crate) mod stamp;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use crate::library::catalog::delta::{Delta, DeltaEffects};
-pub(crate) use crate::library::catalog::item::{
-    EntryIndex, ItemBody, Location, NewItem, SharedCollection, SharedItem, WHOLE_ITEM, name_of,
+use crate::catalog::{
+    change::{CatalogChange, Delta, DeltaEffects},
+    item::{Item, ItemBody, Location, NewItem, SharedCollection, SharedItem},
+    record::small_file_sha256,
+    row::{EntryIndex, WHOLE_ITEM},
+    stamp::Stamp,
 };
 
 /// Maximum number of names that a file is registered under; set by the protocol.
@@ -56,7 +74,20 @@ struct FileCopy {
     location: Location,
 }
 
-/// The library in memory.
+/// Totals over the library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Number of items: files and collections.
+    pub items: u64,
+    /// Number of distinct files, including those in collections.
+    pub files: u64,
+    /// Sum of their sizes in bytes.
+    pub bytes: u64,
+    /// Number of items with a damaged file.
+    pub damaged: u64,
+}
+
+/// The library in memory. See the module's invariants.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     /// Boxed: numbers come in order, and a B-tree that grows in order leaves its nodes half empty.
@@ -106,7 +137,7 @@ impl Catalog {
         let old = self.by_path.get(&item.path).copied();
         let before = old.and_then(|number| self.items.get(&number));
         // A download that its owner did not ask to share keeps the label that it came with: the
-        // last part of its path may be private.
+        // last component of its path may be private.
         if item.downloaded && item.label.is_none() {
             item.label = before.and_then(|before| before.label.clone());
         }
@@ -117,15 +148,17 @@ impl Catalog {
         let number = old.unwrap_or(self.next);
         self.insert(number, item, delta);
         if let Some(shared) = self.items.get(&number) {
-            delta.changes.push(StoreChange::PutItem(number, shared.to_row()));
-            let mut sha256s: Vec<_> = shared.sha256s.iter().map(|(&part, &sum)| (part, sum)).collect();
+            delta
+                .changes
+                .push(CatalogChange::PutItem(number, shared.to_row()));
+            let mut sha256s: Vec<_> = shared.sha256s.iter().map(|(&entry, &sum)| (entry, sum)).collect();
             let whole = &shared.record;
             let own = whole
                 .sha256
                 .filter(|_| small_file_sha256(whole.size, &whole.root).is_none());
             sha256s.extend(own.map(|sum| (WHOLE_ITEM, sum)));
             if !sha256s.is_empty() {
-                delta.changes.push(StoreChange::PutSha256s(number, sha256s));
+                delta.changes.push(CatalogChange::PutSha256s(number, sha256s));
             }
         }
         number
@@ -149,7 +182,7 @@ impl Catalog {
     pub(crate) fn insert(&mut self, number: u64, item: NewItem, delta: &mut Delta) {
         self.next = self.next.max(number + 1);
         for (id, layer) in item.layers {
-            delta.changes.push(StoreChange::PutLayer(id, layer));
+            delta.changes.push(CatalogChange::PutLayer(id, layer));
         }
         let replaced = self.items.remove(&number);
         if let Some(replaced) = &replaced {
@@ -164,8 +197,8 @@ impl Catalog {
         dropped.sort_unstable();
         let before = |id: &FileId| {
             let old = replaced.as_deref()?;
-            let part = old.entry(id)?;
-            Some((old, part, old.record(part)?))
+            let entry = old.entry(id)?;
+            Some((old, entry, old.record(entry)?))
         };
         let mut shared = SharedItem {
             path: item.path,
@@ -175,11 +208,11 @@ impl Catalog {
             body: item.body,
             sha256s: item.sha256s,
         };
-        let parts: Vec<EntryIndex> = shared.entries().collect();
-        delta.touched.reserve(parts.len());
-        let mut copies = Vec::with_capacity(parts.len());
-        for part in parts {
-            let Some(mut record) = shared.record(part) else {
+        let entries: Vec<EntryIndex> = shared.entries().collect();
+        delta.touched.reserve(entries.len());
+        let mut copies = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Some(mut record) = shared.record(entry) else {
                 continue;
             };
             // If another copy has the SHA-256, it need not be computed again.
@@ -188,23 +221,20 @@ impl Catalog {
                 && let known = known.or_else(|| before(&record.id).map(|(.., known)| known))
                 && let Some(sum) = known.and_then(|known| known.sha256)
             {
-                shared.set_sha256(part, sum);
+                shared.set_sha256(entry, sum);
                 record.sha256 = Some(sum);
             }
-            if !shared.is_manifest(part) && !self.has_file(&record.id) {
+            if !shared.is_manifest(entry) && !self.has_file(&record.id) {
                 self.files += 1;
                 self.bytes += record.size;
             }
             copies.push(FileCopy {
                 prefix: record.id.prefix(),
-                location: Location {
-                    item: number,
-                    entry: part,
-                },
+                location: Location { item: number, entry },
             });
             let is_known = dropped.binary_search(&record.id).is_ok();
             let is_as_it_was = |(old, before, known): (&SharedItem, EntryIndex, FileRecord)| {
-                known == record && old.name_of(before) == shared.name_of(part)
+                known == record && old.name_of(before) == shared.name_of(entry)
             };
             if !(is_known && before(&record.id).is_some_and(is_as_it_was)) {
                 delta.touched.push(record.id);
@@ -216,7 +246,7 @@ impl Catalog {
         if self.tombstones.remove(&*shared.path) {
             delta
                 .changes
-                .push(StoreChange::RemoveTombstone(shared.path.to_path_buf()));
+                .push(CatalogChange::RemoveTombstone(shared.path.to_path_buf()));
         }
         self.stale_items.remove(&number);
         self.damaged.remove(&number);
@@ -236,16 +266,16 @@ impl Catalog {
 
     /// Withdraws all copies of an item. `shared` was already removed from the items.
     fn drop_copies(&mut self, number: u64, shared: &SharedItem, delta: &mut Delta) {
-        for part in shared.entries() {
-            self.drop_copy(number, shared, part, delta);
+        for entry in shared.entries() {
+            self.drop_copy(number, shared, entry, delta);
         }
     }
 
-    fn drop_copy(&mut self, item: u64, shared: &SharedItem, part: EntryIndex, delta: &mut Delta) {
-        let Some((_, record)) = self.take_copy(item, shared, part, delta) else {
+    fn drop_copy(&mut self, item: u64, shared: &SharedItem, entry: EntryIndex, delta: &mut Delta) {
+        let Some((_, record)) = self.take_copy(item, shared, entry, delta) else {
             return;
         };
-        if shared.is_manifest(part) {
+        if shared.is_manifest(entry) {
             delta.manifests.push(record.id);
         }
         if has_layer(record.size) {
@@ -258,19 +288,19 @@ impl Catalog {
         &mut self,
         item: u64,
         shared: &SharedItem,
-        part: EntryIndex,
+        entry: EntryIndex,
         delta: &mut Delta,
     ) -> Option<(FileCopy, FileRecord)> {
-        let record = shared.record(part)?;
+        let record = shared.record(entry)?;
         let copy = FileCopy {
             prefix: record.id.prefix(),
-            location: Location { item, entry: part },
+            location: Location { item, entry },
         };
         if !self.copies.remove(&copy) {
             return None;
         }
         delta.lost_copies = true;
-        if !shared.is_manifest(part) && !self.has_file(&record.id) {
+        if !shared.is_manifest(entry) && !self.has_file(&record.id) {
             self.files -= 1;
             self.bytes -= record.size;
         }
@@ -280,7 +310,7 @@ impl Catalog {
 
     /// Whether a copy exists that is not a manifest.
     fn has_file(&self, id: &FileId) -> bool {
-        self.copies(id).any(|(shared, part)| !shared.is_manifest(part))
+        self.copies(id).any(|(shared, entry)| !shared.is_manifest(entry))
     }
 
     /// Removes an item.
@@ -291,7 +321,7 @@ impl Catalog {
         self.damaged.remove(&number);
         self.drop_offline_copies(number, &shared, delta);
         self.drop_copies(number, &shared, delta);
-        delta.changes.push(StoreChange::RemoveItem(number));
+        delta.changes.push(CatalogChange::RemoveItem(number));
         Some(shared.to_item())
     }
 
@@ -325,12 +355,12 @@ impl Catalog {
             return;
         };
         // Entries with the same content share one copy.
-        let part = shared.id(location.entry).and_then(|id| shared.entry(&id));
-        for part in [Some(WHOLE_ITEM), part.filter(|&part| part != WHOLE_ITEM)]
+        let entry = shared.id(location.entry).and_then(|id| shared.entry(&id));
+        for entry in [Some(WHOLE_ITEM), entry.filter(|&entry| entry != WHOLE_ITEM)]
             .into_iter()
             .flatten()
         {
-            self.drop_copy(location.item, &shared, part, delta);
+            self.drop_copy(location.item, &shared, entry, delta);
         }
         self.items.insert(location.item, shared);
         // A damaged item waits for its owner.
@@ -348,7 +378,7 @@ impl Catalog {
         for location in locations {
             if let Some(shared) = self.items.get_mut(&location.item) {
                 shared.set_sha256(location.entry, sum);
-                delta.changes.push(StoreChange::PutSha256s(
+                delta.changes.push(CatalogChange::PutSha256s(
                     location.item,
                     vec![(location.entry, sum)],
                 ));
@@ -360,8 +390,8 @@ impl Catalog {
     /// The registration of a file for the index.
     pub(crate) fn registration(&self, id: &FileId) -> Option<Registration> {
         let mut names: Vec<String> = Vec::with_capacity(1);
-        let record = self.record_with(id, |shared, part| {
-            if let Some(name) = shared.name_of(part)
+        let record = self.record_with(id, |shared, entry| {
+            if let Some(name) = shared.name_of(entry)
                 && names.len() < MAX_NAMES
                 && !names.contains(&name)
             {
@@ -383,8 +413,8 @@ impl Catalog {
     /// The record of this file. Calls `see` with each copy that it reads.
     fn record_with(&self, id: &FileId, mut see: impl FnMut(&SharedItem, EntryIndex)) -> Option<FileRecord> {
         let copies = self.copies(id).take(MAX_COPIES);
-        let copies = copies.inspect(|(shared, part)| see(shared, *part));
-        let mut records = copies.filter_map(|(shared, part)| shared.record(part));
+        let copies = copies.inspect(|(shared, entry)| see(shared, *entry));
+        let mut records = copies.filter_map(|(shared, entry)| shared.record(entry));
         let mut record = records.next()?;
         for other in records {
             record.sha256 = record.sha256.or(other.sha256);
@@ -397,7 +427,7 @@ impl Catalog {
 
     /// The copies of a file: the items that have one, and the entry within each.
     pub(crate) fn copies(&self, id: &FileId) -> impl Iterator<Item = (&SharedItem, EntryIndex)> {
-        self.located_copies(id).map(|(_, shared, part)| (shared, part))
+        self.located_copies(id).map(|(_, shared, entry)| (shared, entry))
     }
 
     fn located_copies(&self, id: &FileId) -> impl Iterator<Item = (u64, &SharedItem, EntryIndex)> {
@@ -410,24 +440,22 @@ impl Catalog {
         id: &FileId,
     ) -> impl Iterator<Item = (u64, &'a SharedItem, EntryIndex)> + use<'a> {
         let (id, prefix) = (*id, id.prefix());
-        let copy = |item, part| FileCopy {
+        let copy = |item, entry| FileCopy {
             prefix,
-            location: Location { item, entry: part },
+            location: Location { item, entry },
         };
         let copies = copies.range(copy(0, 0)..=copy(u64::MAX, EntryIndex::MAX));
         copies.filter_map(move |copy| {
-            let Location { item, entry: part } = copy.location;
+            let Location { item, entry } = copy.location;
             let shared: &SharedItem = self.items.get(&item)?;
-            (shared.id(part) == Some(id)).then_some((item, shared, part))
+            (shared.id(entry) == Some(id)).then_some((item, shared, entry))
         })
     }
 
     /// The locations of a file's copies.
     pub(crate) fn locations(&self, id: &FileId) -> Vec<Location> {
         let placed = self.located_copies(id);
-        placed
-            .map(|(item, _, part)| Location { item, entry: part })
-            .collect()
+        placed.map(|(item, _, entry)| Location { item, entry }).collect()
     }
 
     /// The item with this number.
@@ -462,7 +490,7 @@ impl Catalog {
         path.ancestors().find_map(|ancestor| {
             let number = self.item_at(ancestor)?;
             let shared = self.items.get(&number)?;
-            let part = match &shared.body {
+            let entry = match &shared.body {
                 ItemBody::File(_) if ancestor == path => WHOLE_ITEM,
                 ItemBody::File(_) => return None,
                 ItemBody::Collection(folder) => {
@@ -470,11 +498,11 @@ impl Catalog {
                     folder.manifest.find(below)?
                 }
             };
-            if shared.stamp(part) != Some(*stamp) || self.is_part_damaged(number, part) {
+            if shared.stamp(entry) != Some(*stamp) || self.is_entry_damaged(number, entry) {
                 return None;
             }
-            let trusted = self.record(&shared.id(part)?);
-            trusted.or_else(|| self.offline_record(number, shared, part))
+            let trusted = self.record(&shared.id(entry)?);
+            trusted.or_else(|| self.offline_record(number, shared, entry))
         })
     }
 
@@ -504,8 +532,8 @@ impl Catalog {
             let entries = shared
                 .folder()
                 .map_or(0, |folder| folder.manifest.len() as EntryIndex);
-            let parts = (0..entries).chain([WHOLE_ITEM]);
-            parts.map(move |part| (Location { item, entry: part }, shared))
+            let entries = (0..entries).chain([WHOLE_ITEM]);
+            entries.map(move |entry| (Location { item, entry }, shared))
         });
         locations
             .skip_while(|(location, _)| after.is_some_and(|after| *location <= after))
@@ -519,6 +547,39 @@ impl Catalog {
             })
             .take(max)
             .collect()
+    }
+
+    /// Computes what to store and what to announce after a change.
+    pub(crate) fn effects_of(&self, delta: Delta) -> DeltaEffects {
+        let Delta {
+            mut touched,
+            lost_copies,
+            layered,
+            manifests,
+            mut changes,
+        } = delta;
+        // A stable sort, because it is fast on sorted runs: the files of one item are already in
+        // order.
+        touched.sort();
+        touched.dedup();
+        let mut removed = Vec::new();
+        if lost_copies {
+            touched.retain(|id| {
+                let is_there = self.copies(id).next().is_some();
+                if !is_there {
+                    removed.push(*id);
+                }
+                is_there
+            });
+        }
+        let gone = |id: &FileId| self.copies(id).next().is_none() && !self.has_offline_copy(id);
+        changes.extend(layered.into_iter().filter(gone).map(CatalogChange::RemoveLayer));
+        DeltaEffects {
+            changes,
+            present: touched,
+            manifests: manifests.into_iter().filter(gone).collect(),
+            removed,
+        }
     }
 
     /// Totals over the library. Manifests count only as items.
@@ -553,7 +614,7 @@ impl Catalog {
         if self.tombstones.insert(path.clone())
             && let Some(delta) = delta
         {
-            delta.changes.push(StoreChange::AddTombstone(path));
+            delta.changes.push(CatalogChange::AddTombstone(path));
         }
     }
 
@@ -565,7 +626,7 @@ impl Catalog {
     /// Removes a tombstone.
     pub(crate) fn remove_tombstone(&mut self, path: PathBuf, delta: &mut Delta) {
         if self.tombstones.remove(&path) {
-            delta.changes.push(StoreChange::RemoveTombstone(path));
+            delta.changes.push(CatalogChange::RemoveTombstone(path));
         }
     }
 }
