@@ -5,7 +5,7 @@
 //! # The order of a change
 //!
 //! 1. New manifests are written and synced.
-//! 2. The catalog changes in memory.
+//! 2. The catalog changes in memory. Its rows become [unsaved changes](UnsavedChanges).
 //! 3. Removed files leave the announce set.
 //! 4. The database commits and syncs. New files enter the announce set meanwhile.
 //! 5. Watchers of removed files are notified, their handles closed, their manifests deleted.
@@ -28,9 +28,9 @@
 //!
 //! # Lock order
 //!
-//! `change_order`, `watchers`, `catalog`; then any of the others, which are never held together:
-//! `unsaved`, the lock of [`ManifestFolder`], and the lock of [`FileHandles`]. `change_order` is the
-//! only one that is held during disk access.
+//! `change_order`, `watchers`, `catalog`, `unsaved`. The locks of [`ManifestFolder`] and
+//! [`FileHandles`] come last, and no other lock is taken while one of them is held. Only
+//! `change_order` and the lock of [`ManifestFolder`] are held during disk access.
 //!
 //! # Non-goals
 //!
@@ -156,8 +156,16 @@ impl CatalogWriter<'_> {
         change: impl FnOnce(&mut Catalog, &mut Delta) -> T,
     ) -> (T, Result<(), StoreError>) {
         let mut delta = Delta::default();
-        let result = change(&mut self.shared.catalog.lock(), &mut delta);
-        (result, self.shared.publish(delta))
+        let mut catalog = self.shared.catalog.lock();
+        let result = change(&mut catalog, &mut delta);
+        if delta.is_empty() && !self.shared.has_unsaved() {
+            return (result, Ok(()));
+        }
+        let mut effects = catalog.effects_of(delta);
+        // Before the catalog is unlocked: who finds a file there must find its layer.
+        self.shared.add_unsaved(std::mem::take(&mut effects.changes));
+        drop(catalog);
+        (result, self.shared.publish(&effects))
     }
 }
 
@@ -318,7 +326,8 @@ impl CatalogStore {
     /// Stores a file's piece layer again.
     pub(crate) fn put_layer(&self, id: FileId, layer: Arc<[Hash]>) {
         let _writer = self.writer();
-        if let Err(error) = self.save(vec![CatalogChange::PutLayer(id, layer)]) {
+        self.add_unsaved(vec![CatalogChange::PutLayer(id, layer)]);
+        if let Err(error) = self.save() {
             tracing::warn!(%error, "piece hashes could not be stored");
         }
     }
@@ -362,19 +371,19 @@ impl CatalogStore {
     /// Tries again to store changes that could not be stored.
     pub(crate) fn save_unsaved(&self) {
         let _writer = self.writer();
-        match self.save(Vec::new()) {
+        match self.save() {
             Ok(()) => tracing::info!("stored the changes of the library that could not be stored before"),
             Err(error) => tracing::debug!(%error, "changes of the library still cannot be stored"),
         }
     }
 
+    fn add_unsaved(&self, mut changes: Vec<CatalogChange>) {
+        let mut unsaved = self.unsaved.lock();
+        Arc::make_mut(&mut unsaved.changes).append(&mut changes);
+    }
+
     /// Stores and announces a change of the catalog. The caller holds `change_order`.
-    fn publish(&self, delta: Delta) -> Result<(), StoreError> {
-        if delta.is_empty() && !self.has_unsaved() {
-            return Ok(());
-        }
-        let mut effects = self.catalog.lock().effects_of(delta);
-        let changes = std::mem::take(&mut effects.changes);
+    fn publish(&self, effects: &DeltaEffects) -> Result<(), StoreError> {
         self.announce_set.remove(&effects.removed);
         let stored = std::thread::scope(|scope| {
             let announce = || self.announce_set.announce_complete(&effects.present);
@@ -382,24 +391,20 @@ impl CatalogStore {
                 true => drop(scope.spawn(announce)),
                 false => announce(),
             }
-            self.save(changes)
+            self.save()
         });
         if let Err(error) = &stored {
             tracing::error!(%error, "a change of the library could not be stored");
         }
-        self.release_removed(&effects);
+        self.release_removed(effects);
         self.changed.notify_one();
         stored
     }
 
-    /// Stores changes after those that could not be stored before. The caller holds `change_order`.
-    fn save(&self, mut changes: Vec<CatalogChange>) -> Result<(), StoreError> {
-        let unsaved = {
-            let mut unsaved = self.unsaved.lock();
-            Arc::make_mut(&mut unsaved.changes).append(&mut changes);
-            unsaved.changes.clone()
-        };
-        self.store.apply(&unsaved)?;
+    /// Stores the unsaved changes. The caller holds `change_order`.
+    fn save(&self) -> Result<(), StoreError> {
+        let changes = self.unsaved.lock().changes.clone();
+        self.store.apply(&changes)?;
         *self.unsaved.lock() = UnsavedChanges::default();
         Ok(())
     }
