@@ -234,8 +234,8 @@ fn a_port_in_use_is_reported() {
 #[test]
 fn invalid_flags_are_explained() {
     for (flag, value, expected) in [
-        ("--ttl", "1ms", "a lease lasts 1s to 1h"),
-        ("--ttl", "soon", "expected number"),
+        ("--ttl", "1ms", "a lease lasts from 1s to 1h"),
+        ("--ttl", "soon", "give a time"),
         ("--allow-host", "10.0.0.0/99", "neither a network"),
         ("--listen", "nowhere", "give an IP address with a port"),
         (
