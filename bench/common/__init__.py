@@ -1,1 +1,1 @@
-"""What the benchmarks share: running processes, measuring them, and telling what came out."""
+"""Code shared by the benchmarks: running processes, measuring them, and reporting results."""

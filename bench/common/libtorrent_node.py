@@ -1,6 +1,7 @@
-"""One libtorrent session in a process of its own, told what to do on stdin and telling what happens on stdout, a JSON object a line.
+"""One libtorrent session in its own process: reads commands from stdin and writes events to stdout,
+one JSON object per line.
 
-Its settings come from whoever starts it.
+The benchmark that starts it passes the settings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The machine that measured."""
+"""Describes the machine that ran the benchmark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def _cpu_model() -> str:
 
 
 def _cpu(field: str) -> str:
-    """What the kernel says of the first processor; a virtual machine's name for it may tell less than its family and model."""
+    """A field of the first processor in /proc/cpuinfo. In a virtual machine, family and model may
+    say more than the name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
         if name.strip() == field:

@@ -1,4 +1,4 @@
-"""What processes cost: processor time and memory, from /proc, sampled while they run."""
+"""Processor time and memory of processes, sampled from /proc while they run."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INTERVAL = 0.25
-"""Seconds between two samples where nothing else is said: nothing beside work that takes many seconds, whatever the number of processes."""
+"""Default sampling interval in seconds: its cost is negligible in runs of many seconds, for any
+number of processes."""
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
 class Usage:
-    """What one process has used so far."""
+    """The resources that one process has used so far."""
 
     pid: int
     role: str
     cpu: float = 0.0
-    """Seconds of processor time, user and system, since `Meter.mark`."""
+    """Processor time in seconds, user and system, since `Meter.mark`."""
     peak_anonymous: int = 0
-    """Most bytes of anonymous memory seen."""
+    """Peak anonymous memory in bytes, as sampled."""
     peak_resident: int = 0
-    """Most bytes resident, mapped files included (the kernel's own high-water mark)."""
+    """Peak resident memory in bytes, mapped files included (the kernel's high-water mark)."""
     _before: float = 0.0
     _seen: float = 0.0
 
 
 class Meter:
-    """Samples a set of processes from a thread of its own."""
+    """Samples a set of processes from its own thread."""
 
     def __init__(self, interval: float = INTERVAL) -> None:
-        """`interval` in seconds between two samples of memory. Processor time needs none: the kernel adds it up."""
+        """`interval` is the time between two memory samples, in seconds. Processor time needs no
+        sampling: the kernel adds it up."""
         self._interval = interval
         self._lock = threading.Lock()
         self._processes: dict[int, Usage] = {}
@@ -44,25 +46,26 @@ class Meter:
         self._machine = 0.0
         self._own_before = time.process_time()
         self.own_cpu = 0.0
-        """Processor seconds that this program itself used since `mark`."""
+        """Processor time in seconds that the benchmark itself used since `mark`."""
 
     def start(self) -> None:
         self._thread.start()
 
     def add(self, pid: int, role: str) -> None:
-        """Follows one more process; until `mark`, all that it used since its start counts."""
+        """Adds a process. Before `mark`, its usage counts from its start."""
         usage = Usage(pid, role)
         with self._lock:
             self._processes[pid] = usage
 
     def ended(self, pid: int, cpu: float) -> None:
-        """The process is gone, and its parent was told that it used `cpu` seconds in all."""
+        """Records that the process has ended and used `cpu` seconds in total, as its parent
+        learned."""
         with self._lock:
             if usage := self._processes.get(pid):
                 usage._seen = max(usage._seen, cpu)
 
     def mark(self) -> None:
-        """From here on processor time counts."""
+        """Starts counting processor time from zero."""
         self._sample()
         with self._lock:
             for usage in self._processes.values():
@@ -71,19 +74,19 @@ class Meter:
         self._own_before = time.process_time()
 
     def anonymous(self, role: str) -> int:
-        """Bytes of anonymous memory that all processes of a role have now."""
+        """Current anonymous memory of all processes of a role, in bytes."""
         with self._lock:
             pids = [pid for pid, usage in self._processes.items() if usage.role == role]
         return sum(_memory(pid)[0] for pid in pids)
 
     def forget_peaks(self) -> None:
-        """Memory counts from here on."""
+        """Resets the memory peaks."""
         with self._lock:
             for usage in self._processes.values():
                 usage.peak_anonymous = 0
 
     def finish(self) -> list[Usage]:
-        """A last sample; call before the processes are ended."""
+        """Takes a last sample; call it before the processes end."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -93,7 +96,8 @@ class Meter:
         return list(self._processes.values())
 
     def others_cpu(self) -> float:
-        """Processor seconds used since `mark` by everything else on the machine, the kernel's own work for the links included."""
+        """Processor time in seconds used since `mark` by everything else on the machine, including
+        the kernel's work for the links."""
         return max(0.0, self._machine - self.own_cpu - sum(usage.cpu for usage in self._processes.values()))
 
     def _loop(self) -> None:
@@ -118,7 +122,8 @@ class Meter:
 
 
 def threads(pid: int) -> dict[str, float]:
-    """Seconds of processor time of each thread of a process, to the nanosecond: `stat` counts in ticks, too coarse for the idle."""
+    """Processor time of each thread of a process in seconds, with nanosecond resolution: `stat`
+    counts in ticks, which is too coarse for idle processes."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -147,7 +152,7 @@ def _memory(pid: int) -> tuple[int, int]:
 
 
 def _kilobytes(text: str, name: str) -> int:
-    """A field of /proc/PID/status; 0 where it is not there, as in a process that has ended."""
+    """A field of /proc/PID/status; 0 if it is absent, as for a process that has ended."""
     _, found, rest = text.partition(name)
     return int(rest.split(None, 1)[0]) if found else 0
 

@@ -1,4 +1,4 @@
-"""What every plot has in common. Needs matplotlib."""
+"""Helpers for all plots. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 COLOURS = {"potluck": "#0b6e4f", "libtorrent": "#c8553d"}
-"""Far apart for most eyes, and in grey."""
+"""Colours that most readers can tell apart, also in greyscale."""
 
 
 @contextmanager
 def figure(target: Path, **size) -> Iterator:
-    """Axes to draw on; written to `target` (SVG or PNG by its name) at the end."""
+    """Axes to draw on, written to `target` at the end (SVG or PNG, by its suffix)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -23,6 +23,6 @@ def figure(target: Path, **size) -> Iterator:
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
-    # The same runs give the same bytes.
+    # The same runs produce identical bytes.
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Potluck's programs: where they are, and what they say."""
+"""Finds and runs Potluck's programs, and parses their output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .unavailable import Unavailable
 
 
 def binaries(options: dict[str, str]) -> Path:
-    """The folder with the three programs: `bin=DIR`, or where cargo puts them."""
+    """The folder with the three programs: `bin=DIR`, or cargo's output folder."""
     root = Path(__file__).resolve().parents[2]
     folder = Path(options.get("bin") or Path(os.environ.get("CARGO_TARGET_DIR", root / "target")) / "release").resolve()
     for name in ("potluck-index", "potluck-peer", "potluck"):
@@ -32,7 +32,7 @@ def environment(options: dict[str, str]) -> dict[str, str]:
 
 
 def when_listening(gate: Gate) -> Callable[[str, Child], None]:
-    """Passes the gate at the line by which a program says that it is ready."""
+    """Passes the gate when a program prints its ready line."""
 
     def on_line(line: str, _: Child) -> None:
         if line.startswith("listening on "):
@@ -42,7 +42,7 @@ def when_listening(gate: Gate) -> Callable[[str, Child], None]:
 
 
 def ask(folder: Path, *args: str) -> dict:
-    """What a command says with `--json`, as its last object."""
+    """The last object that a command prints with `--json`."""
     result = subprocess.run([str(folder / "potluck"), *args, "--json"], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise TrialError(f"potluck {' '.join(args)}: {result.stderr.strip()}")
@@ -50,7 +50,8 @@ def ask(folder: Path, *args: str) -> dict:
 
 
 def providers(folder: Path, file: str, *args: str, within: list[str] | None = None) -> int:
-    """How many peers the index knows for a file; `args` tell which index, `within` is put before the command."""
+    """Number of providers that the index has for a file. `args` select the index; `within` is a
+    command prefix."""
     command = [*(within or []), str(folder / "potluck"), *args, "--json", "query", file]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:

@@ -1,4 +1,4 @@
-"""The processes of one run: started, listened to, measured, and all ended at its end."""
+"""The processes of one run: starts them, reads their output, measures them, and ends them all."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from pathlib import Path
 from .measure import Meter
 
 GRACE = 5.0
-"""Seconds for a process to end after SIGTERM."""
+"""Seconds that a process may take to end after SIGTERM."""
 
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
-"""Before a command: the kernel ends it with the thread that started it, so that a killed benchmark leaves nothing behind."""
+"""Command prefix: the kernel ends the command with the thread that started it, so a killed
+benchmark leaves no process behind."""
 
 
 class TrialError(Exception):
-    """The run came to nothing; says why."""
+    """The run failed; the message says why."""
 
 
 class Child:
-    """A process of the run. Its standard output is read line by line; its errors go to a log."""
+    """One process of the run. Its standard output is read line by line; its standard error goes to
+    a log."""
 
     def __init__(self, process: subprocess.Popen, log: Path):
         self.process = process
@@ -40,7 +42,7 @@ class Child:
 
 
 class Processes:
-    """Starts processes, and knows the first thing that went wrong with any."""
+    """Starts processes and keeps the first failure of any of them."""
 
     def __init__(self, meter: Meter):
         self.meter = meter
@@ -59,9 +61,11 @@ class Processes:
         on_exit: Callable[[int, Child], None] | None = None,
         where: str = "",
     ) -> Child:
-        """Starts a process in `folder`, where its log is. That it ends is a failure unless `on_exit` takes it.
+        """Starts a process in `folder`, which also gets its log. If the process ends, the run
+        fails, unless `on_exit` is given.
 
-        Only from the main thread where the kernel ties its life to the thread that started it."""
+        Call it from the main thread: the kernel ends the process with the thread that started
+        it."""
         log = folder / f"{role}.log"
         with log.open("ab") as errors:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
@@ -94,7 +98,7 @@ class Processes:
         return Gate(self, count)
 
     def let_end(self, pid: int) -> None:
-        """That this process ends is no failure."""
+        """From now on the end of this process is not a failure."""
         self._may_end.add(pid)
 
     def fail(self, message: str) -> None:
@@ -106,7 +110,7 @@ class Processes:
             raise TrialError(self._failure)
 
     def stop(self) -> None:
-        """Ends every process that was started, by its pid."""
+        """Ends every started process, by pid."""
         self._may_end.update(child.pid for child in self._children)
         for child in self._children:
             if child.process.returncode is None:
@@ -123,7 +127,7 @@ class Processes:
 
 
 class Gate:
-    """Waits until it was passed a number of times, or somebody failed."""
+    """Waits until it was passed a given number of times, or a process failed."""
 
     def __init__(self, processes: Processes, count: int):
         self._processes = processes
@@ -146,7 +150,7 @@ class Gate:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """A signal to a process that may be gone."""
+    """Sends a signal to a process that may have ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Torrents made by libtorrent."""
+"""Makes torrents with libtorrent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from .unavailable import Unavailable
 
 NODE = Path(__file__).with_name("libtorrent_node.py")
-"""The program of one session."""
+"""The program that runs one session."""
 
 
 def version() -> str:
@@ -19,7 +19,8 @@ def version() -> str:
 
 
 def make(payload: Path, torrent: Path, piece: int, v1: bool = False) -> None:
-    """A torrent of a file or folder, of version 2 (SHA-256 over a tree) unless `v1` (SHA-1)."""
+    """Makes a torrent of a file or folder: version 2 (SHA-256 over a tree), or version 1 (SHA-1) if
+    `v1`."""
     import libtorrent as lt
 
     files = lt.file_storage()

@@ -1,5 +1,5 @@
-"""Why something is not measured."""
+"""The error for programs and features that are missing."""
 
 
 class Unavailable(Exception):
-    """The program is not here, or has no such thing as this needs; says what to do."""
+    """The program is not installed or lacks a needed feature; the message says what to do."""

@@ -1,8 +1,8 @@
-"""Units that people write, and the numbers they mean."""
+"""Parses sizes and rates that people write."""
 
 MIB = 1 << 20
 MBIT = 1_000_000  # bits a second
-"""Rates are in bits a second of Ethernet frames, as link rates are sold."""
+"""Rates are in bits per second of Ethernet frames, as links are sold."""
 
 
 def mib(count: float) -> int:
@@ -10,5 +10,5 @@ def mib(count: float) -> int:
 
 
 def seconds_for(size: int, rate: float) -> float:
-    """Seconds that `size` bytes of payload take at `rate` bits a second with no header at all."""
+    """Seconds that `size` bytes of payload take at `rate` bits per second, without any headers."""
     return size * 8 / rate

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What one decision of the swarm costs as files and crowds grow: runs `cargo bench`, keeps its figures as JSON, and draws the curves.
+"""Measures the cost of one scheduling decision as files and crowds grow: runs `cargo bench`, stores
+the figures as JSON, and plots the curves.
 
     python3 bench/micro/growth.py            # about two minutes; needs matplotlib for the plot
     python3 bench/micro/growth.py --no-run   # from the figures that `cargo bench` left
@@ -36,13 +37,13 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "swarm.json").write_text(json.dumps({"machine": machine.describe(), "points": points}, indent=1) + "\n")
     for point in points:
-        print(f"{point['units']:6} units {point['peers']:4} peers {point['nanoseconds']:8.0f} ns a unit")
+        print(f"{point['units']:6} units {point['peers']:4} peers {point['nanoseconds']:8.0f} ns per unit")
     draw(points)
     return 0
 
 
 def read(folder: Path) -> list[dict]:
-    """Each benchmark's size and its median time for one unit."""
+    """The size and the median time per unit of each benchmark."""
     points = []
     for told in folder.glob("a unit/*/*/new/benchmark.json"):
         about = json.loads(told.read_text())
@@ -53,7 +54,8 @@ def read(folder: Path) -> list[dict]:
 
 
 def draw(points: list[dict]) -> None:
-    """Both curves, with logarithmic axes: work that grows with the logarithm is almost flat, and linear work a diagonal."""
+    """Plots both curves with logarithmic axes: logarithmic growth is almost flat, linear growth a
+    diagonal."""
     try:
         with figure(RESULTS / "swarm.svg") as axes:
             for fixed, grows, marker in (("peers", "units", "o"), ("units", "peers", "s")):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures how fast a file reaches many peers over shaped links, Potluck beside libtorrent. See README.md."""
+"""Measures how fast a file reaches many peers over shaped links, with Potluck and with libtorrent.
+See README.md."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def main() -> int:
     if os.geteuid() != 0:
         return complain("network namespaces and tc need root: run it as root")
     if removed := remove_leftovers():
-        print(f"removed what a killed run left behind: {', '.join(removed)}", file=sys.stderr)
+        print(f"removed the namespaces of a killed run: {', '.join(removed)}", file=sys.stderr)
     settings = {name: dict(pair.split("=", 1) for pair in getattr(options, name)) for name in SYSTEMS}
     systems: dict[str, str] = {}
     for name in options.systems:
@@ -56,7 +57,7 @@ def main() -> int:
             scenario = SCENARIOS[name]
             payload = make_payload(options.scratch, scenario)
             for number in range(options.rounds):
-                # A B A B: what else the machine does hits both alike.
+                # Alternating (A B A B): other load on the machine affects both equally.
                 for system in systems:
                     if (name, system) in skipped:
                         continue
@@ -103,14 +104,15 @@ def show(runs: list[dict], options: argparse.Namespace, stem: str | None) -> Non
 
 
 def usual_congestion_control() -> str:
-    """What most machines run. A kernel without it has reno, which also goes by losses; bbr sets a timer for almost every packet, and with
-    all peers on a few processors those timers, not the links, would be the limit."""
+    """The default of most machines. A kernel without it uses reno, which also reacts to loss. BBR
+    sets a timer for almost every packet; with all peers on a few processors those timers would be
+    the limit instead of the links."""
     known = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
     return "cubic" if "cubic" in known else "reno"
 
 
 def make_payload(scratch: Path, scenario: Scenario) -> Path:
-    """A file of random bytes, or a folder of such files, new for each scenario."""
+    """A file of random bytes, or a folder of such files, created for each scenario."""
     path = scratch / f"payload-{os.getpid()}" / "payload.bin"
     if scenario.files:
         path = path.with_suffix("")
@@ -133,23 +135,23 @@ def parse() -> argparse.Namespace:
     known = [*SETS, *SCENARIOS]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*", default=["quick"], metavar="SCENARIO",
-                        help=f"scenarios or sets of them ({', '.join(SETS)}); --list tells all [default: quick]")
+                        help=f"scenarios or sets of them ({', '.join(SETS)}); --list lists them [default: quick]")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system in each scenario [default: 3]")
     parser.add_argument("--systems", default=list(SYSTEMS), type=lambda text: text.split(","),
-                        help=f"which to run, in this order [default: {','.join(SYSTEMS)}]")
+                        help=f"the systems to run, in this order [default: {','.join(SYSTEMS)}]")
     for name, system in SYSTEMS.items():
         parser.add_argument(f"--{name}", action="append", default=[], metavar="KEY=VALUE", help=(system.__doc__ or "").splitlines()[0])
     parser.add_argument("--congestion-control", metavar="NAME",
-                        help="TCP's, for both; one of /proc/sys/net/ipv4/tcp_allowed_congestion_control [default: cubic, where it is not there reno]")
-    parser.add_argument("--nice", type=int, default=0, help="niceness of everything measured, for a machine that is not idle [default: 0]")
+                        help="TCP congestion control for both systems, from /proc/sys/net/ipv4/tcp_allowed_congestion_control [default: cubic if available, else reno]")
+    parser.add_argument("--nice", type=int, default=0, help="niceness of all measured processes, for a machine that is not idle [default: 0]")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/potluck-swarm"),
-                        help="folder for the peers' files; in memory, so that one disk shared by all peers is not what is measured [default: %(default)s]")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for results [default: results beside this file]")
+                        help="folder for the peers' files, in memory so that a shared disk does not limit the result [default: %(default)s]")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results [default: results, next to this file]")
     parser.add_argument("--label", help="name of the results [default: the time]")
     parser.add_argument("--plot", choices=("svg", "png"), default="svg")
     parser.add_argument("--keep", action="store_true", help="keep the peers' files and logs")
-    parser.add_argument("--tabulate", nargs="+", type=Path, metavar="JSONL", help="make the table of earlier results and end")
+    parser.add_argument("--tabulate", nargs="+", type=Path, metavar="JSONL", help="print the table of earlier results and exit")
     options = parser.parse_args()
     for name in options.scenarios:
         if name not in known:

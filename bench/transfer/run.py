@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures what moving a file costs a machine, Potluck beside other programs. See README.md."""
+"""Measures the cost of moving a file on one machine, with Potluck and other programs. See
+README.md."""
 
 from __future__ import annotations
 
@@ -53,13 +54,14 @@ def main() -> int:
 
 
 def runs_of(case: Case, bench: Bench, first: int):
-    """Every run of a case, rounds counted from `first`. A B A B: what else the machine does hits all alike."""
+    """All runs of a case; the first round has the number `first`. Alternating (A B A B): other load
+    on the machine affects all entries equally."""
     entries = case.entries(bench.options)
     skipped: set[tuple[str, str]] = set()
     try:
         variants = case.variants(bench.options)
     except Unavailable as error:
-        print(f"{case.name} is left out: {error}", file=sys.stderr)
+        print(f"{case.name} is skipped: {error}", file=sys.stderr)
         return
     for variant, what in variants.items():
         try:
@@ -73,7 +75,7 @@ def runs_of(case: Case, bench: Bench, first: int):
                         run = one(case, variant, what, first + number, entry, bench)
                     except Unavailable as error:
                         skipped.add((variant, entry.name))
-                        print(f"{case.name}, {variant}: {entry.name} is left out: {error}", file=sys.stderr)
+                        print(f"{case.name}, {variant}: {entry.name} is skipped: {error}", file=sys.stderr)
                         continue
                     told = run.get("error") or ", ".join(f"{report.number(value)} {name}" for name, value in run["values"].items())
                     print(f"{case.name} {variant} round {number + 1}/{bench.options.rounds} {entry.name}: {told}", file=sys.stderr, flush=True)
@@ -83,7 +85,7 @@ def runs_of(case: Case, bench: Bench, first: int):
 
 
 def warm_up(case: Case, variant: str, what: object, entry: Entry, bench: Bench) -> None:
-    """The first run of all finds data, programs and memory where nobody looked at them yet: it counts for nobody."""
+    """Does one run that is not counted: the first run meets cold caches."""
     try:
         one(case, variant, what, 0, entry, bench)
     except Unavailable:

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Where the processor time of a transfer goes: all processors are sampled while Potluck, or the bare stream, moves a file. Needs root and `perf`. See README.md."""
+"""Profiles a transfer: samples all processors while Potluck, or the bare stream, moves a file.
+Needs root and `perf`. See README.md."""
 
 from __future__ import annotations
 
@@ -22,32 +23,32 @@ from transferbench.systems.potluck import Potluck
 from transferbench.transfer import Shape, Transfer
 
 PROGRAMS = r"potluck.*|tokio-rt-worker"
-"""Names of the threads that count."""
+"""Names of the threads that are counted."""
 
 BUILD = Path(__file__).resolve().parents[2] / "target" / "profiling"
 """Made by `cargo build --profile profiling --workspace`."""
 
 HERTZ = 1999
-"""Samples a second and processor."""
+"""Samples per second on each processor."""
 
 WARM_UP = 0.5
-"""Seconds until the sampler samples."""
+"""Seconds until `perf` takes samples."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sources", type=int, default=4, help="how many send [default: %(default)s]")
-    parser.add_argument("--sinks", type=int, default=1, help="how many it is sent to [default: %(default)s]")
-    parser.add_argument("--size", type=size, default=2 << 30, help="of the file [default: 2GiB]")
-    parser.add_argument("--rounds", type=int, default=3, help="that are added up; one before them counts for nothing [default: %(default)s]")
+    parser.add_argument("--sources", type=int, default=4, help="number of sources [default: %(default)s]")
+    parser.add_argument("--sinks", type=int, default=1, help="number of downloaders [default: %(default)s]")
+    parser.add_argument("--size", type=size, default=2 << 30, help="size of the file [default: 2GiB]")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds to add up, after one that is not counted [default: %(default)s]")
     parser.add_argument("--potluck", type=pairs, default={"bin": str(BUILD)}, metavar="bin=DIR",
                         help="a build of Potluck with line tables [default: target/profiling]")
-    parser.add_argument("--bare", type=Path, metavar="BIN", help="profile this program of the bare stream instead")
+    parser.add_argument("--bare", type=Path, metavar="BIN", help="profile the bare stream of this program instead")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/potluck-transfer"), help="folder in memory for all files [default: %(default)s]")
     parser.set_defaults(disk_dir=None, keep=False)
     options = parser.parse_args()
     if min(options.rounds, options.sources, options.sinks) < 1:
-        parser.error("--rounds, --sources and --sinks are at least 1")
+        parser.error("--rounds, --sources and --sinks must be at least 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     shape = Shape(options.sources, options.size, options.sinks)
     bench = Bench(options)
@@ -68,7 +69,7 @@ def main() -> int:
 
 
 def one(bench: Bench, system: System, shape: Shape) -> tuple[list[tuple[str, list[str]]], float]:
-    """The samples of a transfer, and the seconds of processor time that it took."""
+    """Does one transfer; returns its samples and its processor time in seconds."""
     payload = bench.payload(shape.size)
     with bench.folder() as folder:
         transfer = Transfer(bench, shape, payload, folder, folder / "target")
@@ -86,7 +87,7 @@ def one(bench: Bench, system: System, shape: Shape) -> tuple[list[tuple[str, lis
 
 @contextmanager
 def sampled(path: Path) -> Iterator[None]:
-    """Samples all processors meanwhile."""
+    """Samples all processors while the context is open."""
     record = ["perf", "record", "-a", "-g", "-F", str(HERTZ), "-o", str(path)]
     sampler = subprocess.Popen(record, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -98,7 +99,7 @@ def sampled(path: Path) -> Iterator[None]:
 
 
 def show(shares: list[tuple[str, float]], seconds: float) -> None:
-    """A table; `seconds`: of processor time a GiB."""
+    """Prints the table; `seconds` is the processor time per GiB."""
     print("| | share | CPU s/GiB |\n|---|---|---|")
     for name, share in shares:
         print(f"| {name} | {share:.1%} | {share * seconds:.2f} |")

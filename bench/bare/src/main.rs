@@ -265,7 +265,10 @@ async fn fetch(out: PathBuf, sources: Vec<SocketAddr>, hash: bool) -> Result<()>
     };
     let channels = future::try_join_all(sources.into_iter().map(connect)).await?;
     let head = read(&channels[0], (0, 0)).await?;
-    let size = head.metadata().get("size").context("the source tells no size")?;
+    let size = head
+        .metadata()
+        .get("size")
+        .context("the source does not report the file's size")?;
     let size: u64 = size.to_str()?.parse()?;
     let file = Arc::new(
         OpenOptions::new()
@@ -297,7 +300,7 @@ async fn fetch(out: PathBuf, sources: Vec<SocketAddr>, hash: bool) -> Result<()>
                         file.write_all_at(&bytes, offset)?;
                         offset += bytes.len() as u64;
                     }
-                    anyhow::ensure!(offset == (start + RANGE).min(size), "a source ended early");
+                    anyhow::ensure!(offset == (start + RANGE).min(size), "a source sent too little");
                 }
             });
         }

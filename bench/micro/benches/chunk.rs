@@ -26,7 +26,7 @@ fn decode(c: &mut Criterion) {
     });
     group.bench_function("generated", |b| {
         b.iter(|| {
-            // A gRPC library gathers frames in a buffer, and decodes a message from it.
+            // A gRPC library collects frames in a buffer and decodes a message from it.
             let mut buffer = BytesMut::with_capacity(frame.len());
             buffer.extend_from_slice(black_box(&frame));
             buffer.advance(5);

@@ -1,11 +1,12 @@
-"""A swarm on shaped links inside one machine, for any system that moves one file from a seed to many peers.
+"""Runs a swarm over shaped links inside one machine, for any system that distributes a file from
+seeds to many peers.
 
-`network` makes the links, `scenario` says what happens, `systems` knows how each program is run, `trial` does one run of
-one of them, `report` and `plot` show what came out. Only `network` and `trial` need root.
+`network` makes the links, `scenario` describes the runs, `systems` starts each program, `trial`
+does one run, and `report` and `plot` show the results. Only `network` and `trial` need root.
 """
 
 import sys
 from pathlib import Path
 
-# `common` stands beside this benchmark.
+# `common` is in the parent folder.
 sys.path.append(str(Path(__file__).resolve().parents[2]))

@@ -1,10 +1,12 @@
-"""Links of stated rates between nodes, all inside network namespaces of this program's own.
+"""Links with given rates between nodes, all inside this program's own network namespaces.
 
-A node is a namespace with one interface, `eth0`. The switch is a Linux bridge in one more namespace that has no way out. Each link is
-shaped in both directions by a token bucket where packets enter it: on the node's `eth0` for what it sends and on the bridge's end for
-what it receives. No address, route or interface of the machine itself is touched.
+A node is a namespace with one interface, `eth0`. The switch is a Linux bridge in another namespace,
+which has no route to the outside. Each link is shaped in both directions by a token bucket where
+packets enter it: on the node's `eth0` for outgoing packets and on the bridge's end for incoming
+ones. No address, route or interface of the machine itself is changed.
 
-Names begin with `plb<pid>-`, so that runs don't meet, and what a killed run left behind can be told from what is in use.
+Names begin with `plb<pid>-`, so runs do not collide, and namespaces left by a killed run can be
+told from those in use.
 """
 
 from __future__ import annotations
@@ -20,22 +22,25 @@ from pathlib import Path
 from .scenario import Link
 
 BURST = 32 * 1024
-"""Bytes that may leave at line speed after a pause: 2.6 ms of 100 Mbit/s. Big enough that timers, which fire late on a busy
-machine, cost no rate; small enough to give nobody a head start (0.05 % of 64 MiB)."""
+"""Bytes that may leave at line speed after a pause: 2.6 ms at 100 Mbit/s. Large enough that timers,
+which fire late on a busy machine, do not reduce the rate; small enough to give no peer a head start
+(0.05 % of 64 MiB)."""
 
 QUEUE_SECONDS = 0.05
-"""Length of the queue before each link, as time at its rate: what switches and home routers have, some hundred packets at 100 Mbit/s.
-Both systems meet the same drops."""
+"""Length of the queue before each link, as time at its rate. Switches and home routers have similar
+queues: some hundred packets at 100 Mbit/s. Both systems see the same drops."""
 
 MIN_QUEUE = 64 * 1024
-"""Least queue in bytes, so that a slow link still takes one of the kernel's big segments."""
+"""Minimum length of the queue in bytes, so that a slow link can still hold one of the kernel's
+large segments."""
 
 SEGMENT = 16 * 1024
-"""Largest run of packets that the kernel handles as one, as network cards do too (segmentation offload). Less than the bucket, which
-would cut longer ones into packets and set a timer for each: on two processors those timers, not the links, would be the limit."""
+"""Largest segment in bytes that the kernel handles at once (segmentation offload, as network cards
+do it). Smaller than the bucket, which would split a larger segment into packets and set a timer for
+each: on two processors those timers would be the limit instead of the links."""
 
 SUBNET = "10.77.0"
-"""First three bytes of the addresses; they exist only inside the namespaces."""
+"""First three bytes of the addresses, which exist only inside the namespaces."""
 
 _PREFIX = re.compile(r"^plb(\d+)-")
 
@@ -52,28 +57,31 @@ class Node:
     namespace: str
     address: str
     port: str
-    """The bridge's end of its link."""
+    """The bridge's end of the node's link."""
     link: Link
     home: Path = field(default_factory=Path)
 
     def command(self, *args: str) -> list[str]:
-        """`args` as run inside this node; it becomes the process itself and dies with this program."""
+        """The command that runs `args` inside this node. It becomes the process itself and ends
+        with this program."""
         return ["ip", "netns", "exec", self.namespace, "setpriv", "--pdeathsig", "KILL", *args]
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of Ethernet frames that a node sent and received."""
+    """Bytes of Ethernet frames that a node has sent and received."""
 
     sent: int
     received: int
 
 
 class Network:
-    """The switch and its nodes. Use as a context manager: everything is gone at its end, whatever happened."""
+    """The switch and its nodes. Use it as a context manager: it removes everything at its end, also
+    after an exception."""
 
     def __init__(self, congestion_control: str | None = None):
-        """`congestion_control` for TCP; `None` is the machine's own, which new namespaces inherit."""
+        """`congestion_control` is for TCP; `None` keeps the machine's default, which new namespaces
+        inherit."""
         self._prefix = f"plb{os.getpid()}-"
         self._switch = self._prefix + "sw"
         self._namespaces: list[str] = []
@@ -96,14 +104,14 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Removes every namespace; the links go with them."""
+        """Removes every namespace and thereby the links."""
         self.nodes.clear()
         while self._namespaces:
             name = self._namespaces.pop()
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
     def add(self, name: str, link: Link) -> Node:
-        """A node with a link of its own."""
+        """Adds a node with its link."""
         number = len(self.nodes) + 1
         node = Node(
             name=name,
@@ -125,11 +133,11 @@ class Network:
         return node
 
     def traffic(self, node: Node) -> Traffic:
-        """What went through the node's token buckets since it was made, headers of each packet included."""
+        """Bytes that have passed the node's token buckets, packet headers included."""
         return Traffic(_queued_bytes(node.namespace, "eth0"), _queued_bytes(self._switch, node.port))
 
     def drops(self) -> int:
-        """Packets dropped by full queues, all links together."""
+        """Total number of packets dropped by full queues."""
         return sum(
             _queue(namespace, device)["drops"]
             for node in self.nodes
@@ -151,7 +159,7 @@ class Network:
 
 
 def remove_leftovers() -> list[str]:
-    """Removes namespaces of runs whose process is gone; their names."""
+    """Removes the namespaces of runs whose process has ended; returns their names."""
     removed = []
     for line in _run("ip", "netns", "list").splitlines():
         name = line.split()[0] if line.split() else ""
@@ -164,7 +172,8 @@ def remove_leftovers() -> list[str]:
 
 
 def _bypass_firewall(namespace: str) -> None:
-    """Frames on the switch need no firewall's opinion; a kernel without one for bridges has no such setting."""
+    """Frames on the switch bypass the firewall. A kernel without bridge netfilter has no such
+    setting."""
     for name in ("iptables", "ip6tables", "arptables"):
         with contextlib.suppress(NetworkError):
             _run("ip", "netns", "exec", namespace, "sysctl", "-qw", f"net.bridge.bridge-nf-call-{name}=0")

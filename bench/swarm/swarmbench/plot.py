@@ -1,4 +1,4 @@
-"""Completion curves of every peer of every run, both systems against the bound."""
+"""Plots completion curves of every peer of both systems against the bound."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from common.units import MIB
 
 
 def curves(runs: list[dict], scenario: str, target: Path) -> None:
-    """Draws the scenario's last round without failure into `target` (SVG or PNG by its name). Needs matplotlib."""
+    """Plots the scenario's last round without failures to `target` (SVG or PNG, by its suffix).
+    Needs matplotlib."""
     good = [run for run in runs if run["scenario"] == scenario and "error" not in run]
     if not good:
         return

@@ -1,4 +1,4 @@
-"""Numbers that a set of runs comes to, and the table made of them. Pure."""
+"""Summarizes a set of runs and formats the table. Pure."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Row:
     median_peer: float
     slowest: float
     seed_payload: float | None
-    """Payload that the sources sent over the file's size."""
+    """Payload that the sources sent, divided by the file's size."""
     seed_frames: float
-    """Bytes of frames that the sources sent over the file's size."""
+    """Bytes of frames that the sources sent, divided by the file's size."""
     cpu: float
-    """Processor seconds of all its processes for each GiB delivered."""
+    """Processor time in seconds of all its processes per GiB delivered."""
     anonymous: float
-    """Most anonymous memory of any process of a peer, in MiB."""
+    """Peak anonymous memory of any process of a peer, in MiB."""
     others: float
-    """Processors that other work on the machine kept busy meanwhile."""
+    """Number of processors that other work on the machine kept busy meanwhile."""
 
 
 def times(run: dict) -> list[float]:
-    """Seconds of the counted peers, sorted."""
+    """Times of the counted peers in seconds, sorted."""
     return sorted(sink["seconds"] for sink in run["sinks"] if sink["counted"])
 
 
@@ -66,7 +66,7 @@ def row(runs: list[dict]) -> Row:
 
 
 def rows(runs: list[dict]) -> list[Row]:
-    """A row for each scenario and system, in the order in which they first ran."""
+    """One row per scenario and system, in the order of their first runs."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for run in runs:
         if "error" not in run:
@@ -75,7 +75,8 @@ def rows(runs: list[dict]) -> list[Row]:
 
 
 def table(runs: list[dict], compare_with: dict[str, str | None], first: str, second: str) -> str:
-    """The table in Markdown, with how many times faster `first` is than `second` in the same rounds."""
+    """The table in Markdown. The last column says how many times as fast as `second` `first` is in
+    the same rounds."""
     all_rows = rows(runs)
     by = {(r.scenario, r.system): r for r in all_rows}
     lines = [
@@ -101,6 +102,7 @@ def table(runs: list[dict], compare_with: dict[str, str | None], first: str, sec
 
 
 def pair_ratios(runs: list[dict], first: str, second: str) -> dict[str, list[float]]:
-    """For each scenario and round in which both ran, the slowest peer's time with `second` over that with `first`."""
+    """For each scenario and each round of both: the slowest peer's time with `second` divided by
+    that with `first`."""
     slowest = {(run["scenario"], run["round"], run["name"]): times(run)[-1] for run in runs if "error" not in run}
     return report.ratios(slowest, second, first)

@@ -1,7 +1,8 @@
-"""What happens in a run: who is there, over which links, and what goes wrong. Pure.
+"""The scenarios: which nodes take part, their links, and the failures. Pure.
 
-The bound is that of the fluid model (Kumar and Ross 2006): with sources sending at u_s, peers receiving at d_i and sending at u_i,
-distributing a file of F to N peers takes at least max(F/sum u_s, F/min d_i, N F/(sum u_s + sum u_i)).
+The bound follows from the fluid model (Kumar and Ross 2006): with sources sending at u_s, peers
+receiving at d_i and sending at u_i, distributing a file of F to N peers takes at least max(F/sum
+u_s, F/min d_i, N F/(sum u_s + sum u_i)).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from common.units import MBIT, mib, seconds_for
 
 @dataclass(frozen=True)
 class Link:
-    """A node's link to the switch, in bits a second each way."""
+    """A node's link to the switch, in bits per second in each direction."""
 
     up: float
     down: float
@@ -25,23 +26,23 @@ class Link:
 
 
 class Trigger(Enum):
-    """When an event happens."""
+    """The condition that triggers an event."""
 
     AT_FRACTION = "when this fraction of the file has arrived at the first peer"
-    ALL_PIECES_OUT = "when every piece is held whole by some peer other than the sources"
+    ALL_PIECES_OUT = "when the sinks together have every piece"
 
 
 class Act(Enum):
-    """What happens to a source."""
+    """The kind of an event."""
 
-    STALL = "stops without a word: SIGSTOP, its connections stay open"
+    STALL = "stalls: SIGSTOP, its connections stay open"
     LEAVE = "leaves properly: SIGTERM"
     DIE = "dies: SIGKILL"
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that befalls source number `source` in the middle of a run."""
+    """A failure of source number `source` in the middle of a run."""
 
     trigger: Trigger
     act: Act
@@ -55,23 +56,23 @@ class Source:
 
     link: Link
     corrupt: float = 0.0
-    """Share of the pieces that it sends corrupted. A system that has no such peer skips the scenario."""
+    """Fraction of its pieces that it corrupts. A system without such a peer skips the scenario."""
 
 
 @dataclass(frozen=True)
 class Sink:
-    """A node that wants the file."""
+    """A node that downloads the file."""
 
     link: Link
     arrival: float = 0.0
-    """Seconds after the first."""
+    """Delay of its start after the first sink, in seconds."""
     counted: bool = True
-    """Whether the run waits for it and its time enters the results; else it is only there."""
+    """Whether the run waits for it and its time is part of the results."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One row of the table."""
+    """A scenario: one row of the table."""
 
     name: str
     size: int
@@ -79,17 +80,18 @@ class Scenario:
     sinks: tuple[Sink, ...]
     events: tuple[Event, ...] = ()
     compare_with: str | None = None
-    """Another scenario that this one's time is divided by."""
+    """Name of the scenario whose time is the baseline for this one."""
     note: str = ""
     files: tuple[int, ...] = ()
-    """Sizes of the files of the folder that is fetched; none: it is one file. A folder has no events, which look into one file."""
+    """File sizes if a folder is downloaded; empty for a single file. Events need a single file."""
 
     @property
     def counted(self) -> list[int]:
         return [i for i, sink in enumerate(self.sinks) if sink.counted]
 
     def bound(self) -> float:
-        """Seconds that the slowest counted peer needs at the least, by payload alone and counted from its arrival."""
+        """Minimum time in seconds that the slowest counted peer needs for the payload, from its
+        start."""
         counted = [sink for sink in self.sinks if sink.counted]
         from_sources = sum(source.link.up for source in self.sources)
         from_all = from_sources + sum(sink.link.up for sink in self.sinks)
@@ -103,7 +105,7 @@ class Scenario:
         )
 
     def own_bound(self, sink: int) -> float:
-        """Seconds that this peer needs at the least."""
+        """Minimum time in seconds that this peer needs."""
         from_sources = sum(source.link.up for source in self.sources)
         return max(seconds_for(self.size, self.sinks[sink].link.down), seconds_for(self.size, from_sources))
 
@@ -119,7 +121,8 @@ def crowd(peers: int, size_mib: int, mbit: float = 100) -> Scenario:
 
 
 def folder_crowd(peers: int, mbit: float = 100) -> Scenario:
-    """64 MiB in files of all kinds: large ones, such as just fit a bundle of Potluck's, and many small ones."""
+    """64 MiB in files of mixed sizes: large ones, some that just fit a Potluck bundle, and many
+    small ones."""
     files = (mib(16),) * 2 + (mib(4),) * 4 + (mib(3) // 16,) * 64 + (mib(1) // 64,) * 256
     return Scenario(
         name=f"folder-{peers}x{sum(files) // mib(1)}" + ("" if mbit == 100 else f"@{mbit:g}"),
@@ -153,7 +156,7 @@ SCENARIOS: dict[str, Scenario] = {
         crowd(16, 64),
         crowd(8, 256),
         crowd(16, 256),
-        # The same at a quarter of the rate: what is lost here is not lost for want of processors.
+        # The same at a quarter of the rate, so that the processors are not the limit.
         crowd(8, 64, 25),
         crowd(16, 64, 25),
         folder_crowd(8),
@@ -174,14 +177,14 @@ SCENARIOS: dict[str, Scenario] = {
             sinks=(Sink(Link.even(100)),) * 8,
             events=(Event(Trigger.ALL_PIECES_OUT, Act.LEAVE),),
             compare_with="crowd-8x64",
-            note="8 peers; the seed leaves once every piece is out",
+            note="8 peers; the seed leaves when the peers together have every piece",
         ),
         Scenario(
             name="arrivals",
             size=mib(64),
             sources=(_FAST,),
             sinks=tuple(Sink(Link.even(100), arrival=float(i)) for i in range(8)),
-            note="8 peers, one more each second; times count from each arrival",
+            note="8 peers, one more each second; times count from each peer's start",
         ),
         Scenario(
             name="one-slow-peer",
@@ -191,9 +194,9 @@ SCENARIOS: dict[str, Scenario] = {
             compare_with="crowd-8x64",
             note="8 peers, one of them 100 times slower; the times are those of the other 7",
         ),
-        sources(8, 64, 100, name="8-to-1", note="8 sources, 1 sink whose link is the limit"),
-        sources(3, 256, 400, name="3-to-1", note="3 sources of 100 Mbit/s, a sink of 400"),
-        sources(4, 256, 400, name="4-to-1", note="4 sources of 100 Mbit/s, a sink of 400"),
+        sources(8, 64, 100, name="8-to-1", note="8 sources and 1 sink, whose link is the limit"),
+        sources(3, 256, 400, name="3-to-1", note="3 sources at 100 Mbit/s, a sink at 400 Mbit/s"),
+        sources(4, 256, 400, name="4-to-1", note="4 sources at 100 Mbit/s, a sink at 400 Mbit/s"),
         sources(
             4,
             256,
@@ -201,7 +204,7 @@ SCENARIOS: dict[str, Scenario] = {
             name="4-to-1-one-slow",
             of=(_FAST,) * 3 + (Source(Link.even(1)),),
             compare_with="3-to-1",
-            note="4 sources, one of them 100 times slower; set against the 3 fast ones alone",
+            note="4 sources, one of them 100 times slower; compared with the 3 fast ones alone",
         ),
         sources(
             4,
@@ -210,7 +213,7 @@ SCENARIOS: dict[str, Scenario] = {
             name="4-to-1-stall",
             events=(Event(Trigger.AT_FRACTION, Act.STALL, source=0, fraction=0.5),),
             compare_with="4-to-1",
-            note="4 sources; half-way one stops without a word (the bound is that of 4, so 1.17 of it is ideal)",
+            note="4 sources, one of which stalls half-way (the bound is that of 4 sources, so 1.17 is ideal)",
         ),
         sources(4, 64, 100, name="4-honest", note="the honest half of `half-corrupt` alone"),
         sources(

@@ -23,24 +23,26 @@ if TYPE_CHECKING:
     from .systems import System
 
 TICK = 0.02
-"""Seconds between two looks at what should happen next: the error of an event's time."""
+"""Polling interval in seconds; events may be late by this much."""
 
 PATIENCE = 10.0
-"""A run is given up after this many times its bound, and at least `MIN_PATIENCE` seconds."""
+"""A run times out after this many times its bound, but not before `MIN_PATIENCE` seconds."""
 MIN_PATIENCE = 60.0
 
 BLOCK = 16 * 1024
-"""Unit in which arrived bytes are looked for."""
+"""Block size for detecting arrived bytes."""
 PIECE = 256 * 1024
 SAMPLE = 8
-"""Bytes compared at the start of a block: the payload is random, so that a match means that the block is there."""
+"""Bytes compared at the start of a block: the payload is random, so a match means that the block
+has arrived."""
 
 SETTLE = 0.3
-"""Seconds between seeing all pieces and letting a source leave: what was written may not have been verified yet."""
+"""Seconds between the arrival of all pieces and the departure of a source: written bytes may not be
+verified yet."""
 
 
 class Trial(Processes):
-    """State of a run that the system's half and the driver share."""
+    """State of a run that the system and the driver share."""
 
     def __init__(self, scenario: Scenario, network: Network, folder: Path, payload: Path, nice: int):
         super().__init__(Meter())
@@ -61,7 +63,7 @@ class Trial(Processes):
         self.sources = [node(f"s{i}", source.link) for i, source in enumerate(scenario.sources)]
         self.sinks = [node(f"p{i}", sink.link) for i, sink in enumerate(scenario.sinks)]
 
-    # What systems call.
+    # Called by systems.
 
     def spawn(
         self,
@@ -72,12 +74,14 @@ class Trial(Processes):
         environment: dict[str, str] | None = None,
         on_exit: Callable[[int, Child], None] | None = None,
     ) -> Child:
-        """Starts a process in the node. Only from the main thread: the kernel ties its life to the thread that started it."""
+        """Starts a process in the node. Call it from the main thread: the kernel ends the process
+        with the thread that started it."""
         return self.start(["nice", "-n", str(self._nice), *node.command(*command)], role, node.home, on_line, environment, on_exit,
                           f" on {node.name}")
 
     def spawn_liar(self, node: Node, protocol: str, port: int, share: float, seed: int) -> None:
-        """A proxy on the node's address that corrupts `share` of the pieces sent by whoever listens on its loopback."""
+        """Starts a proxy on the node's address that corrupts a fraction `share` of the pieces that
+        the peer on its loopback sends."""
         config = {"listen": [node.address, port], "forward": ["127.0.0.1", port], "protocol": protocol, "share": share,
                   "piece": PIECE, "seed": seed}
         script = Path(__file__).with_name("systems") / "corrupting_proxy.py"
@@ -86,7 +90,7 @@ class Trial(Processes):
         gate.wait()
 
     def progress(self, sink: int, at: float, verified: int) -> None:
-        """`verified` bytes are there at `at` on the monotonic clock."""
+        """Records that `verified` bytes were complete at `at` on the monotonic clock."""
         with self._lock:
             self._curves[sink].append((at, verified))
 
@@ -97,7 +101,7 @@ class Trial(Processes):
     def failed(self, sink: int, message: str) -> None:
         self.fail(f"{self.sinks[sink].name}: {message}")
 
-    # What the driver calls.
+    # Called by the driver.
 
     def run(self, system: "System", network: Network) -> dict:
         scenario = self.scenario
@@ -113,7 +117,7 @@ class Trial(Processes):
             self.raise_failure()
             now = time.monotonic() - start
             if now > deadline_after:
-                raise TrialError(f"given up after {now:.0f} s; {self._state()}")
+                raise TrialError(f"timed out after {now:.0f} s; {self._state()}")
             while waiting and scenario.sinks[waiting[0]].arrival <= now:
                 system.begin(self, waiting.pop(0))
             events.look(now)
@@ -153,7 +157,7 @@ class Trial(Processes):
         }
 
     def first_progress(self) -> float:
-        """Share of the file that the first counted sink has."""
+        """Fraction of the file that the first counted sink has."""
         with self._lock:
             best = max((curve[-1][1] for i, curve in self._curves.items() if curve and self.scenario.sinks[i].counted), default=0)
         return best / self.scenario.size
@@ -161,7 +165,7 @@ class Trial(Processes):
     def _check(self, system: "System") -> None:
         for sink in self.scenario.counted:
             if not same(self.payload, system.arrived(sink)):
-                raise TrialError(f"{self.sinks[sink].name} ended with other bytes than were shared")
+                raise TrialError(f"{self.sinks[sink].name} differs from the original")
 
     def _state(self) -> str:
         have = (f"{self.sinks[i].name} {curve[-1][1] * 100 // self.scenario.size if curve else 0} %"
@@ -170,7 +174,7 @@ class Trial(Processes):
 
 
 class _Events:
-    """Lets the scenario's events happen when their time has come."""
+    """Triggers the scenario's events when they are due."""
 
     def __init__(self, trial: Trial, system: "System"):
         self._trial = trial
@@ -198,7 +202,7 @@ class _Events:
 
 
 class _Pieces:
-    """Which pieces are whole on the disk of some sink, whatever system wrote them there."""
+    """The blocks that are complete on the disk of any sink; works for every system."""
 
     INTERVAL = 0.1
 
@@ -230,7 +234,7 @@ class _Pieces:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two files, or two folders with all that is in them, are equal."""
+    """Whether two files or two folder trees are equal."""
     if one.is_dir():
         names = sorted(path.name for path in one.iterdir())
         return other.is_dir() and names == sorted(path.name for path in other.iterdir()) and all(
@@ -240,7 +244,7 @@ def same(one: Path, other: Path) -> bool:
 
 def run_trial(make: Callable[[], "System"], scenario: Scenario, scratch: Path, payload: Path, congestion_control: str | None,
               nice: int, keep: bool = False) -> dict:
-    """One run. Whatever happens, no process, namespace or file of it is left (`keep` leaves the files)."""
+    """One run. Always removes its processes, namespaces and files (`keep` leaves the files)."""
     folder = scratch / f"run-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What can be tested without root: `python3 -m unittest discover -s tests -t .` in this folder."""
+"""Tests that need no root: `python3 -m unittest discover -s tests -t .` in this folder."""
 
 import random
 import unittest
@@ -74,7 +74,7 @@ def split(data: bytes, dice: random.Random) -> list[bytes]:
 
 
 def differences(before: bytes, after: bytes) -> list[int]:
-    """Where two byte strings differ; quick where they hardly do."""
+    """The positions at which two byte strings differ; fast if they are almost equal."""
     block = 4096
     starts = (at for at in range(0, len(before), block) if before[at:at + block] != after[at:at + block])
     return [i for at in starts for i in range(at, min(at + block, len(before))) if before[i] != after[i]]

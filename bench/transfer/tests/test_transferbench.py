@@ -1,4 +1,4 @@
-"""What can be tested without running anything: `python3 -m unittest discover -s tests -t .` in this folder."""
+"""Tests that run no program: `python3 -m unittest discover -s tests -t .` in this folder."""
 
 import argparse
 import tempfile

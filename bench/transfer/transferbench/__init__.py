@@ -1,10 +1,12 @@
-"""What a machine's processors make of a transfer: no link between the programs but the machine's own loopback.
+"""Measures transfers between programs on one machine, over its loopback: the processors are the
+limit.
 
-`case` says what a case is, `cases` has them all, `transfer` does one transfer with one of the `systems`, `report` and `plot` show what came out.
+`case` defines a case, `cases` contains them all, `transfer` does one transfer with one of the
+`systems`, and `report` and `plot` show the results.
 """
 
 import sys
 from pathlib import Path
 
-# `common` stands beside this benchmark.
+# `common` is in the parent folder.
 sys.path.append(str(Path(__file__).resolve().parents[2]))

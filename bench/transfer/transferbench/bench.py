@@ -1,4 +1,4 @@
-"""The ground a run stands on: folders, files of random bytes, ports."""
+"""Folders, files of random bytes, and ports for runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from common.processes import TrialError
 
 @dataclass(frozen=True)
 class Payload:
-    """A file of random bytes to be moved, or a folder of such."""
+    """A file of random bytes to be moved, or a folder of such files."""
 
     path: Path
     size: int
     count: int = 1
-    """How many files."""
+    """Number of files."""
 
     @cached_property
     def sha256(self) -> str:
@@ -33,7 +33,7 @@ class Payload:
 
 
 class Bench:
-    """Folders and files. Everything is below one folder, which is gone at the end."""
+    """Folders and files. All of them are beneath one folder, which is removed at the end."""
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -42,7 +42,7 @@ class Bench:
         self._payloads: dict[tuple[Path, int], Payload] = {}
 
     def payload(self, size: int, below: Path | None = None) -> Payload:
-        """The file of this size, made when it is first asked for."""
+        """The file of this size, created on first use."""
         folder = below or self.scratch
         key = (folder, size)
         if key not in self._payloads:
@@ -53,7 +53,8 @@ class Bench:
         return self._payloads[key]
 
     def tree(self, count: int, each: int) -> Payload:
-        """A folder with so many files of so many bytes, a thousand in each folder below."""
+        """A folder with `count` files of `each` bytes, a thousand per subfolder; created on first
+        use."""
         key = (self.scratch, count * each)
         if key not in self._payloads:
             folder = self.scratch / f"payload-{count}x{each}" / "shared"
@@ -64,18 +65,18 @@ class Bench:
 
     @property
     def payloads(self) -> list[Payload]:
-        """The files there are."""
+        """The existing payloads."""
         return list(self._payloads.values())
 
     def forget(self) -> None:
-        """Removes what a variant needed."""
+        """Removes the files of a variant."""
         for payload in self._payloads.values():
             shutil.rmtree(payload.path.parent)
         self._payloads.clear()
         shutil.rmtree(self.scratch / "kept", ignore_errors=True)
 
     def kept(self, name: str) -> Path:
-        """A folder that the runs of a variant share: what one has prepared the next need not."""
+        """A folder that the runs of a variant share, so that each preparation is done once."""
         folder = self.scratch / "kept" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -99,7 +100,8 @@ class Bench:
 
 
 def write_random(path: Path, size: int) -> None:
-    """Nothing compresses or repeats: the key stream of a cipher, the fastest way to many such bytes."""
+    """Writes the key stream of a cipher: the fastest source of bytes that neither repeat nor
+    compress."""
     with path.open("wb") as out:
         key, start = os.urandom(32).hex(), os.urandom(16).hex()
         with subprocess.Popen(["head", "-c", str(size), "/dev/zero"], stdout=subprocess.PIPE) as zeros:
@@ -108,7 +110,7 @@ def write_random(path: Path, size: int) -> None:
 
 
 def write_tree(folder: Path, count: int, each: int) -> None:
-    """Cut from one run of random bytes."""
+    """Writes `count` files of `each` random bytes."""
     whole = folder / "whole"
     write_random(whole, count * each)
     with whole.open("rb") as source:
@@ -123,7 +125,7 @@ def write_tree(folder: Path, count: int, each: int) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, or of all names and bytes below a folder."""
+    """The hash of a file, or of all names and hashes of files beneath a folder."""
     if path.is_dir():
         whole = hashlib.sha256()
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
@@ -134,14 +136,14 @@ def sha256(path: Path) -> str:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
+    """A free port on the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def wait_for_port(port: int, timeout: float = 20.0) -> None:
-    """Until somebody listens there."""
+    """Waits until the port accepts connections."""
     wait_until(lambda: _answers(port), timeout, f"nobody listens on port {port}")
 
 

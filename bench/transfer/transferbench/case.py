@@ -1,4 +1,5 @@
-"""What is measured: a case has variants (sizes, say), and entries, each a program that is put to each variant in turns."""
+"""The definition of a case: its variants (sizes, for example), and its entries. Each entry is a
+program that runs every variant."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from .bench import Bench
 
 @dataclass
 class Outcome:
-    """What one run of one entry came to."""
+    """The result of one run of one entry."""
 
     values: dict[str, float]
-    """Numbers by their name in the table, unit included."""
+    """Numbers by column name, which includes the unit."""
     series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """Numbers over time, by their name and unit: (seconds, number)."""
+    """Numbers over time, by name and unit: (seconds, number)."""
     more: dict = field(default_factory=dict)
-    """Anything else worth keeping with the results."""
+    """Further fields for the results."""
 
 
 class Entry(ABC):
@@ -30,20 +31,21 @@ class Entry(ABC):
 
     @abstractmethod
     def measure(self, bench: Bench, variant) -> Outcome:
-        """One run. Raises `TrialError` if it came to nothing, `Unavailable` if this entry cannot do this variant."""
+        """Does one run. Raises `TrialError` if it fails, and `Unavailable` if this entry does not
+        support the variant."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One chapter of the results."""
+    """A case: one section of the results."""
 
     name: str
     note: str
     variants: Callable[[argparse.Namespace], dict[str, object]]
-    """What each entry is put to, by name, as the options say."""
+    """The variants by name, as the options select them."""
     entries: Callable[[argparse.Namespace], list[Entry]]
-    """Who takes part. Programs that are not here are told of and left out."""
+    """The entries. Programs that are not installed are reported and skipped."""
     compare: tuple[str, ...] = ("MiB/s", "CPU s/GiB")
-    """The values by which entries are set against each other."""
+    """The values whose ratios are reported."""
     plot: str = "bars"
     """`bars`, `lines` over the variants' sizes, or `series` over time."""

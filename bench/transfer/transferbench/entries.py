@@ -1,4 +1,4 @@
-"""Who takes part in a case, as the options say."""
+"""Builds the entries of a case from the options."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .transfer import TransferEntry
 
 
 def potlucks(options: argparse.Namespace) -> list[dict[str, str]]:
-    """The options of each build of Potluck that takes part."""
+    """The settings of each build of Potluck that takes part."""
     return options.potluck or [{}]
 
 
 def transfers(names: tuple[str, ...]) -> Callable[[argparse.Namespace], list[Entry]]:
-    """These systems, in this order, each build of Potluck for itself."""
+    """An entry for each of these systems, in this order, with one entry per build of Potluck."""
 
     def entries(options: argparse.Namespace) -> list[Entry]:
         found: list[Entry] = []
@@ -40,11 +40,11 @@ def transfers(names: tuple[str, ...]) -> Callable[[argparse.Namespace], list[Ent
 
 @contextmanager
 def told_if_absent(name: str) -> Iterator[None]:
-    """Says so where a program is not here, and goes on."""
+    """Reports a program that is not installed, and continues."""
     try:
         yield
     except Unavailable as error:
-        print(f"{name} is left out: {error}", file=sys.stderr)
+        print(f"{name} is skipped: {error}", file=sys.stderr)
 
 
 def wanted(options: argparse.Namespace, name: str) -> bool:
@@ -52,7 +52,7 @@ def wanted(options: argparse.Namespace, name: str) -> bool:
 
 
 def of_potluck(entry: Callable[[dict[str, str], str, str], Entry]) -> Callable[[argparse.Namespace], list[Entry]]:
-    """An entry for each build of Potluck; made of its options, its name and its version."""
+    """An entry for each build of Potluck; `entry` makes it from settings, name and version."""
 
     def entries(options: argparse.Namespace) -> list[Entry]:
         found: list[Entry] = []
@@ -66,5 +66,5 @@ def of_potluck(entry: Callable[[dict[str, str], str, str], Entry]) -> Callable[[
 
 
 def label(settings: dict[str, str]) -> str:
-    """What a build of Potluck is called."""
+    """The name of a build of Potluck."""
     return "-".join(filter(None, [Potluck.name, settings.get("label")]))

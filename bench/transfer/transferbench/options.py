@@ -1,4 +1,4 @@
-"""What a user can ask for. Pure."""
+"""The command line. Pure."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def pairs(text: str) -> dict[str, str]:
 def parse(known: list[str], systems: list[str], results: Path, doc: str, line: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("cases", nargs="*", default=["4-to-1", "1-to-1", "at-once"], metavar="CASE",
-                        help="cases, or all; --list tells them [default: 4-to-1 1-to-1 at-once]")
+                        help="cases, or all; --list lists them [default: 4-to-1 1-to-1 at-once]")
     parser.add_argument("--list", action="store_true", help="list the cases")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each system in each case [default: 5]")
     parser.add_argument("--systems", default=[], type=lambda text: text.split(","), metavar="A,B", help=f"only these ({', '.join(systems)})")
-    parser.add_argument("--size", type=size, help="size of the file where a case has one or many [default: each case's own]")
+    parser.add_argument("--size", type=size, help="total size of the payload [default: each case's own]")
     parser.add_argument("--potluck", action="append", type=pairs, metavar="bin=DIR[,label=NAME][,log=FILTER]",
-                        help="a build of Potluck; several times with labels for several builds side by side [default: target/release]")
-    parser.add_argument("--bare", type=Path, metavar="BIN", help="program of the bare stream: `BIN serve`, `BIN fetch`, and `BIN hash` for the case `share`")
+                        help="a build of Potluck; repeat it with labels to compare several builds [default: target/release]")
+    parser.add_argument("--bare", type=Path, metavar="BIN", help="the program of the bare stream: `BIN serve`, `BIN fetch`, and `BIN hash` for the case `share`")
     for name in SETTINGS:
         parser.add_argument(f"--{name}", type=pairs, default={}, metavar="KEY=VALUE,...", help=f"settings of {name}")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/potluck-transfer"), help="folder in memory for all files [default: %(default)s]")
     parser.add_argument("--disk-dir", type=Path, help="folder on a disk, for the case `disk`")
-    parser.add_argument("--results", type=Path, default=results, help="folder for results [default: results beside this program]")
-    parser.add_argument("--label", help="name of the results [default: the time]; results of the same name are added to")
+    parser.add_argument("--results", type=Path, default=results, help="folder for the results [default: results, next to run.py]")
+    parser.add_argument("--label", help="name of the results [default: the time]; existing results of this name are extended")
     parser.add_argument("--plot", choices=("svg", "png"), default="svg")
     parser.add_argument("--keep", action="store_true", help="keep files and logs")
-    parser.add_argument("--tabulate", nargs="+", type=Path, metavar="JSONL", help="make the table, and with --label the plots, of earlier results and end")
+    parser.add_argument("--tabulate", nargs="+", type=Path, metavar="JSONL", help="print the table of earlier results, plot them if --label is given, and exit")
     options = parser.parse_args(line)
     if options.cases == ["all"]:
         options.cases = known

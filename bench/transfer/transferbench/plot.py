@@ -12,7 +12,7 @@ MORE = ("#3b6ea5", "#d8a03d", "#7b5ea7", "#8c8c8c", "#5aa9a3", "#b3577a", "#4444
 
 
 def draw(runs: list[dict], case: str, target: Path) -> None:
-    """Draws a case's runs as the case says. Needs matplotlib."""
+    """Plots the runs of a case in the form that the case chooses. Needs matplotlib."""
     own = [run for run in good(runs) if run["case"] == case]
     if not own:
         return
@@ -21,7 +21,7 @@ def draw(runs: list[dict], case: str, target: Path) -> None:
 
 
 def _bars(runs: list[dict], case: str, target: Path) -> None:
-    """Medians of the first value that is compared, and each run as a dot."""
+    """Bars of the medians of the first compared value, and a dot for each run."""
     value = next((name for name in runs[0]["compare"] if name in runs[0]["values"]), next(iter(runs[0]["values"])))
     rows = [(variant, name, values[value]) for (_, variant, name), values in medians(runs).items() if value in values]
     colours = _colours(runs)
@@ -38,7 +38,7 @@ def _bars(runs: list[dict], case: str, target: Path) -> None:
 
 
 def _lines(runs: list[dict], case: str, target: Path) -> None:
-    """The first value compared over the variants, which are sizes."""
+    """Lines of the first compared value over the variants, which are sizes."""
     value = runs[0]["compare"][0]
     rows = medians(runs)
     variants = list(dict.fromkeys(run["variant"] for run in runs))
@@ -51,7 +51,7 @@ def _lines(runs: list[dict], case: str, target: Path) -> None:
 
 
 def _series(runs: list[dict], case: str, target: Path) -> None:
-    """What was followed over time, of each entry's last run."""
+    """Curves over time of each entry's last run."""
     last = {(run["variant"], run["name"]): run for run in runs if run["series"]}
     colours = _colours(runs)
     units = dict.fromkeys(unit for run in last.values() for unit in run["series"])

@@ -1,4 +1,4 @@
-"""Numbers that a set of runs comes to, and the tables made of them. Pure."""
+"""Summarizes a set of runs and formats the tables. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from statistics import median
 from common import report
 
 OWN = "potluck"
-"""What the others are set against; builds of it have names that begin so."""
+"""The system that the others are compared with. The names of its builds begin with this."""
 
 
 def medians(runs: list[dict]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """For each case, variant and entry, in the order in which they first ran, the median of each value."""
+    """The median of each value for each case, variant and entry, in the order of their first
+    runs."""
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for run in good(runs):
         groups.setdefault((run["case"], run["variant"], run["name"]), []).append(run["values"])
@@ -19,7 +20,7 @@ def medians(runs: list[dict]) -> dict[tuple[str, str, str], dict[str, float]]:
 
 
 def table(runs: list[dict]) -> str:
-    """Everything in Markdown: for each case a table, and the ratios within rounds."""
+    """The report in Markdown: for each case a table, and the ratios within rounds."""
     lines: list[str] = []
     rows = medians(runs)
     for case in dict.fromkeys(run["case"] for run in runs):
@@ -49,13 +50,13 @@ def _ratio_lines(runs: list[dict]) -> list[str]:
                 cells = [report.told(found[value][variant]) if variant in found[value] else "" for value in compare]
                 lines.append(f"| {variant} | {first} / {second} | {' | '.join(cells)} |")
     if lines:
-        lines = ["", "Ratios within a round, the median of the rounds and each:", "",
+        lines = ["", "Ratios within a round: the median, and each round.", "",
                  f"| variant | pair | {' | '.join(compare)} |", "|---" * (2 + len(compare)) + "|", *lines]
     return lines
 
 
 def pair_ratios(runs: list[dict], value: str, first: str, second: str) -> dict[str, list[float]]:
-    """For each variant, `first` over `second` in each round in which both ran."""
+    """For each variant, the ratio of `first` to `second` in each round that both ran."""
     found = {(run["variant"], run["round"], run["name"]): run["values"][value] for run in good(runs) if value in run["values"]}
     return report.ratios(found, first, second)
 
@@ -65,7 +66,8 @@ def good(runs: list[dict]) -> list[dict]:
 
 
 def number(value: float) -> str:
-    """Three figures, as many as a median of a few runs can carry; thousands whole."""
+    """Three significant digits, as a median of a few runs is no more precise; whole numbers from
+    100 on."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"

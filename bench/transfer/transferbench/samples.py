@@ -1,4 +1,4 @@
-"""What samples of the processors say: each is put in the first group that it fits. Pure."""
+"""Groups the samples of a profile: each belongs to the first group that matches. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 LEAF, ANY = "leaf", "any"
-"""Whether a group's pattern is looked for where the processor was, or in everything that led there."""
+"""Whether a group's pattern is matched against the innermost frame, or against the whole stack."""
 
 GROUPS = (
     ("hashing leaves", LEAF, r"sha256|sha2::"),
@@ -28,7 +28,8 @@ REST = "everything else"
 
 
 def stacks(lines: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Program and frames, the innermost first, of each sample that `perf script -F comm,ip,sym,dso` prints."""
+    """Parses the output of `perf script -F comm,ip,sym,dso`: program and frames of each sample,
+    innermost first."""
     program, frames = "", []
     for line in lines:
         if not line.strip():
@@ -53,7 +54,8 @@ def group(frames: list[str]) -> str:
 
 
 def shares(samples: Iterable[tuple[str, list[str]]], programs: str) -> list[tuple[str, float]]:
-    """What part of the samples of programs whose names match is in which group, in the order of the groups."""
+    """The fraction of samples in each group, in the order of the groups, for programs whose names
+    match."""
     counts = Counter(group(frames) for program, frames in samples if re.fullmatch(programs, program))
     total = sum(counts.values()) or 1
     return [(name, counts[name] / total) for name in [*(name for name, *_ in GROUPS), REST]]

@@ -1,7 +1,10 @@
-"""Readers that ask a peer for much and take a few bytes a second. A program: `slow_readers.py CONFIG`, a JSON object with `port`, `file`
-(the id in hex), `size`, `readers`, `connections` and `bytes_per_second`. Prints `ready` when all have asked, then each second what happened so far.
+"""Readers that request much from a peer and take a few bytes per second. A program:
+`slow_readers.py CONFIG`, a JSON object with `port`, `file` (the id in hex), `size`, `readers`,
+`connections` and `bytes_per_second`. Prints `ready` when all requests are sent, then its counters
+every second.
 
-HTTP/2 by hand: each reader is a stream that lets so few bytes come, by its window; the connection's own window never stands in the way.
+It speaks HTTP/2 directly: each reader is a stream whose window limits its rate; the connection's
+window never does.
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ import sys
 from collections import Counter
 
 WANTED = 64 << 20
-"""Bytes a reader asks for: as much as one call may."""
+"""Bytes that a reader requests: the maximum of one call."""
 
 FIRST_WINDOW = 16 * 1024
-"""Bytes a reader takes at once: the first frame."""
+"""Bytes that a reader takes at once: the first frame."""
 
 PATH = "/potluck.v1.PeerService/Download"
 
@@ -29,14 +32,14 @@ def varint(number: int) -> bytes:
 
 
 def request(file: bytes, offset: int, length: int) -> bytes:
-    """A DownloadRequest of one span, as gRPC frames it."""
+    """A DownloadRequest for one span with its gRPC header."""
     span = b"\x0a" + varint(len(file)) + file + b"\x10" + varint(offset) + b"\x18" + varint(length)
     message = b"\x0a" + varint(len(span)) + span
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 async def connection(config: dict, told: Counter) -> None:
-    """Some of the readers, on one connection."""
+    """The readers of one connection."""
     from h2.config import H2Configuration
     from h2.connection import H2Connection
     from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
@@ -48,7 +51,7 @@ async def connection(config: dict, told: Counter) -> None:
     http.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: FIRST_WINDOW})
     http.increment_flow_control_window(1 << 30)
     writer.write(http.data_to_send())
-    # The library counts windows by what was acknowledged.
+    # The library updates windows when data is acknowledged.
     while http.local_settings.initial_window_size != FIRST_WINDOW:
         http.receive_data(await reader.read(1 << 16))
         writer.write(http.data_to_send())

@@ -1,4 +1,4 @@
-"""One transfer: the clock, the bill, and the look at what arrived."""
+"""One transfer: measures time and cost, and compares the result with the original."""
 
 from __future__ import annotations
 
@@ -25,50 +25,53 @@ if TYPE_CHECKING:
     from .systems.base import System
 
 SAMPLING = 0.02
-"""Seconds between two looks at memory: a peak that a transfer of a second has must not be missed."""
+"""Seconds between two memory samples, short enough to see the peak of a transfer of one second."""
 MOST_SAMPLES = 600.0
-"""Looks a second over all processes: each costs some 25 µs, and the looking should not be what is measured."""
+"""Maximum memory samples per second over all processes: each costs about 25 µs and must not distort
+the result."""
 
 SETTLE = 0.3
 """Seconds between the last preparation and the start."""
 
 PATIENCE = 120.0
-"""A transfer is given up after this many seconds, and one more for every `SLOWEST` bytes."""
+"""A transfer times out after this many seconds, and one more for every `SLOWEST` bytes."""
 SLOWEST = 20 * MIB
 
 LINGER = 0.05
-"""Seconds after the end that are still on the bill: helpers of some programs are only counted once they have ended."""
+"""Seconds after the end whose processor time still counts: the kernel reports the time of some
+child processes only after they end."""
 
 LINK = "link"
-"""Role of the proxy that is the link; not on the bill."""
+"""Role of the proxy that simulates the link; its cost is not counted."""
 
 HELD = 'read -r _ && exec "$@" </dev/null'
-"""Holds a command until a line comes, so that nothing but the command is in the time."""
+"""Holds a command until it reads a line, so that only the command is timed."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Who sends how much to how many."""
+    """Numbers of sources, sinks and files, and the size."""
 
     sources: int
     size: int
     sinks: int = 1
     files: int = 1
-    """More than one: a folder of so many, all of a size."""
+    """If more than one: a folder of this many files of equal size."""
     on_disk: bool = False
-    """On the disk of `--disk-dir`, read cold and synced at the end; else in memory."""
+    """Whether the files are on the disk of `--disk-dir`, read cold and synced at the end; otherwise
+    in memory."""
     link: "Link | None" = None
-    """Between the sources and the sinks; else only the loopback."""
+    """The link between the sources and the sinks; `None` is the plain loopback."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """A link with a rate in bits a second and a delay in seconds each way."""
+    """A link with a rate in bits per second and a delay in seconds in each direction."""
 
     rate: float
     delay: float
     queue: float = 0.05
-    """Length of the queue before it, as time at its rate."""
+    """Length of the queue before the link, as time at its rate."""
 
 
 class Transfer(Processes):
@@ -83,18 +86,19 @@ class Transfer(Processes):
         self.folder = folder
         self.target = target
         self.delivered: list[tuple[float, int]] = []
-        """What came out of the link: (monotonic seconds, bytes so far)."""
+        """Bytes delivered by the link: (monotonic seconds, bytes so far)."""
         self._finished = threading.Condition()
         self._done: dict[int, float] = {}
 
-    # What systems call.
+    # Called by systems.
 
     def spawn(self, role: str, command: list[str], on_line=lambda *_: None, on_exit=None, environment=None) -> Child:
-        """Starts a process that is on the bill. `role` is `source` or `downloader` for those whose memory is told."""
+        """Starts a process whose cost counts. The memory of the roles `source` and `downloader` is
+        reported."""
         return self.start([*DIE_WITH_PARENT, *map(str, command)], role, self.folder, on_line, environment, on_exit)
 
     def reach(self, port: int) -> int:
-        """Where the sinks reach what listens on a port: behind the link, where there is one."""
+        """The port on which the sinks reach a source's port: that of the link, if there is one."""
         link = self.shape.link
         if not link:
             return port
@@ -112,18 +116,19 @@ class Transfer(Processes):
         return outer
 
     def hold(self, role: str, command: list[str], on_line=lambda *_: None, on_exit=None, environment=None) -> Child:
-        """A command that is ready to go, and goes when its child is told a line."""
+        """Starts a command that waits for a line of input."""
         return self.spawn(role, ["sh", "-c", HELD, role, *command], on_line, on_exit, environment)
 
     def done(self, sink: int = 0) -> None:
-        """The downloader says now that its file is complete, and verified if it verifies."""
+        """Called when the downloader reports that its file is complete, and verified if it
+        verifies."""
         now = time.monotonic()
         with self._finished:
             self._done.setdefault(sink, now)
             self._finished.notify_all()
 
     def done_at_exit(self, sink: int = 0) -> Callable[[int, Child], None]:
-        """Takes a command's success as its word."""
+        """Treats the success of a command as the end of the download."""
 
         def on_exit(code: int, child: Child) -> None:
             if code == 0:
@@ -138,15 +143,16 @@ class Transfer(Processes):
         with self._finished:
             self._finished.notify_all()
 
-    # What the driver calls.
+    # Called by the driver.
 
     def prepare(self) -> None:
-        """Makes the memory be there that the result takes."""
+        """Warms the memory that the result will take."""
         touch(self.target, self.shape.size * self.shape.sinks)
 
     def run(self, begin: Callable[[], None], arriving: tuple[Path, ...] = (), at_once: bool = False) -> tuple[float, list]:
-        """Seconds from `begin` until the last sink had its file, and what each process used. `arriving` must be on the disk in the end.
-        `at_once`: nothing is waited for, as `prepare` was called before."""
+        """Returns the seconds from `begin` until the last sink has its file, and the usage of each
+        process. `arriving` is synced to the disk before the end. With `at_once` it starts
+        immediately: `prepare` was called before."""
         deadline = PATIENCE + self.shape.size * self.shape.sinks / SLOWEST
         if arriving:
             os.sync()
@@ -166,7 +172,7 @@ class Transfer(Processes):
                 self.raise_failure()
                 left = deadline - (time.monotonic() - start)
                 if left < 0:
-                    raise TrialError(f"given up after {deadline:.0f} s")
+                    raise TrialError(f"timed out after {deadline:.0f} s")
                 self._finished.wait(left)
         end = max(self._done.values())
         for path in arriving:
@@ -178,8 +184,8 @@ class Transfer(Processes):
 
 
 def touch(folder: Path, size: int) -> None:
-    """Makes memory that is about to be written be there: to a virtual machine whose host takes back what is free, the first touch costs more
-    than all else, and to whom it falls is chance."""
+    """Warms memory that is about to be written. In a virtual machine whose host takes back free
+    memory, the first touch of a page is slow, and would slow down one program by chance."""
     path = folder / "touched"
     zeros = bytes(4 * MIB)
     with path.open("wb") as file:
@@ -189,25 +195,26 @@ def touch(folder: Path, size: int) -> None:
 
 
 def drop_caches() -> None:
-    """What was read before is read from the disk again. Only root can; else what is in memory stays there."""
+    """Empties the page cache, so that files are read from the disk. Needs root; otherwise it does
+    nothing."""
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")
     except PermissionError:
-        print("not root: files in the page cache stay there", file=sys.stderr)
+        print("cannot empty the page cache: not root", file=sys.stderr)
 
 
 def link_program(bench: Bench) -> Path:
-    """The proxy that is the link, compiled when it is first needed."""
+    """The proxy that simulates the link, compiled on first use."""
     program = bench.scratch / "link"
     if not program.exists():
         if not shutil.which("rustc"):
-            raise Unavailable("no rustc for the link")
+            raise Unavailable("the link needs rustc")
         subprocess.run(["rustc", "-O", "--edition", "2024", "-o", program, Path(__file__).with_name("link.rs")], check=True)
     return program
 
 
 class TransferEntry(Entry):
-    """A system as an entry of the cases in which a file is moved."""
+    """A system as an entry of the cases that move a file."""
 
     def __init__(self, make: Callable[[], "System"], name: str, version: str):
         self._make = make
@@ -232,7 +239,7 @@ class TransferEntry(Entry):
                 seconds, usages = transfer.run(lambda: system.begin(transfer), tuple(system.arrived(transfer)) if shape.on_disk else ())
                 for path in system.arrived(transfer):
                     if sha256(path) != expected:
-                        raise TrialError(f"{path.name} ended with other bytes than were shared")
+                        raise TrialError(f"{path.name} differs from the original")
             finally:
                 transfer.stop()
                 shutil.rmtree(target)
@@ -269,7 +276,8 @@ WARM = 2.0
 
 
 def share_of_link(points: list[tuple[float, int]], seconds: float, link: Link) -> float:
-    """What came through of what could have, between `WARM` and the end; `points` are (seconds, bytes so far). Pure."""
+    """The fraction of the link's rate that was used between `WARM` and the end; `points` are
+    (seconds, bytes so far). Pure."""
     inside = [(t, count) for t, count in points if WARM <= t <= seconds]
     if len(inside) < 2:
         return 0.0
@@ -278,13 +286,13 @@ def share_of_link(points: list[tuple[float, int]], seconds: float, link: Link) -
 
 
 def rates(points: list[tuple[float, int]], seconds: float) -> list[tuple[float, float]]:
-    """Bytes a second between each two points of the transfer. Pure."""
+    """Bytes per second between successive points of the transfer. Pure."""
     inside = [(t, count) for t, count in points if t <= seconds]
     return [(t, (count - before) / (t - since)) for (since, before), (t, count) in zip(inside, inside[1:]) if t > 0]
 
 
 def need_room(bench: Bench, shape: Shape) -> None:
-    """A transfer in memory needs room for what is shared, what arrives and the programs."""
+    """Raises `Unavailable` if memory cannot hold the payload, the downloads and the programs."""
     need = shape.size * (1 + shape.sinks) + RESERVE
     held = sum(payload.size for payload in bench.payloads)
     if not shape.on_disk and need > available() + held:
@@ -296,7 +304,7 @@ RESERVE = 1 << 30
 
 
 def available() -> int:
-    """Bytes of memory that can be had, and the folder for files in memory has."""
+    """Available memory in bytes, which is also the space for files in memory."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

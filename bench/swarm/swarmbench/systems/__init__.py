@@ -1,4 +1,5 @@
-"""The programs compared. Each is a subclass of `System`; adding one means adding it to `SYSTEMS`."""
+"""The programs that are compared. Each is a subclass of `System`; adding one means adding it to
+`SYSTEMS`."""
 
 from .base import System, Unavailable
 from .libtorrent_side import Libtorrent

@@ -1,4 +1,4 @@
-"""What a trial asks of a program, whichever it is."""
+"""The interface of a program in a trial."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["System", "Unavailable"]
 
 
 class System(ABC):
-    """One program in one trial: made anew for each."""
+    """One program in one trial; each trial creates another instance."""
 
     name: str
 
@@ -25,34 +25,37 @@ class System(ABC):
     @classmethod
     @abstractmethod
     def version(cls, options: dict[str, str]) -> str:
-        """What is measured. Raises `Unavailable` if it is not here."""
+        """The program's version. Raises `Unavailable` if it is not installed."""
 
     @abstractmethod
     def launch(self, trial: "Trial") -> None:
-        """Starts everything. When it returns, all sources are ready to send and all sinks wait for `begin`.
+        """Starts all nodes. When it returns, all sources are ready to send and all sinks wait for
+        `begin`.
 
-        Raises `Unavailable` for a scenario that this system cannot play."""
+        Raises `Unavailable` for a scenario that this system does not support."""
 
     @abstractmethod
     def begin(self, trial: "Trial", sink: int) -> None:
-        """The sink's user asks for the file now. What comes of it goes to `trial.progress`, `trial.done` and `trial.failed`."""
+        """Starts the sink's download. The results go to `trial.progress`, `trial.done` and
+        `trial.failed`."""
 
     @abstractmethod
     def source_pid(self, source: int) -> int:
-        """The process to stop, or to end, where the scenario wants that."""
+        """The process that the scenario's events suspend or kill."""
 
     @abstractmethod
     def arriving(self, sink: int) -> Path:
-        """Where the sink's bytes are while it is under way; may not exist yet. Asked only where it is one file."""
+        """Path of the sink's partial file; it may not exist yet. Called only for a single file."""
 
     @abstractmethod
     def arrived(self, sink: int) -> Path:
-        """Where the finished file or folder is."""
+        """Path of the complete file or folder."""
 
     def sent_by_sources(self, trial: "Trial") -> int | None:
-        """Payload bytes that the sources sent, by the program's own count; asked once, before the end."""
+        """Payload bytes that the sources sent, as counted by the program; called once, before the
+        end."""
         return None
 
     def describe(self, trial: "Trial") -> dict:
-        """Anything else worth keeping with the results."""
+        """Further fields for the results."""
         return {}

@@ -1,7 +1,9 @@
-"""Makes a liar of any honest peer: a TCP proxy before it that flips one byte in a given share of the pieces it sends.
+"""Makes an honest peer misbehave: a TCP proxy in front of it that flips one byte in a given
+fraction of the pieces it sends.
 
-Everything else passes untouched, so that nothing but verification can find out. It knows the framing of HTTP/2 (Potluck: middle bytes
-of large DATA frames, which are file content) and of BitTorrent (PIECE messages, by their piece number).
+Everything else passes unchanged, so that only verification can detect it. It knows the framing of
+HTTP/2 (Potluck: middle bytes of large DATA frames, which are file content) and of BitTorrent (PIECE
+messages, by their piece number).
 
 Run as a program with one argument, a JSON object: `listen` and `forward` (HOST, PORT), `protocol` (`http2` or `bittorrent`), `share`
 (0 to 1), `piece` (bytes), `seed`.
@@ -20,14 +22,15 @@ READ = 256 * 1024
 HTTP2_DATA = 0
 HTTP2_HEADER = 9
 SMALLEST_CONTENT = 4 * 1024
-"""DATA frames from this length on are file content: what else a peer says is shorter."""
+"""DATA frames of at least this length are file content: other messages are shorter."""
 
 BITTORRENT_HANDSHAKE = 68
 BITTORRENT_PIECE = 7
 
 
 class Http2:
-    """Corrupts about `share` of the pieces: each run of `piece` bytes of content on a connection has one chance."""
+    """Corrupts about a `share` of the pieces: every `piece` bytes of content on a connection are
+    corrupted with that probability."""
 
     def __init__(self, share: float, piece: int, dice: random.Random):
         self._share, self._piece, self._dice = share, piece, dice
@@ -35,7 +38,7 @@ class Http2:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        """Takes what came and gives what may go on: whole frames."""
+        """Takes received bytes and returns the complete frames to forward."""
         self._buffer += data
         at = 0
         while len(self._buffer) - at >= HTTP2_HEADER:
@@ -59,7 +62,7 @@ class Http2:
 
 
 class BitTorrent:
-    """Corrupts the first block of each piece whose number is among the `share` chosen."""
+    """Corrupts the first block of each piece whose number is in the chosen fraction."""
 
     def __init__(self, share: float, piece: int, dice: random.Random):
         self._share = share
@@ -87,7 +90,7 @@ class BitTorrent:
 
 
 class Untouched:
-    """The other direction."""
+    """Forwards the other direction unchanged."""
 
     @staticmethod
     def feed(data: bytes) -> bytes:

@@ -1,6 +1,6 @@
-"""libtorrent (rasterbar) as the other side: one process a node, each a session of `common/libtorrent_node.py`.
+"""libtorrent (rasterbar): one process per node, each a session of `common/libtorrent_node.py`.
 
-The settings are the best found for a crowd on one switch; what was tried is in the README.
+The settings are the best found for a crowd on one switch; the README lists what was tried.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ PIECE = 256 * 1024
 
 
 SETTINGS = {
-    # Nothing but the peers it is told of.
+    # No discovery: it uses only the peers that it is given.
     "enable_dht": False, "enable_lsd": False, "enable_upnp": False, "enable_natpmp": False,
     "enable_incoming_utp": False, "enable_outgoing_utp": False,
     # No encryption: a peer of the same swarm on a LAN.
     "in_enc_policy": 2, "out_enc_policy": 2,
-    # Everyone may have a slot, at once, and connecting is not rationed.
+    # Every peer gets an upload slot at once, and connection attempts are not limited.
     "unchoke_slots_limit": -1, "connection_speed": 1000, "torrent_connect_boost": 255, "connections_limit": 1000,
     "smooth_connects": False, "unchoke_interval": 1, "optimistic_unchoke_interval": 2,
     "listen_queue_size": 200, "min_reconnect_time": 1, "peer_turnover": 0,
-    # Enough in flight for the link, and no more disk queue than that needs.
+    # Enough requests in flight for the link, and a disk queue that matches them.
     "max_out_request_queue": 32, "max_allowed_in_request_queue": 4000, "request_queue_time": 1,
     "send_buffer_watermark": 1024 * 1024, "send_buffer_watermark_factor": 150, "send_buffer_low_watermark": 64 * 1024,
     "max_queued_disk_bytes": 64 * 1024 * 1024,
-    # Rarest first from the first piece on, end game without waiting.
+    # Rarest first from the first piece on, endgame without delay.
     "initial_picker_threshold": 0, "strict_end_game_mode": True, "piece_extent_affinity": False, "whole_pieces_threshold": 1,
     "prioritize_partial_pieces": False, "predictive_piece_announce": 0,
     "rate_limit_ip_overhead": False, "mixed_mode_algorithm": 0,
@@ -93,7 +93,8 @@ class Libtorrent(System):
         ready.wait()
 
     def begin(self, trial: Trial, sink: int) -> None:
-        # As a tracker would answer: everyone. Where both ends would dial, only the later one does.
+        # The addresses of all nodes, as a tracker would return them. Of two nodes, only the later
+        # one connects to the other.
         others = trial.sinks if self.options.get("mesh") == "all" else trial.sinks[:sink]
         peers = [[node.address, PORT] for node in [*trial.sources, *others] if node is not trial.sinks[sink]]
         self._sinks[sink].tell(json.dumps({"begin": peers}))

@@ -1,4 +1,5 @@
-"""Potluck: an index, a `potluck-peer` a node, and `potluck get` for each sink, as a user runs them."""
+"""Potluck: an index, one `potluck-peer` per node, and `potluck get` for each sink, as a user runs
+them."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ class Potluck(System):
             self._files.append(node.home / trial.payload.name)
             get = [str(self._bin / "potluck"), "--index", index, "--peer", f"unix:{node.home}/peer/control.sock", "--json",
                    "get", self._id, "-o", str(self._files[number])]
-            # Started beforehand and held at a line of input, so that all users press enter at the same moment.
+            # Started beforehand, waiting for a line of input, so that all downloads begin at the
+            # same moment.
             gate = ["sh", "-c", 'read -r _ && exec "$@" </dev/null', "get", *get]
             self._gets.append(trial.spawn(node, "get", gate, self._on_line(trial, number), potluck.environment(self.options),
                                           on_exit=self._on_exit(trial, number)))

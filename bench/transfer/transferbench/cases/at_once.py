@@ -1,4 +1,4 @@
-"""The moment after `share`: what sources do in the background then must not slow down whoever fetches."""
+"""A download right after `share`: the background work of the sources must not slow it down."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from .daemons import follow
 from .files import GIB, size_name
 
 CALM = 1.0
-"""Seconds without any processor time after which the sources count as idle."""
+"""Seconds without any processor time after which a source counts as idle."""
 
 
 class AfterShare(Entry):
-    """One file from sources that have just hashed it: at once, or once they have become idle."""
+    """Downloads a file from sources that have just hashed it: immediately, or after they have
+    become idle."""
 
     def __init__(self, settings: dict[str, str], name: str, version: str, idle: bool):
         self._settings, self.version, self._idle = settings, version, idle
@@ -35,7 +36,8 @@ class AfterShare(Entry):
             target.mkdir()
             transfer = Transfer(bench, variant, payload, folder, target)
             try:
-                # Homes of this round alone: what was shared before is not hashed again.
+                # Each round has its own homes: a peer does not hash a file again that it has shared
+                # before.
                 homes = [folder / f"s{number}" for number in range(variant.sources)]
                 system.start_index(transfer)
                 sources = [system.start_peer(transfer, "source", home)[0] for home in homes]
@@ -49,7 +51,7 @@ class AfterShare(Entry):
                 seconds, usages = transfer.run(lambda: system.begin(transfer), at_once=True)
                 for path in system.arrived(transfer):
                     if sha256(path) != payload.sha256:
-                        raise TrialError(f"{path.name} ended with other bytes than were shared")
+                        raise TrialError(f"{path.name} differs from the original")
             finally:
                 transfer.stop()
         numbers = values(variant, seconds, usages, transfer.meter.others_cpu())
@@ -76,7 +78,7 @@ def share_at_all(system: Potluck, homes: list, path: str) -> None:
 
 
 def entries(options: argparse.Namespace) -> list[Entry]:
-    """Each build at once, and once idle."""
+    """Two entries for each build: immediately, and when idle."""
     pairs = of_potluck(lambda *of: [AfterShare(*of, idle=idle) for idle in (False, True)])(options)
     return [entry for pair in pairs for entry in pair]
 

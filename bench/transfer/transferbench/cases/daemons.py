@@ -1,4 +1,4 @@
-"""What daemons cost when nothing is asked of them, and how soon they are there."""
+"""The cost of idle daemons, and the time that they take to start."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ SMALL = 4096
 READY_TIMEOUT = 300.0
 IDLE_SECONDS = 10.0
 CALM_SECONDS = 3.0
-"""Seconds before idleness is measured: what follows a start is over."""
+"""Seconds between the start and the idle measurement: the work of the start is then done."""
 LOOK = 0.02
-"""Seconds between two looks whether a daemon is ready."""
+"""Seconds between two checks whether a daemon is ready."""
 
 
 class StartUp(Entry):
-    """A peer with many unchanged files: until it listens, and until the index knows all of them."""
+    """Restarts a peer with many unchanged files: measures the time until it listens, and until the
+    index has all of them."""
 
     def __init__(self, settings: dict[str, str], name: str, version: str):
         self._settings, self.name, self.version = settings, name, version
@@ -37,7 +38,7 @@ class StartUp(Entry):
             transfer = Transfer(bench, Shape(0, content.size), content, folder, folder)
             system = Potluck(self._settings)
             home = bench.kept(f"{self.name}-{variant}")
-            # The manifest is a file too.
+            # The manifest counts as a file too.
             items, files = (content.count, content.count) if variant == LOOSE else (1, content.count + 1)
             try:
                 system.start_index(transfer)
@@ -58,7 +59,8 @@ class StartUp(Entry):
 
     @staticmethod
     def _share_first(transfer: Transfer, system: Potluck, home: Path, content: Path, variant: str, items: int, files: int) -> None:
-        """Once, so that what is measured finds everything as it left it, plain SHA-256s included."""
+        """Shares the files once, so that the measured start finds all of them stored, including
+        their plain SHA-256s."""
         if variant == LOOSE:
             (home / "files").mkdir(parents=True)
             for path in content.rglob("*"):
@@ -73,7 +75,7 @@ class StartUp(Entry):
 
 
 def wait_ready(system: Potluck, home: Path, items: int, files: int) -> None:
-    """Until the peer shares so many items, and the index knows so many files."""
+    """Waits until the peer shares `items` items and the index has `files` files."""
 
     def ready() -> bool:
         status = system.ask(home, "status")
@@ -83,7 +85,7 @@ def wait_ready(system: Potluck, home: Path, items: int, files: int) -> None:
 
 
 class Idle(Entry):
-    """An index and a peer that nobody asks."""
+    """An index and a peer without clients."""
 
     def __init__(self, settings: dict[str, str], name: str, version: str):
         self._settings, self.name, self.version = settings, name, version
@@ -106,7 +108,8 @@ class Idle(Entry):
 
 
 def follow(pids: list[int], seconds: float) -> list[float]:
-    """Processor seconds that each process uses from now on; threads that end are remembered as last seen."""
+    """Processor time in seconds of each process from now on. An ended thread counts with its last
+    sample."""
     before = [threads(pid) for pid in pids]
     seen = [dict(own) for own in before]
     end = time.monotonic() + seconds

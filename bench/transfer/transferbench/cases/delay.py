@@ -1,4 +1,4 @@
-"""A long fat link: how much of it one transfer fills, and how soon."""
+"""A fast link with a long delay: how much of its rate one transfer uses, and how soon."""
 
 from __future__ import annotations
 

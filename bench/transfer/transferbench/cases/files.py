@@ -1,4 +1,4 @@
-"""Cases in which one large file moves, over the loopback and in memory."""
+"""Cases that move one large file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..transfer import Shape
 GIB = 1 << 30
 
 ALL = ("potluck", "libtorrent", "rqbit", "aria2", "curl+openssl", "bare", "curl", "iperf3")
-"""Those that verify, then the marks."""
+"""Systems that verify, then references that do not."""
 
 
 def to_one(sources: int) -> Case:

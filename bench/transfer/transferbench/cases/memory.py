@@ -1,4 +1,4 @@
-"""Memory of daemons to which something unusual is done."""
+"""Memory of daemons under unusual load."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ from .files import GIB, size_name
 
 READERS = 1_000
 CONNECTIONS = 10
-"""A hundred streams each: within what a peer lets one connection have."""
+"""A hundred streams each, within a peer's limit per connection."""
 BYTES_PER_SECOND = 4
 BEFORE_GET = 10.0
-"""Seconds of slow reading before somebody in a hurry comes."""
+"""Seconds of slow reading before the `get` starts."""
 AFTER_GET = 2.0
 LOOK = 0.1
-"""Seconds between two looks at memory."""
+"""Seconds between two memory samples."""
 
 
 class SlowReaders(Entry):
-    """A thousand readers that take a few bytes a second; then a plain `get` of the same file from the same peer."""
+    """A thousand readers that each take a few bytes per second, and then a plain `get` of the same
+    file from the same peer."""
 
     def __init__(self, settings: dict[str, str], name: str, version: str):
         self._settings, self.name, self.version = settings, name, version
@@ -88,25 +89,25 @@ class SlowReaders(Entry):
         system.ask(target.parent / "p0", "get", file, "-o", str(target))
         took = time.monotonic() - start
         if sha256(target) != transfer.payload.sha256:
-            raise TrialError("other bytes than were shared")
+            raise TrialError("the file differs from the original")
         return transfer.payload.size / MIB / took
 
 
 @dataclass(frozen=True)
 class Holes:
-    """A file of nothing but holes, which takes no memory at its sources."""
+    """A file that consists of holes, and takes no memory at its sources."""
 
     size: int
     sources: int = 1
     get: int = 2 * GIB
-    """Bytes of it that are fetched: these do take memory."""
+    """Bytes that are downloaded: these take memory."""
 
     def name(self) -> str:
         return f"{size_name(self.size)} from {self.sources}"
 
 
 class Sparse(Entry):
-    """A sparse file of more than the memory is shared, and fetched for a while."""
+    """Shares a sparse file that is larger than memory, and downloads a part of it."""
 
     PATIENCE = 150.0
 
@@ -165,10 +166,11 @@ class Sparse(Entry):
 
 @contextmanager
 def room(folder: Path, size: int) -> Iterator[Path]:
-    """A folder in memory that promises more room than there is: a peer does not begin what does not fit."""
+    """A tmpfs that reports more space than there is memory, because a peer does not start a
+    download that does not fit."""
     folder.mkdir()
     if os.geteuid() != 0:
-        raise Unavailable("a file system in memory is mounted for it: run it as root")
+        raise Unavailable("it mounts a tmpfs: run it as root")
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "potluck-transfer", str(folder)], check=True)
     try:
         yield folder
@@ -193,17 +195,17 @@ class Follow:
         self.seen.append((time.monotonic() - self._start, self._transfer.meter.anonymous(self._role)))
 
     def until(self, end: float, enough=lambda: False) -> None:
-        """Looks until then, or until it is enough."""
+        """Samples until the time `end`, or until `enough()`."""
         while time.monotonic() < end and not enough():
             self.look()
             time.sleep(LOOK)
 
 
 CASES = (
-    Case("slow-readers", f"{READERS:,} readers of one peer, each of which takes {BYTES_PER_SECOND} bytes a second, and a plain `get` from the same peer meanwhile",
+    Case("slow-readers", f"{READERS:,} readers of one peer that each take {BYTES_PER_SECOND} bytes per second, and a plain `get` from the same peer meanwhile",
          lambda options: {size_name(options.size or 512 * MIB): options.size or 512 * MIB}, of_potluck(SlowReaders),
          compare=("get meanwhile MiB/s", "peak anon MiB"), plot="series"),
-    Case("sparse", "a sparse file is shared, and some of it fetched",
+    Case("sparse", "a sparse file is shared, and a part of it downloaded",
          lambda options: {holes.name(): holes for holes in (Holes(options.size or 100 * GIB), Holes(options.size or 16 * GIB, 4, 12 * GIB))}, of_potluck(Sparse),
          compare=("share MiB/s", "get MiB/s"), plot="series"),
 )

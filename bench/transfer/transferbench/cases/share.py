@@ -1,4 +1,4 @@
-"""What it costs to share: hashing files, beside what makes torrents and beside plain hashes."""
+"""The cost of sharing: hashing files, compared with torrent makers and plain hashes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TORRENT_V2 = "import sys; from pathlib import Path; from common import torrent; 
 
 
 class Command(Entry):
-    """A command over a folder; `line` is made of the folder and of where a result may go."""
+    """A command that reads a folder; `line` builds it from the folder and a path for its result."""
 
     def __init__(self, name: str, version: str, line: Callable[[Path, Path], list[str]]):
         self.name, self.version, self._line = name, version, line
@@ -43,12 +43,12 @@ class Command(Entry):
                 transfer.stop()
 
     def prepare(self, transfer: Transfer) -> Child:
-        """The command, ready to go."""
+        """Prepares the command."""
         return transfer.hold("command", self._line(transfer.payload.path, transfer.folder / "result"), on_exit=transfer.done_at_exit())
 
 
 class Share(Command):
-    """`potluck share` by a daemon that runs."""
+    """`potluck share` with a running daemon."""
 
     def __init__(self, settings: dict[str, str]):
         super().__init__(f"{label(settings)} share", Potluck.version(settings), lambda *_: [])

@@ -1,4 +1,4 @@
-"""What the command line itself costs: the time from enter to the prompt, in milliseconds."""
+"""The cost of the command line itself: the time of a whole command in milliseconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ REPETITIONS = 20
 
 
 class SmallGet(Entry):
-    """`potluck get` of a small file between warm daemons, again and again, and `potluck --version` for what starting takes."""
+    """Repeats `potluck get` of a small file between warm daemons, and `potluck --version` to
+    measure the start of the program."""
 
     def __init__(self, settings: dict[str, str], name: str, version: str):
         self._settings, self.name, self.version = settings, name, version
@@ -45,8 +46,8 @@ class SmallGet(Entry):
     def _get(system: Potluck, transfer: Transfer, home: Path, target: Path) -> float:
         took = _milliseconds(system.command(home, "get", system.id, "-o", str(target)))
         if sha256(target) != transfer.payload.sha256:
-            raise TrialError("other bytes than were shared")
-        # Forgotten, so that the next one fetches it again.
+            raise TrialError("the file differs from the original")
+        # Unshared, so that the next command downloads it again.
         subprocess.run(system.command(home, "unshare", system.id), check=True, capture_output=True)
         target.unlink()
         return took

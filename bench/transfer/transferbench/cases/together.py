@@ -1,4 +1,4 @@
-"""Many transfers of one peer at the same time: what the number of them costs."""
+"""Many transfers of one peer at the same time: the cost per transfer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ NUMBERS = (1, 4, 16, 64, 256)
 
 
 class Together(Entry):
-    """As many files, of one size in all, fetched at once by one peer from one other."""
+    """One peer downloads a number of files, of a given total size, at the same time from another
+    peer."""
 
     def __init__(self, settings: dict[str, str], name: str, version: str):
         self._settings, self.name, self.version = settings, name, version
@@ -29,7 +30,7 @@ class Together(Entry):
         content = bench.tree(shape.files, shape.size // shape.files)
         files = sorted(path for path in content.path.rglob("*") if path.is_file())
         with bench.folder() as folder:
-            # Each file has a command that waits for it: to the clock, a sink.
+            # One command per file; each counts as a sink.
             transfer = Transfer(bench, Shape(1, shape.size // shape.files, sinks=shape.files), content, folder, folder / "target")
             transfer.target.mkdir()
             try:
@@ -45,7 +46,7 @@ class Together(Entry):
                 seconds, usages = transfer.run(lambda: [get.tell("") for get in gets])
                 for number, path in enumerate(files):
                     if sha256(transfer.target / str(number)) != sha256(path):
-                        raise TrialError(f"{path.name} ended with other bytes than were shared")
+                        raise TrialError(f"{path.name} differs from the original")
             finally:
                 transfer.stop()
         numbers = values(transfer.shape, seconds, usages, transfer.meter.others_cpu())

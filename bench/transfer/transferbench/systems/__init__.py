@@ -1,4 +1,5 @@
-"""The programs compared. Each is a subclass of `System`; adding one means adding it to `SYSTEMS`."""
+"""The programs that are compared. Each is a subclass of `System`; adding one means adding it to
+`SYSTEMS`."""
 
 from .aria2 import Aria2
 from .bare import Bare

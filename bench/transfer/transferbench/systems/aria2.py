@@ -1,4 +1,5 @@
-"""aria2c: one file over many connections from many nginx servers, its SHA-256 checked at the end."""
+"""aria2c: one file over many connections from several nginx servers, with a check of its SHA-256 at
+the end."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ CONNECTIONS = 16
 
 
 class Aria2(System):
-    """Options: any of aria2c's own by their long names."""
+    """Options: any option of aria2c by its long name."""
 
     name = "aria2"
 

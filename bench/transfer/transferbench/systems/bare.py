@@ -1,7 +1,8 @@
-"""A bare stream of the same gRPC library: what Potluck's transport costs with nothing on top.
+"""A bare stream of the same gRPC library: the cost of Potluck's transport alone.
 
-`--bare BIN` names the program. `BIN serve --listen ADDR --file F` prints `listening on ADDR`; `BIN fetch --out PATH --source ADDR...` ends
-with 0 once the file is there. `BIN hash FOLDER` reads and hashes leaves alone, for the case `share`.
+`--bare BIN` names the program. `BIN serve --listen ADDR --file F` prints `listening on ADDR`; `BIN
+fetch --out PATH --source ADDR...` exits with 0 when the file is complete. `BIN hash FOLDER` only
+reads files and hashes leaves, for the case `share`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a transfer asks of a program, whichever it is."""
+"""The interface of a program in a transfer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..transfer import Transfer
 
 
 class System(ABC):
-    """One program in one transfer: made anew for each."""
+    """One program in one transfer; each transfer creates another instance."""
 
     name: str
 
@@ -21,22 +21,24 @@ class System(ABC):
     @classmethod
     @abstractmethod
     def version(cls, options: dict[str, str]) -> str:
-        """What is measured. Raises `Unavailable` if it is not here."""
+        """The program's version. Raises `Unavailable` if it is not installed."""
 
     @abstractmethod
     def launch(self, transfer: Transfer) -> None:
-        """Starts everything. When it returns, all sources are ready to send and the sinks wait for `begin`."""
+        """Starts all processes. When it returns, all sources are ready to send and the sinks wait
+        for `begin`."""
 
     @abstractmethod
     def begin(self, transfer: Transfer) -> None:
-        """The users of all sinks ask for the file now. What comes of it goes to `transfer.done` and `transfer.fail`."""
+        """Starts the downloads of all sinks. The results go to `transfer.done` and
+        `transfer.fail`."""
 
     @abstractmethod
     def arrived(self, transfer: Transfer) -> list[Path]:
-        """The finished files; none for a program that keeps nothing."""
+        """The complete files; none for a program that stores nothing."""
 
 
 def only_one(transfer: Transfer, who: str) -> None:
-    """For programs that are measured with one sink."""
+    """Raises `Unavailable` if the transfer has several sinks."""
     if transfer.shape.sinks > 1:
         raise Unavailable(f"{who} is measured with one downloader only")

@@ -1,4 +1,4 @@
-"""curl from one nginx: what a plain download costs, with SHA-256 afterwards and without."""
+"""curl from one nginx: the cost of a plain download, with and without a SHA-256 afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .base import System, only_one
 
 
 class Curl(System):
-    """A mark, not a rival: nothing is verified, and one source is all it knows."""
+    """A reference, not a competitor: it verifies nothing and uses one source."""
 
     name = "curl"
 
@@ -34,12 +34,12 @@ class Curl(System):
         return [transfer.target / "arrived.bin"]
 
     def after(self, transfer: Transfer):
-        """What happens when curl has ended."""
+        """Called when curl has ended."""
         return transfer.done_at_exit()
 
 
 class CurlOpenssl(Curl):
-    """curl, and when it is done `openssl dgst -sha256` over what arrived."""
+    """curl, followed by `openssl dgst -sha256` of the file."""
 
     name = "curl+openssl"
 

@@ -1,4 +1,4 @@
-"""What people move folders with: rsync's daemon, and tar through a socket."""
+"""Common ways to copy folders: rsync's daemon, and tar through a socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ read only = yes
 
 
 class Rsync(System):
-    """rsync from a daemon; sizes and times of files are compared, what arrives is checked by its own sums."""
+    """rsync from a daemon. It compares sizes and times of files, and verifies received files with
+    its own checksums."""
 
     name = "rsync"
 
@@ -50,7 +51,7 @@ class Rsync(System):
 
 
 class Tar(System):
-    """A mark: tar into a socket and out of it, nothing verified."""
+    """A reference: tar into a socket and out of it, without verification."""
 
     name = "tar+socat"
 
@@ -63,7 +64,7 @@ class Tar(System):
         only_one(transfer, self.name)
         port = free_port()
         self.arrived(transfer)[0].mkdir()
-        # It serves one connection only, so that it must not be asked whether it is there.
+        # It serves only one connection, so do not probe its port.
         source = transfer.spawn("source", ["bash", "-c", f"tar -C '{transfer.payload.path}' -cf - . | socat -u - TCP-LISTEN:{port},bind=127.0.0.1"])
         transfer.let_end(source.pid)
         fetch = f"set -o pipefail; socat -u TCP:127.0.0.1:{port},retry=50,interval=0.02 - | tar -C '{self.arrived(transfer)[0]}' -xf -"

@@ -1,4 +1,4 @@
-"""iperf3: as many bytes through TCP as the machine can, from nowhere to nowhere."""
+"""iperf3: the TCP throughput of the machine, without files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import System, only_one
 
 
 class Iperf3(System):
-    """A mark: nothing is read, written or verified."""
+    """A reference: it reads, writes and verifies nothing."""
 
     name = "iperf3"
 
@@ -24,7 +24,7 @@ class Iperf3(System):
     def launch(self, transfer: Transfer) -> None:
         only_one(transfer, self.name)
         port, lines = free_port(), []
-        # It serves one test only, so that it must not be asked whether it is there.
+        # It serves only one test, so do not probe its port.
         transfer.let_end(transfer.spawn("downloader", ["iperf3", "--server", "--one-off", "--forceflush", "--port", port],
                                         on_line=lambda line, _: lines.append(line)).pid)
         wait_until(lambda: any("listening" in line for line in lines), 20, "iperf3 does not listen")

@@ -1,6 +1,7 @@
-"""libtorrent (rasterbar): one process a node, each a session of `common/libtorrent_node.py`, torrents of version 2 (SHA-256).
+"""libtorrent (rasterbar): one process per node, each a session of `common/libtorrent_node.py`,
+torrents of version 2 (SHA-256).
 
-The settings are the best found on loopback; what was tried is in the README.
+The settings are the best found on loopback; the README lists what was tried.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from .base import System
 
 PIECES = 256
 SMALLEST_PIECE, LARGEST_PIECE = 1 << 18, 1 << 22
-"""Pieces are as large as still gives so many, within these bounds: large ones are cheaper, and a crowd needs some to trade."""
+"""Pieces are the largest that give this many, within these bounds: large pieces are cheaper, but a
+crowd needs enough of them to exchange."""
 
 SETTINGS = {
-    # Nothing but the peers it is told of.
+    # No discovery: it uses only the peers that it is given.
     "enable_dht": False, "enable_lsd": False, "enable_upnp": False, "enable_natpmp": False,
     "enable_incoming_utp": False, "enable_outgoing_utp": False,
     # No encryption, and all nodes have one address.
     "in_enc_policy": 2, "out_enc_policy": 2, "allow_multiple_connections_per_ip": True,
-    # Everyone may have a slot, at once, and connecting is not rationed.
+    # Every peer gets an upload slot at once, and connection attempts are not limited.
     "unchoke_slots_limit": -1, "connection_speed": 1000, "torrent_connect_boost": 255, "connections_limit": 1000,
     "smooth_connects": False, "unchoke_interval": 1, "optimistic_unchoke_interval": 2,
     "listen_queue_size": 200, "min_reconnect_time": 1, "peer_turnover": 0,
-    # Always something in flight, on the wire and to the disk.
+    # Always enough in flight, on the wire and to the disk.
     "max_out_request_queue": 1500, "max_allowed_in_request_queue": 4000, "request_queue_time": 3,
     "send_buffer_watermark": 8 * 1024 * 1024, "send_buffer_watermark_factor": 200, "send_buffer_low_watermark": 1024 * 1024,
     "send_socket_buffer_size": 1024 * 1024, "recv_socket_buffer_size": 1024 * 1024,
@@ -90,7 +92,8 @@ class Libtorrent(System):
         ready.wait()
 
     def begin(self, transfer: Transfer) -> None:
-        # As a tracker would answer: everyone. Where both ends would dial, only the later one does.
+        # The addresses of all nodes, as a tracker would return them. Of two nodes, only the later
+        # one connects to the other.
         for number, sink in enumerate(self._sinks):
             peers = self._ports[:transfer.shape.sources + number]
             sink.tell(json.dumps({"begin": [["127.0.0.1", port] for port in peers]}))

@@ -1,4 +1,4 @@
-"""nginx servers of the payload, as sources for the HTTP clients."""
+"""nginx servers with the payload, as sources for the HTTP clients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ http {{
 
 
 def serve(transfer: Transfer, count: int) -> list[str]:
-    """`count` servers, each a process of its own; the payload's address at each."""
+    """Starts `count` servers, one process each; returns the URL of the payload on each."""
     ports = []
     for _ in range(count):
         port = free_port()

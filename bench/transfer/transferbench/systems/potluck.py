@@ -1,4 +1,5 @@
-"""Potluck: an index, a `potluck-peer` a node, and `potluck get` for each sink, as a user runs them."""
+"""Potluck: an index, one `potluck-peer` per node, and `potluck get` for each sink, as a user runs
+them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from ..transfer import Transfer
 from .base import System
 
 READY_TIMEOUT = 300.0
-"""Seconds for the sources to hash the file and to be registered, or for daemons to come up."""
+"""Seconds that the sources may take to hash and register the file, or that daemons may take to
+start."""
 
 
 class Potluck(System):
@@ -37,14 +39,14 @@ class Potluck(System):
         self.start_index(transfer)
         self.id = potluck.ask(self.bin, "id", str(transfer.payload.path))["id"]
         for number in range(shape.sources):
-            # The home is kept: the file is hashed once, not in every round.
+            # The home is kept, so the file is hashed once and not in every round.
             home = transfer.bench.kept(f"{self.name}-{self.options.get('label', '')}-s{number}")
             self.start_peer(transfer, "source", home, "--share", str(transfer.payload.path), behind_link=True)
         self.start_sinks(transfer, self.id)
         self.wait_registered(self.id, shape.sources)
 
     def start_sinks(self, transfer: Transfer, file: str) -> None:
-        """Peers that are about to fetch a file, and what tells them to."""
+        """Starts the downloading peers and their waiting `get` commands."""
         self.id = file
         sinks = [transfer.folder / f"p{number}" for number in range(transfer.shape.sinks)]
         for home in sinks:
@@ -60,7 +62,7 @@ class Potluck(System):
     def arrived(self, transfer: Transfer) -> list[Path]:
         return [transfer.target / f"arrived-{number}.bin" for number in range(transfer.shape.sinks)]
 
-    # For the cases that need only parts.
+    # For cases that need only some of the processes.
 
     def start_index(self, transfer: Transfer) -> Child:
         port = free_port()
@@ -72,7 +74,7 @@ class Potluck(System):
         return child
 
     def start_peer(self, transfer: Transfer, role: str, home: Path, *args: str, behind_link: bool = False) -> tuple[Child, int]:
-        """A peer that listens when this returns, and its port."""
+        """Starts a peer and waits until it listens; returns the peer and its port."""
         port = free_port()
         reached = transfer.reach(port) if behind_link else port
         advertise = ["--advertise", f"127.0.0.1:{reached}"] if reached != port else []
@@ -84,11 +86,11 @@ class Potluck(System):
         return child, port
 
     def command(self, home: Path, *args: str) -> list[str]:
-        """The command line of the owner of the peer in `home`."""
+        """The command line for the peer in `home`."""
         return [str(self.bin / "potluck"), *self._endpoints(home), "--json", *args]
 
     def ask(self, home: Path, *args: str) -> dict:
-        """What such a command says, as its last object."""
+        """Runs such a command; returns its last object."""
         return potluck.ask(self.bin, *self._endpoints(home), *args)
 
     def _endpoints(self, home: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Programs of the machine: whether they are here, and where they come from."""
+"""Finds installed programs, and names the packages of missing ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = {"nginx": "nginx-light", "aria2c": "aria2", "transmission-create": "t
 
 
 def need(*programs: str) -> None:
-    """Raises `Unavailable` unless all are there."""
+    """Raises `Unavailable` unless all are installed."""
     for program in programs:
         if not find(program):
             raise Unavailable(f"no {program}: apt-get install {PACKAGES.get(program, program)}")
@@ -22,6 +22,6 @@ def find(program: str) -> str | None:
 
 
 def first_line(*command: str) -> str:
-    """What a program says of its version."""
+    """The version that a program reports."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return next((line for line in (result.stdout + result.stderr).splitlines() if any(c.isdigit() for c in line)), command[0])

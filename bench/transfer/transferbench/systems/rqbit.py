@@ -1,4 +1,5 @@
-"""rqbit: one server a node, told of torrents and peers over its HTTP API. Torrents of version 1 (SHA-1): it knows no others."""
+"""rqbit: one server per node, controlled over its HTTP API. Torrents are version 1 (SHA-1), the
+only one that it supports."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from .base import System
 
 PIECE = 1 << 20
 POLL = 0.02
-"""Seconds between two questions whether the file is there; as much as a time may be too long."""
+"""Polling interval in seconds; a measured time may be too long by this much."""
 
 
 class Rqbit(System):
