@@ -1,6 +1,6 @@
 # One image for all of Potluck: the index, the peer and the command line.
 
-# The manifests without the sources: as long as they stay the same, so do the built dependencies.
+# Only the manifests, not the sources: dependencies are rebuilt only when a manifest changes.
 FROM debian:bookworm-slim AS manifests
 WORKDIR /src
 COPY . .
@@ -19,11 +19,11 @@ RUN find . -name '*.rs' -delete \
 FROM rust:1-bookworm AS build
 WORKDIR /src
 COPY --from=manifests /src .
-# `--locked`: the image holds what Cargo.lock names, or is not built.
+# `--locked`: the build fails if Cargo.lock is out of date.
 RUN cargo build --release --locked -p potluck-index -p potluck-peer -p potluck-cli
 RUN find . -path ./target -prune -o -path ./bench -prune -o -name '*.rs' -exec rm {} +
 COPY . .
-# Cargo compares times: the sources must be newer than what was built from the empty ones.
+# Cargo compares times, so the sources must be newer than the files built from the empty ones.
 RUN find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
     && cargo build --release --locked -p potluck-index -p potluck-peer -p potluck-cli --bins \
     && mkdir /out \
@@ -36,7 +36,7 @@ LABEL org.opencontainers.image.title="Potluck" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /out/ /usr/local/bin/
 COPY LICENSE-MIT LICENSE-APACHE /usr/share/doc/potluck/
-# Not root. Volumes mounted on these folders take over their owner.
+# Not root. Volumes mounted on these folders inherit their owner.
 RUN useradd --system --uid 10001 --create-home --home-dir /home/potluck potluck \
     && mkdir -p /var/lib/potluck/index /var/lib/potluck/peer /samples /downloads \
     && chown -R potluck:potluck /var/lib/potluck /samples /downloads

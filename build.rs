@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("potluck.descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
-        // `bytes` fields arrive as slices of the receive buffer instead of copies.
+        // `bytes` fields become slices of the receive buffer instead of copies.
         .bytes(".potluck.v1")
         .compile_fds(descriptors)?;
     Ok(())

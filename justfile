@@ -1,9 +1,9 @@
-# The day's commands. `just` alone lists them.
+# Commands for development. `just` alone lists them.
 
 default:
     @just --list
 
-# The main job, in one command: an index and four peers on this machine, one file from three of them at once.
+# The demo: an index and four peers on this machine; one downloads a file from the other three.
 demo *ARGS:
     cargo run --release -- demo {{ARGS}}
 
@@ -11,26 +11,26 @@ demo *ARGS:
 test:
     cargo test --workspace
 
-# What must hold before a commit.
+# The checks before a commit.
 check:
     cargo fmt --all --check
     tests/circles.py
     cargo clippy --workspace --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
-# Licences, sources and advisories of everything we depend on.
+# Checks licences, sources and advisories of all dependencies.
 deny:
     cargo deny check
 
-# The examples, against a real index and two peers.
+# Runs the examples with a real index and two peers.
 examples:
     cargo build --workspace
     examples/test.sh
 
-# The network of docker-compose.yml, with a search and a download from it.
+# Starts the network of docker-compose.yml, then searches and downloads in it.
 containers:
     tests/containers.sh
 
-# All that continuous integration runs.
+# Everything that continuous integration runs.
 ci:
     bash .ci/run

@@ -1,5 +1,5 @@
-#!/usr/bin/env bash
-# Runs every example against a real index and two real peers on loopback, and compares the bytes.
+# !/usr/bin/env bash Runs every example with a real index and two real peers on loopback, and
+# compares the bytes.
 #
 #   examples/test.sh [BIN]      the folder of the programs [default: target/debug]
 set -euo pipefail
@@ -22,7 +22,7 @@ if ! command -v grpcurl >/dev/null; then
   PATH=$PATH:$work
 fi
 
-# start NAME PROGRAM ARGS...: starts it and sets `address` to where it listens.
+# start NAME PROGRAM ARGS...: starts it and sets `address` to its listening address.
 start() {
   local name=$1
   shift

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Circles between the source files of each crate: files that need each other, directly or through others.
+"""Finds dependency cycles between the source files of each crate, direct or through other files.
 
     tests/circles.py [CRATE_FOLDER ...] [--edges]
 
-A file needs another when it names an item of it: in a `use`, or by a path that starts with `crate`,
-`self`, `super` or a module it imported. Re-exports are followed to the file that defines the item.
-Tests (`#[cfg(test)]`, files named `tests.rs` or `contract.rs`) do not count. Exits with 1 when there is a circle.
+A file depends on another if it names an item of it: in a `use`, or by a path that starts with
+`crate`, `self`, `super` or a module it imported. Re-exports are followed to the file that defines
+the item. Tests (`#[cfg(test)]`, files named `tests.rs` or `contract.rs`) do not count. Exits with 1
+if there is a cycle.
 """
 
 import os
@@ -42,7 +43,7 @@ def code_only(text):
 
 
 def use_paths(tree, prefix=()):
-    """(path, name) of each leaf of a use tree; name is what it is called here, `*` for a glob."""
+    """(path, name) of each leaf of a use tree; name is the local name, or `*` for a glob."""
     tree = tree.strip()
     if "{" in tree:
         head, rest = tree.split("{", 1)
@@ -67,7 +68,7 @@ def use_paths(tree, prefix=()):
 
 
 class Crate:
-    """The modules of one crate, and which file needs which."""
+    """The modules of one crate, and their dependencies."""
 
     def __init__(self, root):
         self.root, self.files, self.code, self.uses, self.defines = root, {}, {}, {}, {}
@@ -91,7 +92,7 @@ class Crate:
             self.uses[module] = [leaf for tree in re.findall(r"\buse\s+([^;]+);", code) for leaf in use_paths(tree)]
 
     def absolute(self, module, path):
-        """The path from the crate's root, or None where it leaves the crate."""
+        """The path from the crate's root, or None if it leads out of the crate."""
         base = list(module)
         if path[0] == "crate":
             return tuple(path[1:])
@@ -109,7 +110,7 @@ class Crate:
         return None
 
     def owner(self, path, seen=frozenset()):
-        """The module that defines what an absolute path names."""
+        """The module that defines the item at an absolute path."""
         if path in seen:
             return None
         seen = seen | {path}

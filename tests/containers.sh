@@ -1,6 +1,5 @@
-#!/usr/bin/env bash
-# Brings up the network of docker-compose.yml under a project name of its own, searches and fetches from it, compares the bytes,
-# stops a sharing peer in between, and takes everything down again.
+# !/usr/bin/env bash Starts the network of docker-compose.yml under its own project name, searches
+# and downloads, stops a sharing peer, downloads again, compares the bytes, and removes everything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export COMPOSE_PROJECT_NAME=potluck-test
@@ -26,7 +25,7 @@ printf 'ready after %d s\n' $((SECONDS - before))
 
 cli() { network run --rm -T cli "$@"; }
 
-# Sharing goes on in the background after a peer is up: wait until all three have registered.
+# A peer shares in the background after its start: wait until all three have registered.
 for attempt in $(seq 60); do
   cli --json query numbers.txt 2>/dev/null | grep -o '"complete":true' | wc -l | grep -qx 3 && break
   [ "$attempt" = 60 ] && fail "numbers.txt does not have three providers"
@@ -39,12 +38,12 @@ wanted=$(network exec -T peer1 sha256sum /samples/numbers.txt | cut -d' ' -f1)
 got=$(network run --rm -T --entrypoint sha256sum cli /downloads/numbers.txt | cut -d' ' -f1)
 [ "$wanted" = "$got" ] || fail "what was fetched differs from what was shared"
 
-# A running peer of the network fetches too, and shares what it has.
+# A running peer of the network also downloads, and shares the result.
 network exec -T peer4 potluck --peer unix:/var/lib/potluck/peer/control.sock get cookbook
 network exec -T peer4 sh -c 'cd /var/lib/potluck/peer/files/cookbook && test -L favourite.txt && test -d empty && grep -q Stone favourite.txt' ||
   fail "the collection was not restored"
 
-# With one of three gone, the rest is enough.
+# The other two peers are enough when one of three has stopped.
 network kill peer2 >/dev/null 2>&1
 cli get numbers.txt -o /downloads/again.txt
 got=$(network run --rm -T --entrypoint sha256sum cli /downloads/again.txt | cut -d' ' -f1)

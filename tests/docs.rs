@@ -1,4 +1,4 @@
-//! Checks that the documents which programs rely on match the code.
+//! Checks that documents with stable content match the code.
 
 use std::collections::HashSet;
 

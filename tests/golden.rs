@@ -8,7 +8,7 @@ use std::{fs::File, io, io::Write as _};
 use potluck_core::{FileId, Root, identity::hash};
 use sha2::Digest as _;
 
-/// Length of a content block: a prime, so that no two leaves start alike.
+/// Length of a content block: a prime, so that no two leaves begin with the same bytes.
 const BLOCK: usize = 16_381;
 
 /// Generated content with random access.

@@ -1,5 +1,5 @@
-//! Errors of a client if nothing answers, or something other than Potluck: the right reason,
-//! naming the endpoint, without long delay.
+//! Tests that a client reports the right reason and the endpoint, without a long delay, if nothing
+//! answers or if another program does.
 #![expect(clippy::unwrap_used, reason = "a test's own setup")]
 
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
 };
 
-/// Longer than connecting and one call can take together.
+/// Longer than a connection attempt and one call can take together.
 const SOON: Duration = Duration::from_secs(18);
 
 /// A listener that runs `answer` for every connection.
@@ -44,7 +44,7 @@ async fn listen_and_say(text: &'static [u8]) -> Endpoint {
     .await
 }
 
-/// Both ways to connect fail with this reason, in time and naming the endpoint.
+/// Asserts that both ways to connect fail in time with this reason and name the endpoint.
 async fn assert_fails(endpoint: Endpoint, reason: Reason) {
     let start = Instant::now();
     let connect = async { endpoint.connect().await.map(drop).unwrap_err() };
@@ -61,7 +61,7 @@ async fn assert_fails(endpoint: Endpoint, reason: Reason) {
 
 #[tokio::test]
 async fn a_port_where_nobody_listens() {
-    // Bound, so that no other process listens on this port meanwhile.
+    // The socket is bound, so no other process can listen on this port meanwhile.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap();
@@ -186,7 +186,8 @@ async fn a_grpc_server_of_something_else() {
     assert!(problem.message.contains(&endpoint.to_string()), "{problem}");
 }
 
-/// A peer or index that was killed counts as lost, not as foreign, so that the client may retry.
+/// A killed peer or index counts as unreachable, not as a foreign program, so that the client may
+/// retry.
 #[tokio::test]
 async fn a_server_that_dies_in_the_middle_of_a_stream() {
     let endpoint = listen(|stream| async move {

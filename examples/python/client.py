@@ -20,7 +20,7 @@ def sha256(data):
 
 
 def merkle_root(data):
-    """The root of BitTorrent v2's tree: SHA-256 leaves, padded with zeros to a power of two."""
+    """The root of the BitTorrent v2 tree: SHA-256 leaves, padded with zeros to a power of two."""
     layer = [sha256(data[i : i + LEAF]) for i in range(0, len(data), LEAF)] or [sha256(b"")]
     while len(layer) & (len(layer) - 1):
         layer.append(bytes(32))
@@ -56,8 +56,8 @@ def main(index_address, name, target):
         file.write(data)
     print(f"{target}: {len(data)} bytes from {len(peers)} peers, verified")
 
-    # Announce the copy, as a program does that also serves it on port 5000. The token in the answer
-    # owns the registration; nobody else can remove it.
+    # Announce the copy. A real program would also serve it on port 5000. The token in the response
+    # owns the registration: only its holder can remove it.
     record = common_pb2.FileRecord(size=len(data), root=root)
     registration = index_pb2.Registration(file=record, names=[name], complete=True)
     mine = index.Register(

@@ -1,5 +1,5 @@
-//! A client that misbehaves on the wire: HTTP/2 by hand, which sends half of what it announces and
-//! reads nothing, but answers PINGs.
+//! A client that misbehaves on the wire: it writes HTTP/2 frames directly, sends incomplete
+//! messages and reads nothing, but answers PINGs.
 #![allow(dead_code, reason = "each test uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,10 +12,10 @@ use tokio::{net::TcpStream, task::JoinHandle};
 /// Reflection's call.
 pub(crate) const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
-/// The watch of a server's health.
+/// Opens a watch of the server's health.
 pub(crate) const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
-/// One connection. It ends when this is dropped.
+/// One connection. It ends when the client is dropped.
 pub(crate) struct RawClient {
     send: SendRequest<Bytes>,
     driver: JoinHandle<()>,
@@ -30,7 +30,7 @@ impl Drop for RawClient {
 }
 
 impl RawClient {
-    /// Connects and lets so many bytes of each answer through.
+    /// Connects with this window in bytes for each answer.
     pub(crate) async fn connect(at: SocketAddr, window: u32) -> Self {
         let stream = TcpStream::connect(at).await.unwrap();
         let mut builder = h2::client::Builder::new();
@@ -50,13 +50,13 @@ impl RawClient {
         }
     }
 
-    /// Whether the connection is still there.
+    /// Whether the connection is still open.
     pub(crate) fn is_open(&self) -> bool {
         !self.driver.is_finished()
     }
 
-    /// Begins a call with these bytes and reads nothing of its answer. False where the server takes
-    /// no more.
+    /// Begins a call with these bytes and reads nothing of its answer. Returns false if the server
+    /// accepts no more.
     pub(crate) async fn begin(&mut self, path: &str, body: Bytes, end: bool) -> bool {
         let request = http::Request::post(format!("http://raw{path}"))
             .header("content-type", "application/grpc")
@@ -88,12 +88,12 @@ pub(crate) fn half_sent(length: usize) -> Bytes {
     whole.slice(..whole.len() - 1)
 }
 
-/// A question to reflection that has a long answer.
+/// A reflection request with a long answer.
 pub(crate) fn describe(symbol: &str) -> Bytes {
     framed(&[&[0x22, symbol.len() as u8], symbol.as_bytes()].concat())
 }
 
-/// The most memory that a process ever had, in MiB; `None` where the system does not tell.
+/// Peak memory of a process in MiB; `None` if the system does not report it.
 pub(crate) fn peak_memory(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -101,7 +101,8 @@ pub(crate) fn peak_memory(pid: u32) -> Option<u64> {
     Some(kib / 1024)
 }
 
-/// The same once it has not grown for a second: what was sent has had its effect.
+/// The peak memory after it has not grown for a second, so that all sent bytes have had their
+/// effect.
 pub(crate) async fn settled_memory(pid: u32) -> Option<u64> {
     let mut peak = peak_memory(pid)?;
     let mut unchanged = 0;

@@ -1,4 +1,4 @@
-//! A server that answers any gRPC call with the bytes that a test wants: HTTP/2 by hand.
+//! A server that answers any gRPC call with given bytes; it writes HTTP/2 frames directly.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use tokio::net::TcpListener;
 
-/// Answers every call with this message, until the runtime ends. Gives its address.
+/// Answers every call with this message until the runtime ends. Returns its address.
 pub(crate) async fn answering(message: Bytes) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

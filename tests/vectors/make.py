@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes roots.json: Merkle roots of generated files as libtorrent computes them, for Potluck's to be checked against.
+"""Makes roots.json: Computes Merkle roots of generated files with libtorrent, as test vectors for
+Potluck.
 
     python3 -m venv /tmp/vectors && /tmp/vectors/bin/pip install libtorrent
     /tmp/vectors/bin/python tests/vectors/make.py tests/vectors/roots.json
@@ -38,7 +39,8 @@ def write_content(path, size):
 
 
 def pieces_root(folder, name, size):
-    """`pieces root` of BEP 52. Piece sizes differ from Potluck's on purpose: the root must not depend on them."""
+    """`pieces root` of BEP 52. Piece sizes differ from Potluck's because the root must not depend
+    on them."""
     files = libtorrent.file_storage()
     files.add_file(name, size)
     torrent = libtorrent.create_torrent(files, piece_size=64 * KIB, flags=libtorrent.create_torrent.v2_only)
@@ -55,7 +57,7 @@ def vector(size, root):
 
 
 def main(target):
-    # BEP 52 gives an empty file no root; Potluck says that it is SHA-256 of nothing.
+    # BEP 52 defines no root for an empty file; Potluck uses SHA-256 of the empty string.
     vectors = [vector(0, hashlib.sha256(b"").digest())]
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
