@@ -1,8 +1,8 @@
-//! Which units of a file a peer has and is downloading, and how that changes.
+//! The units of a file that a peer has, those that it is downloading, and changes of both.
 
 use crate::bitfield::Bitfield;
 
-/// Which units of a file a peer has and is downloading.
+/// The units of a file that a peer has, and those that it is downloading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Availability {
     /// Verified units.
@@ -37,8 +37,8 @@ impl AvailabilityChange {
 /// A report of a peer's availability.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AvailabilityUpdate {
-    /// All of it; replaces earlier reports.
+    /// The complete availability; replaces earlier reports.
     Snapshot(Availability),
-    /// What changed since the last report.
+    /// The changes since the last report.
     Change(AvailabilityChange),
 }

@@ -57,18 +57,18 @@ impl TryFrom<v1::FileRecord> for FileRecord {
         let derived = FileId::derive(record.size, &root);
         if FileLayout::new(record.size).is_none() {
             let message = format!(
-                "a file has at most {MAX_FILE_SIZE} bytes, this has {}",
+                "a file has at most {MAX_FILE_SIZE} bytes, but this one has {}",
                 record.size
             );
             return Err(Problem::new(Reason::OutOfRange, message).field("file.size"));
         }
         if record.size == 0 && root != EMPTY_ROOT {
-            let message = "the root of an empty file is SHA-256 of nothing, and this is another";
+            let message = "the root of an empty file must be SHA-256 of the empty string";
             return Err(Problem::new(Reason::IdMismatch, message).field("file.root"));
         }
         if !record.file_id.is_empty() && id::<FileId>(&record.file_id, "file.file_id")? != derived {
             return Err(
-                Problem::new(Reason::IdMismatch, "the id does not fit the size and the root")
+                Problem::new(Reason::IdMismatch, "the id does not match the size and the root")
                     .field("file.file_id"),
             );
         }
@@ -299,7 +299,7 @@ mod tests {
         }
 
         #[test]
-        fn a_record_that_lies_is_refused(record in records(), size in 1..=MAX_FILE_SIZE) {
+        fn an_inconsistent_record_is_refused(record in records(), size in 1..=MAX_FILE_SIZE) {
             let lie = v1::FileRecord { size, ..(&record).into() };
             let told = FileRecord::try_from(lie);
             prop_assert_eq!(told.is_ok(), size == record.size);
@@ -313,7 +313,7 @@ mod tests {
         }
 
         #[test]
-        fn hosts_do_not_become_something_else(host in any::<String>()) {
+        fn only_valid_hosts_are_accepted(host in any::<String>()) {
             let address = v1::Address { host, port: 1 };
             if let Ok(address) = Address::try_from(address)
                 && let Ok(endpoint) = address.to_string().parse::<crate::grpc::transport::Endpoint>()
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_labels_do_not_arrive() {
+    fn names_that_are_not_labels_are_dropped() {
         let mut all = vec!["ok".to_owned(), "\u{1b}[2J".to_owned(), "../x".to_owned()];
         all.extend((0..20).map(|i| i.to_string()));
         let kept = names(all);

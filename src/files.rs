@@ -64,7 +64,7 @@ fn open(path: &Path, flags: OFlags) -> io::Result<File> {
 fn no_file(what: &str) -> io::Error {
     io::Error::new(
         ErrorKind::InvalidInput,
-        format!("{what} is there and no regular file"),
+        format!("{what} exists but is not a regular file"),
     )
 }
 
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_regular_files_are_opened_and_nothing_is_waited_for() {
+    fn only_regular_files_are_opened_and_opening_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("file"), "12345").unwrap();

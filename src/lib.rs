@@ -5,8 +5,8 @@
 //! | [`proto`] | the generated messages, clients and servers of `proto/potluck/v1` |
 //! | [`identity`] | ids, the Merkle tree, the piece layout, and hashing |
 //! | [`collection`] | safe paths, folder manifests, and download plans |
-//! | [`bitfield`], [`availability`] | sets of units; which units a peer has and is fetching |
-//! | [`model`] | what the index stores and returns: files, providers, registrations, leases |
+//! | [`bitfield`], [`availability`] | sets of units; the units that a peer has and is downloading |
+//! | [`model`] | data that the index stores and returns: files, providers, registrations, leases |
 //! | [`index_client`] | calls to the index, in domain types |
 //! | [`convert`] | conversions between protobuf messages and domain types |
 //! | [`grpc`] | endpoints and servers, the download codec, limits per client address |

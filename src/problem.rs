@@ -22,7 +22,7 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $wire:literal, $word:literal, $code:ident;)*) => {
-        /// Why a call failed. The set is closed, and stable on the wire and in `--json`.
+        /// The reason why a call failed. The set is closed, and stable on the wire and in `--json`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Reason { $($(#[$doc])* $name,)* }
@@ -161,7 +161,7 @@ impl Reason {
 
 /// Advice for [`Reason::TooManyOpenFiles`], as the end of a message.
 pub const RAISE_OPEN_FILES: &str =
-    "too many files are open: raise the limit (`ulimit -n`), or end some of what runs";
+    "too many files are open: raise the limit (`ulimit -n`), or stop some of the work";
 
 /// Whether the system refused a file descriptor (`EMFILE`, `ENFILE`). An error that wraps another
 /// has no number of its own, so the wrapped error is checked too.
@@ -338,7 +338,7 @@ mod tests {
             prop_assert_eq!(sent.code(), problem.reason.code());
             let headers = sent.into_http::<()>().into_parts().0.headers;
             let size: usize = headers.values().map(|value| value.len()).sum();
-            prop_assert!(size < 14 * 1024, "{} bytes do not fit the headers a client takes", size);
+            prop_assert!(size < 14 * 1024, "{} bytes do not fit the headers that a client accepts", size);
             let received = Status::from_header_map(&headers).unwrap();
             prop_assert_eq!(Problem::from(received), problem);
         }
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_of_another_domain_is_not_ours() {
+    fn a_reason_of_another_domain_is_ignored() {
         let mut details = ErrorDetails::new();
         details.set_error_info("NOT_FOUND", "example.com", std::collections::HashMap::new());
         let status = Status::with_error_details(Code::Unavailable, "", details);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_file_descriptors_is_seen_through_any_wrapping() {
+    fn wrapped_errors_are_recognized_as_too_many_open_files() {
         for number in [Errno::MFILE, Errno::NFILE] {
             let bare = || io::Error::from(number);
             assert_eq!(Reason::of_exhaustion(&bare()), Some(Reason::TooManyOpenFiles));
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_are_told_apart_by_their_texts() {
+    fn reasons_have_distinct_texts() {
         for reason in Reason::ALL {
             assert_eq!(Reason::from_wire(reason.as_str()), Some(*reason));
             assert_eq!(reason.word(), reason.as_str().to_lowercase());

@@ -20,8 +20,8 @@ Environment:
   POTLUCK_LOG, RUST_LOG    log filter, as in POTLUCK_LOG=potluck_peer=debug
                            [default: info]; logs go to standard error";
 
-/// The default log filter at `level`: only errors from libraries that log what
-/// strangers do.
+/// The default log filter at `level`: only errors from libraries whose log remote clients could
+/// fill.
 pub fn default_filter(level: &str) -> String {
     let quiet = NOISY.iter().map(|library| format!(",{library}=error"));
     std::iter::once(level.to_owned()).chain(quiet).collect()
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn warnings_of_libraries_that_strangers_cause_are_not_logged_by_default() {
+    fn warnings_that_remote_clients_can_cause_are_not_logged_by_default() {
         let written = Written::default();
         let writer = written.clone();
         let subscriber = tracing_subscriber::fmt()

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_as_many_as_asked_for_and_begin_where_copies_are_quick() {
+    fn a_buffer_has_its_length_and_starts_in_the_middle_of_a_page() {
         for len in [0, 1, 4096, MIN_ALIGNED - 1, MIN_ALIGNED, 100_000, 1 << 20] {
             let mut buffer = ReadBuffer::new(len);
             assert_eq!(buffer.len(), len);

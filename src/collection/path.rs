@@ -26,34 +26,34 @@ pub enum PathError {
     #[error("a path and each of its parts need at least one character")]
     Empty,
     /// The path starts with a slash.
-    #[error("the path is absolute, and only relative ones are taken")]
+    #[error("the path is absolute, and only relative paths are allowed")]
     Absolute,
     /// A component is `.` or `..`.
-    #[error("`.` and `..` are not taken in a path")]
+    #[error("`.` and `..` are not allowed in a path")]
     Dots,
     /// A control character, including NUL.
-    #[error("control characters are not taken in names")]
+    #[error("control characters are not allowed in names")]
     Control,
     /// A character that reorders the surrounding text or separates lines.
-    #[error("characters that turn the direction of text, and line separators, are not taken in names")]
+    #[error("characters that change the direction of text, and line separators, are not allowed in names")]
     Reordering,
     /// No visible character.
-    #[error("a name needs at least one character that can be seen")]
+    #[error("a name needs at least one visible character")]
     Invisible,
     /// A backslash, which is a separator on some systems.
-    #[error("backslashes are not taken in names")]
+    #[error("backslashes are not allowed in names")]
     Backslash,
     /// A slash in a label.
-    #[error("slashes are not taken in a name")]
+    #[error("slashes are not allowed in a name")]
     Slash,
     /// A component is longer than [`MAX_COMPONENT_LEN`].
-    #[error("a name is at most {MAX_COMPONENT_LEN} bytes long, this has {0}")]
+    #[error("a name has at most {MAX_COMPONENT_LEN} bytes, but this one has {0}")]
     ComponentTooLong(usize),
     /// The path is longer than [`MAX_PATH_LEN`].
-    #[error("a path is at most {MAX_PATH_LEN} bytes long, this has {0}")]
+    #[error("a path has at most {MAX_PATH_LEN} bytes, but this one has {0}")]
     TooLong(usize),
     /// More than [`MAX_DEPTH`] components.
-    #[error("a path is at most {MAX_DEPTH} folders deep, this has {0}")]
+    #[error("a path has at most {MAX_DEPTH} components, but this one has {0}")]
     TooDeep(usize),
 }
 
@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_paths_are_taken() {
+    fn plain_paths_are_accepted() {
         for text in ["a", "a/b", "a b/ü/…", ".hidden", "...", "a..b", "-", "~", "a:b"] {
             let path = RelPath::parse(text).unwrap();
             assert_eq!(path.as_str(), text);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_leads_elsewhere_is_refused() {
+    fn paths_that_leave_the_folder_are_refused() {
         let refused = |text: &str| RelPath::parse(text).unwrap_err();
         assert_eq!(refused(""), PathError::Empty);
         assert_eq!(refused("/"), PathError::Absolute);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_look_like_others_or_like_nothing_are_refused() {
+    fn misleading_and_invisible_names_are_refused() {
         for text in [
             "cv\u{202e}fdp.exe",
             "a/\u{2066}b\u{2069}",
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn names_in_all_scripts_are_taken() {
+    fn names_in_all_scripts_are_accepted() {
         for text in [
             "👩\u{200d}👩\u{200d}👧.png",
             "❤\u{fe0f}.txt",
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn any_name_has_a_label_near_it() {
+    fn sanitizing_keeps_a_name_recognizable() {
         let label = |text: &str| Label::sanitize(text).as_str().to_owned();
         assert_eq!(label("a.bin"), "a.bin");
         assert_eq!(label("../../etc/passwd"), "passwd");
@@ -379,14 +379,14 @@ mod tests {
         }
 
         #[test]
-        fn a_label_stays_as_it_is(text in any::<String>()) {
+        fn sanitizing_does_not_change_a_label(text in any::<String>()) {
             if let Ok(label) = Label::parse(&text) {
                 prop_assert_eq!(Label::sanitize(&text), label);
             }
         }
 
         #[test]
-        fn a_path_only_goes_down(text in "[a./\\\\\0é-]{0,12}") {
+        fn a_path_stays_beneath_its_folder(text in "[a./\\\\\0é-]{0,12}") {
             if let Ok(path) = RelPath::parse(&text) {
                 let all_normal = path
                     .to_path_buf()

@@ -20,8 +20,8 @@ use tonic::{
 
 use crate::Problem;
 
-/// The encoded items of the list field with number `list`. Stops at the first malformed byte, as
-/// decoding does.
+/// The encoded items of the repeated field with number `list`. Stops at the first malformed byte,
+/// as decoding does.
 pub fn list_items(message: &[u8], list: u32) -> impl Iterator<Item = &[u8]> {
     let mut rest = message;
     std::iter::from_fn(move || {

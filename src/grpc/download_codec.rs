@@ -76,7 +76,7 @@ pub struct ChunkSlice {
     pub data: Bytes,
 }
 
-/// Why the received bytes are not a valid stream of chunks.
+/// The reason why the received bytes are not a valid stream of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkError {
     /// A compressed message, although compression was not negotiated.
@@ -86,7 +86,7 @@ pub enum ChunkError {
     #[error("it sent a chunk that is too long")]
     TooLong,
     /// The message does not decode as a chunk.
-    #[error("it sent what is no chunk")]
+    #[error("it sent an invalid chunk")]
     NotAChunk,
     /// The stream ended inside a message.
     #[error("it ended in the middle of a chunk")]
@@ -114,7 +114,7 @@ struct CurrentChunk {
 impl ChunkDecoder {
     /// Adds received bytes. Call only after [`ChunkDecoder::next_slice`] returned `None`.
     pub fn push(&mut self, bytes: Bytes) {
-        debug_assert!(self.unparsed.is_empty(), "what came before was not looked at");
+        debug_assert!(self.unparsed.is_empty(), "earlier bytes were not parsed");
         self.unparsed = bytes;
     }
 
@@ -305,16 +305,16 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_at_most_as_long_as_it_says() {
+    fn a_header_fits_its_maximum_length() {
         let header = ChunkHeader::new(u32::MAX, u64::MAX, u32::MAX - 32);
         assert_eq!(header.as_bytes().len(), MAX_HEADER);
     }
 
     #[test]
-    fn other_forms_of_the_same_message_are_read_too() {
+    fn other_encodings_of_a_chunk_are_decoded() {
         let data = vec![7; 100];
         let tail = [&[26, 100][..], &data].concat();
-        // Data first; an unknown field; a repeated field, of which the last one counts.
+        // Data first; an unknown field; a repeated field, whose last value counts.
         let forms = [
             [&tail[..], &[8, 3, 16, 5]].concat(),
             [&[8, 3, 16, 5, 32, 1][..], &tail].concat(),
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_chunk_is_refused() {
+    fn invalid_chunks_are_refused() {
         let stream = encoded(&[message(1, 2, vec![3; 40])]);
         assert_eq!(
             decoded(&stream[..stream.len() - 1], &[]),
@@ -358,7 +358,7 @@ mod tests {
         /// A generic gRPC receiver decodes header and data; the decoder reads a generic sender's
         /// stream with any cuts.
         #[test]
-        fn it_is_what_grpc_sends(
+        fn the_codec_matches_generated_code(
             span in prop_oneof![Just(0), any::<u32>()],
             offset in prop_oneof![Just(0), 0..u64::MAX / 2],
             data in proptest::collection::vec(any::<u8>(), 1..300),
@@ -382,7 +382,7 @@ mod tests {
 
         /// Arbitrary bytes cause no panic and are not buffered without bound.
         #[test]
-        fn anything_may_come(stream in proptest::collection::vec(any::<u8>(), 0..200), cuts in proptest::collection::vec(0usize..20, 0..20)) {
+        fn arbitrary_input_does_no_harm(stream in proptest::collection::vec(any::<u8>(), 0..200), cuts in proptest::collection::vec(0usize..20, 0..20)) {
             let _ = decoded(&stream, &cuts);
         }
     }

@@ -1,10 +1,10 @@
-//! A counting limiter of permits, such as connections or bytes, with a maximum share per client
+//! A counting limiter of permits, such as connections or bytes, with a maximum fraction per client
 //! address.
 //!
 //! Invariants:
 //! - At most `capacity` permits are in use.
-//! - One client takes at most its share of the permits that other clients leave, so that a new
-//!   client gets a permit as long as one is free.
+//! - One client takes at most a fraction of the permits that other clients leave free, so that a
+//!   new client gets a permit while any is free.
 //!
 //! A client is an address, or a /64 network for IPv6. On loopback each connection is a client:
 //! behind a proxy all clients share that address, and many peers may run on one machine. Clients
@@ -18,8 +18,8 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// Default of [`MaxShare`], in percent. Half is plenty for a crowd behind one address, and two such
-/// addresses leave a quarter to a third of all permits to the rest.
+/// Default of [`MaxShare`], in percent. Half is enough for a crowd behind one address, and two such
+/// addresses leave a quarter to a third of all permits to other clients.
 pub const DEFAULT_MAX_SHARE: u8 = 50;
 
 /// The largest fraction of the permits not used by others that one client may hold.
@@ -103,7 +103,7 @@ pub fn client_network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Why no permit is available.
+/// The reason why no permit is available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitError {
     /// All permits are in use.
@@ -146,7 +146,7 @@ impl LimiterState {
     }
 }
 
-/// One or more permits. Returned when dropped.
+/// One or more permits. Dropping the value returns them.
 #[derive(Debug)]
 pub struct Permit {
     limiter: PerAddressLimiter,
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn one_address_takes_half_and_leaves_the_rest_to_others() {
+    fn one_address_gets_at_most_half_of_the_free_permits() {
         let limiter = PerAddressLimiter::new(512, MaxShare::default());
         let (first, refused) = all(&limiter, source("192.0.2.1"));
         assert_eq!((first.len(), refused), (256, LimitError::AddressShare));
@@ -274,12 +274,12 @@ mod tests {
         drop(first);
         assert!(
             limiter.try_acquire(source("192.0.2.1")).is_ok(),
-            "it gave them back"
+            "dropped permits are free again"
         );
     }
 
     #[test]
-    fn whoever_has_no_port_on_this_machine_may_take_all() {
+    fn loopback_without_a_port_is_not_limited_per_client() {
         for here in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
             let limiter = PerAddressLimiter::new(5, MaxShare::default());
             let (taken, refused) = all(&limiter, source(here));
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_over_loopback_leaves_places_to_the_others() {
+    fn each_loopback_connection_counts_as_one_client() {
         for hosts in [
             ["127.0.0.1:1", "127.0.0.1:2"],
             ["[::1]:1", "[::1]:2"],
@@ -304,12 +304,12 @@ mod tests {
         assert_eq!(
             far("192.0.2.1:1"),
             far("192.0.2.1:2"),
-            "elsewhere the port says nothing"
+            "the port counts only on loopback"
         );
     }
 
     #[test]
-    fn many_are_taken_at_once_or_none() {
+    fn many_permits_are_taken_together_or_not_at_all() {
         let limiter = PerAddressLimiter::new(100, MaxShare::default());
         let (one, other) = (source("192.0.2.1"), source("192.0.2.2"));
         assert_eq!(limiter.take_many(one, 101).unwrap_err(), LimitError::Full);
@@ -318,7 +318,10 @@ mod tests {
         assert_eq!((held.grow(20), limiter.in_use()), (Ok(()), 50));
         assert_eq!(limiter.taken_by(one), 50);
         assert_eq!(limiter.take_many(other, 51).unwrap_err(), LimitError::Full);
-        assert!(limiter.take_many(other, 50).is_ok(), "the first are for anyone");
+        assert!(
+            limiter.take_many(other, 50).is_ok(),
+            "the first request is always allowed"
+        );
         drop(held);
         assert_eq!((limiter.in_use(), limiter.taken_by(one)), (0, 0));
     }
@@ -335,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_place_and_a_whole_share_are_for_anyone() {
+    fn any_client_may_take_a_single_permit() {
         assert_eq!(
             all(
                 &PerAddressLimiter::new(1, MaxShare::default()),
@@ -356,7 +359,7 @@ mod tests {
     proptest! {
         /// Counts match the permits held, and a client without permits gets one while any is free.
         #[test]
-        fn whoever_has_none_finds_one_while_any_is_free(
+        fn a_client_without_permits_gets_one_while_any_is_free(
             steps in proptest::collection::vec((0u8..6, any::<bool>()), 0..200),
             percent in 1u8..=100,
         ) {

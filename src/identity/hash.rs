@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_and_its_bytes_have_one_tree_whatever_the_threads() {
+    fn hashing_from_disk_and_memory_agree_for_any_number_of_threads() {
         for size in [0, 1, LEAF_SIZE, 131_072, 131_073, 262_145, 1_000_000, 2_097_152] {
             let bytes = bytes(size);
             let expected = hash_bytes(&bytes);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stops_soon_after_it_is_told_to() {
+    fn hashing_stops_soon_after_a_request() {
         let file = tempfile::tempfile().unwrap();
         // A sparse file: a gigabyte to hash without disk usage.
         file.set_len(1 << 30).unwrap();
@@ -393,7 +393,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
-        fn files_hashed_together_are_what_they_are_alone(sizes in proptest::collection::vec(0..300_000_usize, 0..24)) {
+        fn files_hashed_together_have_the_same_trees_as_alone(sizes in proptest::collection::vec(0..300_000_usize, 0..24)) {
             let files: Vec<Vec<u8>> = sizes.iter().map(|&size| bytes(size)).collect();
             let slices: Vec<&[u8]> = files.iter().map(|file| &file[..]).collect();
             let trees = hash_batch(&slices);

@@ -11,17 +11,17 @@ use sha2::Digest as _;
 /// Length of every id, root and hash, in bytes.
 pub const LEN: usize = 32;
 
-/// Why text or bytes are not a valid id.
+/// The reason why text or bytes are not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The text is not 64 characters long.
-    #[error("an id is 64 hex digits, this has {0} characters")]
+    #[error("an id has 64 hex digits, but this text has {0} characters")]
     Length(usize),
     /// The text has a character that is not a hex digit.
-    #[error("an id is 64 hex digits, this has other characters")]
+    #[error("an id has 64 hex digits, but this text has other characters")]
     NotHex,
     /// Not exactly 32 bytes.
-    #[error("an id is 32 bytes, this has {0}")]
+    #[error("an id has 32 bytes, but this one has {0}")]
     Bytes(usize),
 }
 
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_text_says_what_is_wrong() {
+    fn errors_of_bad_ids_name_the_defect() {
         assert_eq!("ab".parse::<FileId>(), Err(IdError::Length(2)));
         assert_eq!("zz".repeat(32).parse::<FileId>(), Err(IdError::NotHex));
         assert_eq!("é".repeat(64).parse::<FileId>(), Err(IdError::NotHex));

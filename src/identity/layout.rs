@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn another_layouts_piece_does_no_harm() {
+    fn a_piece_of_another_layout_has_an_empty_range() {
         let piece = FileLayout::new(MAX_FILE_SIZE).unwrap().pieces().last().unwrap();
         assert_eq!(FileLayout::new(5).unwrap().len(piece), 0);
     }

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_empty_files_names_are_what_they_say() {
+    fn the_constants_of_the_empty_file_are_correct() {
         assert_eq!(EMPTY_ROOT, Root(Sha256::digest([]).into()));
         assert_eq!(EMPTY_FILE, FileId::derive(0, &EMPTY_ROOT));
         assert_eq!(root_of(&[]), EMPTY_ROOT);
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_beyond_a_piece_do_not_pass_for_it() {
+    fn too_much_data_does_not_hash_to_the_piece() {
         let data = bytes(3 * 131_072, 0);
         let layout = FileLayout::new(data.len() as u64).unwrap();
         let piece = piece_hash(&data[..131_072], &layout);
@@ -388,7 +388,7 @@ mod tests {
         }
 
         #[test]
-        fn several_leaves_at_once_hash_as_one_by_one(size in 0..40 * LEAF_SIZE, seed: u8) {
+        fn batched_leaves_hash_as_single_leaves(size in 0..40 * LEAF_SIZE, seed: u8) {
             let data = bytes(size, seed);
             let (mut fast, mut reference) = (Vec::new(), Vec::new());
             hash_leaves(&data, &mut fast);

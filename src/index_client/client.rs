@@ -221,7 +221,7 @@ impl IndexClient {
         if answer.key != key.to_bytes() {
             return Err(Problem::new(
                 Reason::Unreachable,
-                format!("the index at {} answers another query", self.endpoint),
+                format!("the index at {} answered a different query", self.endpoint),
             ));
         }
         Ok(FilePage {
@@ -300,7 +300,7 @@ impl IndexClient {
                 true => event.try_into(),
                 false => Err(Problem::new(
                     Reason::Unreachable,
-                    format!("the index at {endpoint} answered about another file than was asked for"),
+                    format!("the index at {endpoint} answered for a different file"),
                 )),
             }
         }))
@@ -322,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_is_never_for_no_time() {
+    fn a_lease_duration_is_in_the_valid_range() {
         assert_eq!(lease_ttl(0), Duration::from_secs(1));
         assert_eq!(lease_ttl(60_000), Duration::from_secs(60));
         assert_eq!(lease_ttl(u32::MAX), Duration::from_secs(3600));

@@ -1,4 +1,4 @@
-//! What the index stores and returns, as domain types: files, providers, registrations, leases and
+//! Domain types that the index stores and returns: files, providers, registrations, leases and
 //! statistics.
 
 mod address;

@@ -1,4 +1,4 @@
-//! Peers as the answer to "who has this file".
+//! Providers: the peers that have a file.
 
 use crate::{identity::id::PeerId, model::address::Address};
 

@@ -1,10 +1,10 @@
 //! A digest of the registrations that one peer has at the index.
 //!
-//! The peer and the index compute it independently and compare. A difference means that one of
-//! them lost state, as an index does that was restored from a backup. The digest is AdHash: the
-//! sum, modulo 2^256, of one SHA-256 per registration (M. Bellare and D. Micciancio, "A New
-//! Paradigm for Collision-Free Hashing"). It does not depend on order, and a change costs one
-//! hash. docs/protocol.md specifies the encoding.
+//! The peer and the index compute it independently and compare. A difference means that one of them
+//! lost state, for example an index that was restored from a backup. The digest is AdHash: the sum,
+//! modulo 2^256, of one SHA-256 per registration (M. Bellare and D. Micciancio, "A New Paradigm for
+//! Collision-Free Hashing"). It does not depend on order, and a change costs one hash.
+//! docs/protocol.md specifies the encoding.
 //!
 //! Non-goal: resistance to chosen registrations. Finding two sets with the same digest takes about
 //! 2^32 steps (D. Wagner, "A Generalized Birthday Problem"). Such an attacker only falsifies the

@@ -7,11 +7,11 @@ use crate::{collection::path::RelPath, identity::id::FileId};
 pub struct ManifestEntry<'a> {
     /// Path relative to the collection's root.
     pub path: RelPath<'a>,
-    /// What the path holds.
+    /// The content at the path.
     pub content: EntryContent<'a>,
 }
 
-/// What a path of a collection holds.
+/// The content at a path of a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryContent<'a> {
     /// A regular file.

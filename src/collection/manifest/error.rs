@@ -1,8 +1,9 @@
-//! Why entries or bytes are not a valid manifest.
+//! The reason why entries or bytes are not a valid manifest.
 
 use crate::{Problem, Reason, collection::path::PathError};
 
-/// Why entries or bytes are not a valid manifest. Paths come from outside and are escaped.
+/// The reason why entries or bytes are not a valid manifest. Paths come from outside and are
+/// escaped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// The bytes do not start with [`MAGIC`](crate::collection::manifest::MAGIC).

@@ -188,7 +188,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_a_folding_file_system_would_merge_is_found(
+        fn names_that_a_folding_file_system_would_merge_are_found(
             paths in proptest::collection::btree_set(
                 proptest::collection::vec(
                     proptest::sample::select(vec![

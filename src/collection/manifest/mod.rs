@@ -1,4 +1,4 @@
-//! The manifest of a collection: a folder as a file with its own id.
+//! The manifest of a collection: it describes a folder, and is itself a file with an id.
 //!
 //! The encoding is [`MAGIC`], then a `potluck.v1.Manifest` in canonical form (`collection.proto`),
 //! so that a folder has exactly one id.

@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Bytes that any collection may write without confirmation. Disks have this much room, and the
+/// Bytes that any collection may write without confirmation. Disks have this much space, and the
 /// duplicates in shared source trees and package caches take less (hundreds of MiB).
 pub const EXPANSION_FREE: u64 = 1 << 30;
 

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - The limiter bounds the number of open connections, in total and per address. Above the limit,
-//!   a new connection evicts an idle one or is closed immediately, so that its client does not
-//!   wait in vain.
+//!   a new connection evicts an idle one or is closed immediately, so that its client can try
+//!   elsewhere.
 //! - A connection that does not send the HTTP/2 preface in time is closed, since the server's
 //!   keepalive starts only after it.
 //! - A connection that is idle for long or does not read its responses is closed
@@ -110,7 +110,7 @@ pub fn connections<L: Accept>(
                 let (stream, address) = match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
-                        tracing::debug!(%error, "a connection was not accepted");
+                        tracing::debug!(%error, "failed to accept a connection");
                         tokio::time::sleep(ACCEPT_RETRY).await;
                         continue;
                     }
@@ -122,7 +122,7 @@ pub fn connections<L: Accept>(
                 let permit = match permit {
                     Ok(permit) => permit,
                     Err(why) => {
-                        tracing::debug!(?why, ?client, "no place for one more connection: closed it");
+                        tracing::debug!(?why, ?client, "closed a new connection: the limit is reached");
                         continue;
                     }
                 };
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_too_many_is_closed_at_once_and_a_place_is_used_again() {
+    async fn a_connection_above_the_limit_is_closed_and_a_permit_is_reused() {
         let (call, listener) = listener();
         let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
         let _first = call();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_has_its_share_is_turned_away() {
+    async fn an_address_above_its_limit_is_refused() {
         let (call, listener) = listener();
         let limiter = PerAddressLimiter::new(4, MaxShare::default());
         let mut incoming = Box::pin(connections(listener, limiter.clone(), CancellationToken::new()));
@@ -299,12 +299,12 @@ mod tests {
         assert!(futures_util::poll!(incoming.next()).is_pending(), "{callers:?}");
         assert!(
             limiter.try_acquire(IpAddr::from([192, 0, 2, 2]).into()).is_ok(),
-            "another finds a place"
+            "another address gets a permit"
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_all_are_taken_an_idle_connection_makes_room() {
+    async fn a_full_listener_evicts_an_idle_connection() {
         let (call, listener) = listener();
         let mut incoming = Box::pin(connections(listener, places(2), CancellationToken::new()));
         let _callers = (call(), call());
@@ -314,13 +314,13 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(5)).await;
         let _third = call();
         let third = tokio::time::timeout(ACCEPT_RETRY, incoming.next()).await;
-        assert!(third.is_ok(), "a place was free");
+        assert!(third.is_ok(), "the idle connection was evicted");
         let error = idle.read(&mut [0; 1]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_is_to_end_does_not_wait_to_write() {
+    async fn a_pending_write_fails_when_the_connection_must_close() {
         let (call, listener) = listener();
         let disconnect = CancellationToken::new();
         let mut incoming = Box::pin(connections(listener, places(1), disconnect.clone()));
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_does_not_begin_is_closed() {
+    async fn a_connection_without_a_preface_is_closed() {
         let (call, listener) = listener();
         let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
         let mut caller = call();
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_began_may_be_quiet() {
+    async fn a_connection_may_be_silent_after_the_preface() {
         let (call, listener) = listener();
         let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
         let mut caller = call();
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_are_cut_at_the_end() {
+    async fn all_connections_are_closed_at_shutdown() {
         let (call, listener) = listener();
         let disconnect = CancellationToken::new();
         let mut incoming = Box::pin(connections(listener, places(2), disconnect.clone()));

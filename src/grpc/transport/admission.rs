@@ -130,7 +130,7 @@ impl CallKind {
     }
 }
 
-/// What a call costs the rate limiter.
+/// The cost of a call for the rate limiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
     /// A diagnostic call starts. The limiter may reject it.
@@ -395,7 +395,7 @@ impl AdmittedCall {
         incoming: &mut Option<Permit>,
     ) -> Result<Bytes, Problem> {
         let too_large = || {
-            let message = format!("a request of this call has at most {max} bytes");
+            let message = format!("a request of this call may have at most {max} bytes");
             Problem::new(Reason::OutOfRange, message)
         };
         let mut bytes = BytesMut::new();
@@ -434,7 +434,7 @@ impl AdmittedCall {
         tokio::time::timeout(time, all).await.unwrap_or_else(|_| {
             Err(Problem::new(
                 Reason::TimedOut,
-                "the request did not come in time: ask again",
+                "the request did not arrive in time: try again",
             ))
         })?;
         Ok(bytes.freeze())
@@ -454,7 +454,7 @@ impl AdmittedCall {
                 // Frees budget for later calls by closing a connection that does not read.
                 self.client.evict_hoarder();
             }
-            busy("answers that are not read yet", why)
+            busy("unread answers", why)
         })
     }
 
@@ -581,7 +581,10 @@ impl http_body::Body for CountedBody {
         if let Some(limit) = &mut self.limit
             && limit.as_mut().poll(cx).is_ready()
         {
-            let problem = Problem::new(Reason::TimedOut, "the stream was open for too long: ask again");
+            let problem = Problem::new(
+                Reason::TimedOut,
+                "the stream was open for too long: open another one",
+            );
             return Poll::Ready(Some(Err(problem.into())));
         }
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {

@@ -27,7 +27,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::grpc::limiter::{ClientAddress, LimitError, Permit};
 
-/// How long a connection may stay idle. Much longer than the usual interval between a peer's
+/// Maximum idle time of a connection. Much longer than the usual interval between a peer's
 /// heartbeats, so that a peer keeps its connection.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -38,8 +38,8 @@ const EVICTABLE: Duration = Duration::from_secs(1);
 /// Minimum time between two searches for an idle connection of a client that has used its share.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
-/// How long a part of a response may stay unread. A client may open its window again only after it
-/// has read half of it; this is longer than an honest client takes.
+/// Time for which a part of a response may stay unread. A client may open its window again only
+/// after it has read half of it; this is longer than an honest client takes.
 pub(crate) const UNREAD_GRACE: Duration = Duration::from_secs(30);
 
 /// Slowest link that still counts as reading, in bytes per second.
@@ -273,7 +273,7 @@ impl ClientConnection {
         self.shared.address
     }
 
-    /// A connection without known client, which cannot be closed.
+    /// A connection of an unknown client, which cannot be closed.
     pub(crate) fn unknown() -> Self {
         let shared = ConnectionRecord {
             client: ClientAddress::LOCAL,
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_all_are_taken_whoever_has_most_gives_an_idle_one() {
+    async fn a_full_listener_evicts_from_the_client_with_most_connections() {
         let (clients, limiter) = (Clients::default(), PerAddressLimiter::new(4, MaxShare::ALL));
         let lone = connect(&clients, &limiter, 0x100);
         tokio::time::advance(EVICTABLE).await;
@@ -437,7 +437,7 @@ mod tests {
         let newcomer = ClientAddress::from(SocketAddr::from(([192, 0, 2, 9], 1)));
         assert!(
             clients.evict(newcomer, LimitError::AddressShare).is_none(),
-            "it has none itself"
+            "the new client has no connection to close"
         );
         tokio::time::advance(EVICTABLE).await;
         let place = clients.evict(newcomer, LimitError::Full).expect("some are idle");
@@ -447,13 +447,13 @@ mod tests {
             "{disconnect:?}"
         );
         drop(many);
-        assert_eq!(limiter.in_use(), 2, "the place went to the newcomer");
+        assert_eq!(limiter.in_use(), 2, "the new client got the permit");
         drop((place, lone));
         assert_eq!(limiter.in_use(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_lies_unread_closes_its_connection() {
+    async fn an_unread_answer_closes_its_connection() {
         let (clients, limiter) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
         let (silent, slow) = (connect(&clients, &limiter, 1), connect(&clients, &limiter, 2));
         let part = || Bytes::from(vec![0; SLOWEST as usize]);
@@ -473,12 +473,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_hoards_for_longest_makes_room_for_others() {
+    async fn the_connection_with_the_oldest_unread_answer_is_closed_to_free_budget() {
         let (clients, limiter) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
         let (one, other) = (connect(&clients, &limiter, 1), connect(&clients, &limiter, 2));
         let _first = one.client().count_unread(Bytes::from_static(b"x"), budget(1));
         other.client().evict_hoarder();
-        assert!(!is_cut(&one), "it may be about to read it");
+        assert!(!is_cut(&one), "the client may be about to read it");
         tokio::time::advance(HOARDED).await;
         let _second = other.client().count_unread(Bytes::from_static(b"x"), budget(1));
         other.client().evict_hoarder();

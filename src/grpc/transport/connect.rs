@@ -261,18 +261,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_leave_from_an_address_only_where_it_can_reach_the_host() {
+    fn a_local_address_is_used_only_if_it_can_reach_the_host() {
         let can = |from: &str, host: &str| can_leave(from.parse().unwrap(), host);
         assert!(can("127.0.0.10", "127.0.0.1") && can("127.0.0.10", "localhost"));
         assert!(can("192.0.2.1", "192.0.2.2") && can("192.0.2.1", "index.example"));
         assert!(
             can("192.0.2.1", "127.0.0.1"),
-            "the index here sees where the peer is"
+            "a local index then sees the peer's address"
         );
         assert!(can("2001:db8::1", "[2001:db8::2]"));
         assert!(!can("127.0.0.10", "192.0.2.1") && !can("127.0.0.10", "index.example"));
         assert!(!can("192.0.2.1", "[2001:db8::2]") && !can("2001:db8::1", "192.0.2.1"));
         assert!(!can("0.0.0.0", "192.0.2.1") && !can("::", "::1"));
-        assert!(!can("127.0.0.1", "127.0.0.1"), "it does so by itself");
+        assert!(
+            !can("127.0.0.1", "127.0.0.1"),
+            "the system chooses this address anyway"
+        );
     }
 }

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listened_on_may_name_an_interface() {
+    fn a_listening_address_may_name_an_interface() {
         assert_eq!(parse_listen("127.0.0.1:7").unwrap().to_string(), "127.0.0.1:7");
         assert_eq!(parse_listen("[::1]:7").unwrap().to_string(), "[::1]:7");
         let text = parse_listen("[fe80::1%no-such-interface]:7").unwrap_err();

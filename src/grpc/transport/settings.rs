@@ -20,7 +20,7 @@ pub(crate) const MAX_BULK_WINDOW: u32 = 16 * 1024 * 1024;
 pub(crate) const BULK_RATE: f64 = 2.0 * 125_000_000.0;
 
 /// Maximum HTTP/2 frame size that a receiver accepts, in bytes: 256 KiB of data with headers, and
-/// some room. The default of 16 KiB would split that into many frames.
+/// some reserve. The default of 16 KiB would split that into many frames.
 pub(crate) const MAX_FRAME: u32 = 512 * 1024;
 
 /// Maximum message size that a receiver decodes, in bytes: larger than the largest page of

@@ -2,8 +2,8 @@
 //!
 //! They send the socket's path, percent-encoded: `run%2Fcontrol.sock`. RFC 3986 allows `%` in a
 //! host, but the `http` crate does not, and `h2` resets such a request as malformed. So this module
-//! replaces `%` by `_` in that header, while the bytes pass by. Nothing here uses the authority of a
-//! Unix socket, and the length stays, so HPACK's compression state stays as well.
+//! replaces `%` by `_` in that header as the bytes pass. Potluck does not use the authority of a
+//! Unix socket. The length does not change, so HPACK's compression state stays valid.
 //!
 //! Non-goals: Huffman-coded names and values, which gRPC-core does not send.
 
@@ -107,7 +107,7 @@ impl AsyncWrite for SocketStream {
     }
 }
 
-/// Follows the frames of one connection byte by byte, in constant memory. Input that is no HTTP/2
+/// Follows the frames of one connection byte by byte, in constant memory. Input that is not HTTP/2
 /// passes unchanged or with `_` for `%`; `h2` rejects it either way.
 #[derive(Debug)]
 struct AuthorityRewriter {
@@ -115,14 +115,14 @@ struct AuthorityRewriter {
     block: BlockState,
 }
 
-/// Where in the sequence of frames the next byte is.
+/// The position of the next byte in the sequence of frames.
 #[derive(Debug)]
 enum FrameState {
-    /// In the connection preface, with this many bytes to come.
+    /// In the connection preface, of which this many bytes remain.
     Preface(usize),
-    /// In a frame's header, of which `read` bytes are here.
+    /// In a frame's header, of which `read` bytes have arrived.
     Header { header: [u8; FRAME_HEADER], read: usize },
-    /// At the length of a frame's padding, with the payload's bytes from here.
+    /// At the length of a frame's padding, with the remaining bytes of the payload.
     PadLength { left: usize, priority: usize },
     /// In a payload: `skip` bytes, then `block` bytes of a header block, then `padding` bytes.
     Payload {
@@ -139,7 +139,7 @@ impl FrameState {
     };
 }
 
-/// Where in a header block the next byte is (RFC 7541, section 6).
+/// The position of the next byte in a header block (RFC 7541, section 6).
 #[derive(Debug, Clone, Copy)]
 enum BlockState {
     /// At the first byte of a field.
@@ -148,7 +148,7 @@ enum BlockState {
     Integer { value: u64, shift: u32, of: IntegerOf },
     /// At the length of a field's name or value.
     Length { string: StringOf },
-    /// In a name or a value, with `left` bytes to come.
+    /// In a name or a value, of which `left` bytes remain.
     Text {
         left: u64,
         huffman: bool,
@@ -156,7 +156,7 @@ enum BlockState {
     },
 }
 
-/// What an integer stands for.
+/// The meaning of an integer.
 #[derive(Debug, Clone, Copy)]
 enum IntegerOf {
     /// An indexed field or a new table size: nothing follows.
@@ -167,12 +167,13 @@ enum IntegerOf {
     Length { huffman: bool, string: StringOf },
 }
 
-/// Which string of a field.
+/// The kind of a string in a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StringOf {
-    /// A literal name; the number of bytes that are the authority's so far, or none if one differs.
+    /// A literal name, with the number of bytes that match `:authority` so far; `None` after a
+    /// mismatch.
     Name(Option<usize>),
-    /// A value that stays.
+    /// A value that does not change.
     Value,
     /// The value of `:authority`.
     Authority,
@@ -259,7 +260,7 @@ fn start_payload(header: [u8; FRAME_HEADER]) -> FrameState {
     }
 }
 
-/// In a payload, or at the next frame if nothing of it is left.
+/// In a payload, or at the next frame if the payload is complete.
 fn payload(skip: usize, block: usize, padding: usize) -> FrameState {
     match skip + block + padding {
         0 => FrameState::START,
@@ -268,7 +269,7 @@ fn payload(skip: usize, block: usize, padding: usize) -> FrameState {
 }
 
 impl BlockState {
-    /// The state after one byte, which is replaced if it is a `%` of the authority.
+    /// The state after one byte. Replaces the byte if it is a `%` in the authority.
     fn step(self, byte: &mut u8) -> Self {
         match self {
             Self::Field => match *byte {
@@ -314,7 +315,8 @@ impl BlockState {
         }
     }
 
-    /// After the first byte of an integer with a prefix of so many bits (RFC 7541, section 5.1).
+    /// The state after the first byte of an integer with a prefix of `prefix` bits (RFC 7541, section
+    /// 5.1).
     fn integer(first: u8, prefix: u32, of: IntegerOf) -> Self {
         let max = (1 << prefix) - 1;
         let value = first & max;
@@ -342,7 +344,7 @@ impl BlockState {
         }
     }
 
-    /// In a string, or after it if nothing of it is left.
+    /// In a string, or after it if the string is complete.
     fn text(left: u64, huffman: bool, string: StringOf) -> Self {
         match (left, string) {
             (0, StringOf::Name(same)) => Self::Length {
