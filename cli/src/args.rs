@@ -1,5 +1,4 @@
-//! The command line: which verb runs which module of [`commands`]. Each module defines its own
-//! arguments.
+//! The command line: maps each verb to a module of [`commands`], which defines its arguments.
 
 use clap::{Parser, Subcommand};
 
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn global_flags_stand_anywhere() {
+    fn global_flags_are_accepted_anywhere() {
         for line in [
             &["potluck", "--index", "http://a:1", "--json", "search", "x"][..],
             &["potluck", "search", "x", "--json", "--index", "http://a:1"],

@@ -52,7 +52,7 @@ impl ExitStatus {
     }
 }
 
-/// Why a command did not succeed.
+/// The reason why a command did not succeed.
 #[derive(Debug)]
 pub(crate) enum CommandError {
     /// A failure to report.

@@ -32,7 +32,7 @@ fn ctrl_c_ends_the_demo_without_a_trace() {
     let sandbox = Sandbox::without_index();
     let mut command = sandbox.command();
     let mut demo = Service::start(command.args(["demo", "--json"]));
-    // The demo is generating its file, or is further on.
+    // The demo is generating its file, or has already done so.
     wait_until("the demo has begun", || {
         fs::read_dir(sandbox.dir.path())
             .unwrap()

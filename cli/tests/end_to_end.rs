@@ -190,7 +190,7 @@ fn get_with_a_daemon_saves_into_its_files_folder() {
 }
 
 #[test]
-fn a_name_of_two_files_is_ambiguous() {
+fn a_name_that_two_files_have_is_ambiguous() {
     let sandbox = Sandbox::new();
     let peer = sandbox.peer("one", &[]);
     sandbox.file("a/x.bin", 1000, 1);
@@ -210,7 +210,7 @@ fn a_name_of_two_files_is_ambiguous() {
 }
 
 #[test]
-fn a_sha256_finds_and_is_checked() {
+fn a_sha256_finds_a_file_and_is_checked() {
     let sandbox = Sandbox::new();
     let peer = sandbox.peer("one", &[]);
     sandbox.file("a/x.bin", 100_000, 1);

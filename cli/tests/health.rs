@@ -44,7 +44,7 @@ fn a_service_that_is_stopping_is_not_serving() {
 }
 
 #[test]
-fn no_service_is_unreachable_and_no_address_is_a_usage_error() {
+fn a_missing_service_is_unreachable_and_a_missing_address_is_a_usage_error() {
     let sandbox = Sandbox::without_index();
     let error = sandbox
         .run(&["health", "--json", "http://127.0.0.1:1"])

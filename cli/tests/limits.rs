@@ -56,7 +56,7 @@ fn limits_are_changed_one_by_one_until_the_peer_stops() {
     assert!(peer.interrupt().success());
     let again = sandbox.peer_in(&home, &flags);
     assert_eq!(control(&again), at);
-    assert_eq!(limits(&[]), object(1 << 20, 0, 256), "as its flags have it");
+    assert_eq!(limits(&[]), object(1 << 20, 0, 256), "as set by its flags");
 }
 
 #[test]
@@ -125,5 +125,8 @@ fn a_running_transfer_is_adjusted_and_keeps_its_limits_over_a_restart() {
     let done = run(&["transfers", "adjust", &number, "--limit", "1MiB", "--json"])
         .expect(0)
         .object();
-    assert_eq!(done["max_bytes_per_second"], 0, "what is done stays as it is");
+    assert_eq!(
+        done["max_bytes_per_second"], 0,
+        "a finished transfer does not change"
+    );
 }

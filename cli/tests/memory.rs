@@ -1,4 +1,4 @@
-//! Bounds the memory that answers of an index can make a command use.
+//! Tests that responses of an index cannot make a command use much memory.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../../tests/support/raw_client.rs"]
@@ -15,7 +15,7 @@ use std::{
 use potluck_core::{FileId, Root, proto::v1};
 use prost::Message as _;
 
-/// Maximum memory of a command in MiB, for any answer of the index.
+/// Maximum memory of a command in MiB, for any response of the index.
 const MAX_MEMORY: u64 = 40;
 
 /// Runs a command against an index that always sends `answer`. Returns the exit code, the peak
@@ -85,7 +85,7 @@ async fn answers_of_empty_items_are_refused_before_they_are_decoded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_largest_answers_that_are_taken_cost_little() {
+async fn the_largest_accepted_answers_take_little_memory() {
     let file = |n: u64| {
         let root = Root([1; 32]);
         v1::FileRecord {

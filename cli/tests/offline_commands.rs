@@ -72,7 +72,7 @@ fn completions_are_made_for_every_shell() {
 }
 
 #[test]
-fn an_id_is_the_one_in_the_contract() {
+fn an_id_matches_the_contract() {
     let sandbox = Sandbox::without_index();
     sandbox.file("empty", 0, 0);
     let object = sandbox.run(&["id", "--json", "empty"]).expect(0).object();

@@ -18,9 +18,10 @@ pub(crate) const MAX_PEER_BYTES: u64 = 16 << 20;
 /// at the other end.
 pub(crate) const MAX_PEER_REQUESTS: u32 = 64;
 
-/// Maximum number of peers with requests in a crowd. A unit is worth nothing to others before its
-/// last byte, so a large crowd must not request everything from everyone. Too few peers starve
-/// uplinks: in the simulator 8 of 16 peers took 1.7 times the bound, 16 of 16 took 1.1 times.
+/// Maximum number of peers with requests in a crowd. A peer can upload a unit only when it has all
+/// of it, so in a large crowd a peer must not request units from everyone at once. With too few
+/// peers, uplinks idle: in the simulator 8 of 16 peers took 1.7 times the bound, 16 of 16 took 1.1
+/// times.
 pub const CROWD_PEERS: u32 = 24;
 
 /// Silence of all partial peers after which they are not a crowd: four times the longest interval
@@ -43,7 +44,7 @@ pub(crate) const MAX_STALL: Duration = Duration::from_millis(1500);
 /// Shortest such silence: less would mistake a scheduling delay for a failure.
 pub(crate) const MIN_STALL: Duration = Duration::from_millis(250);
 
-/// Silence after which a request is given up and the peer backed off.
+/// Silence after which a request times out and the peer is backed off.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How often the endgame looks for requests that another peer would finish sooner.

@@ -37,7 +37,7 @@
 //!   one request), or had.
 //! - A banned peer has no requests.
 //! - While units are missing and nothing is in flight, every peer that claims one of them has a
-//!   timer: no download waits for ever for bytes that are available.
+//!   timer: no download waits forever for bytes that are available.
 //! - Bytes in flight stay within the budget, or belong to a single request. After the budget was
 //!   reduced below the bytes in flight, they only decrease until they fit.
 //! - A unit has at most `MAX_REQUESTS_PER_UNIT` requests, each to another peer.

@@ -21,7 +21,7 @@ impl RequestId {
     }
 }
 
-/// What the driver must do.
+/// An instruction to the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Request this unit from this peer. Exactly one of `verified`, `corrupt` and `failed` must
@@ -64,7 +64,7 @@ pub enum Action {
     Finished,
 }
 
-/// Why a request failed, other than wrong bytes.
+/// The reason why a request failed, other than bad bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// The peer has no free slot now.
@@ -159,7 +159,7 @@ pub struct MissingRun {
     pub in_flight: bool,
 }
 
-/// Why nothing is in flight although the download is not finished.
+/// The reason why nothing is in flight although the download is not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StuckReason {
     /// No peer is known.

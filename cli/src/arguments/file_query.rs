@@ -28,7 +28,7 @@ impl FromStr for FileQuery {
         if let Some(hex) = text.strip_prefix(SHA256_PREFIX) {
             return hex.parse().map(Self::Sha256).map_err(|_| {
                 format!(
-                    "give 64 hex digits after `sha256:`; this has {} characters",
+                    "give 64 hex digits after `sha256:`, but this text has {} characters",
                     hex.chars().count()
                 )
             });
@@ -57,7 +57,7 @@ impl FileQuery {
         let Self::Name(name) = self else { return None };
         let digits = name.len();
         (digits >= MIN_TRUNCATED_ID && name.bytes().all(|b| b.is_ascii_hexdigit()))
-            .then(|| format!("an id has 64 hex digits; this has {digits}"))
+            .then(|| format!("an id has 64 hex digits, but this text has {digits}"))
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_hashes_and_names_are_told_apart() {
+    fn ids_hashes_and_names_are_distinguished() {
         let hex = "ab".repeat(32);
         assert!(matches!(hex.parse(), Ok(FileQuery::Id(_))));
         assert!(matches!(
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_id_is_noticed() {
+    fn a_truncated_id_is_detected() {
         let truncated: FileQuery = "ab".repeat(31).parse().unwrap();
         assert!(truncated.truncated_id_hint().unwrap().contains("62"));
         assert_eq!("deadbeef".parse::<FileQuery>().unwrap().truncated_id_hint(), None);

@@ -135,7 +135,7 @@ fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Resul
     serializer.collect_seq(files.iter().map(object))
 }
 
-/// Requests a page; retries and retries if the index is busy or limits the request rate.
+/// Requests a page; retries if the index is busy or limits the request rate.
 ///
 /// # Errors
 /// As `IndexService.Search`.

@@ -205,7 +205,7 @@ fn peer_lines(status: &Status, control: &Endpoint, is_in_process: bool, index: &
     lines
 }
 
-/// Whether the peer is registered, with whatever differs from what the other lines show.
+/// Whether the peer is registered, with details that the other lines do not show.
 fn registration_text(status: &Status, index: &Endpoint) -> String {
     let Some(url) = &status.index else {
         return "runs without an index".to_owned();

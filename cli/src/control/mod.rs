@@ -30,7 +30,7 @@ const SLOW_CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Page size when listing the library, in items.
 const PAGE: u32 = 1000;
 
-/// What to download, and how.
+/// The content to download, and the options.
 #[derive(Debug, Clone)]
 pub(crate) struct DownloadRequest {
     pub(crate) file: FileId,

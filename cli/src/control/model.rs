@@ -154,7 +154,7 @@ pub(crate) struct Transfer {
     pub(crate) error: Option<Problem>,
     /// Why a completed download is not shared, or is shared only until the peer stops.
     pub(crate) sharing_error: Option<Problem>,
-    /// What the target's file system could not store, one sentence each.
+    /// Properties that the target's file system could not store, one sentence each.
     pub(crate) not_kept: Vec<String>,
     /// Maximum bytes per second; 0: no limit.
     pub(crate) limit: u64,
@@ -188,7 +188,7 @@ pub(crate) struct MissingUnits {
     pub(crate) in_flight: u32,
 }
 
-/// What a transfer is doing and why.
+/// The activity of a transfer, and its reasons.
 #[derive(Debug, Clone)]
 pub(crate) struct Explanation {
     pub(crate) transfer: Transfer,
@@ -211,7 +211,7 @@ pub(crate) struct Limits {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Registration {
     pub(crate) registered: bool,
-    /// Why not; `None` for a peer without an index.
+    /// The reason why it does not; `None` for a peer without an index.
     pub(crate) problem: Option<Problem>,
 }
 

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_passes_any_width_or_steers_the_terminal() {
+    fn no_line_exceeds_its_width_or_controls_the_terminal() {
         for width in 0..130 {
             for line in PeerRows::default().render(&transfer(9), width) {
                 assert!(measure_text_width(&line) <= width, "{width}: {line}");

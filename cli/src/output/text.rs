@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn only_all_of_it_is_a_hundred_percent() {
+    fn only_a_complete_transfer_is_a_hundred_percent() {
         assert_eq!(percent(999, 1000), 99);
         assert_eq!(percent(0, 0), 100);
         assert_eq!(percent(u64::MAX, u64::MAX), 100);

@@ -1,4 +1,4 @@
-//! What several commands print: domain values as tables, text and JSON.
+//! Output shared by several commands: domain values as tables, text and JSON.
 
 pub(crate) mod indexed_files;
 pub(crate) mod library_items;

@@ -110,7 +110,7 @@ impl Service {
     /// Waits for the next line of output.
     #[track_caller]
     pub(crate) fn line(&self) -> String {
-        self.lines.recv_timeout(DEADLINE).expect("says something in time")
+        self.lines.recv_timeout(DEADLINE).expect("prints a line in time")
     }
 
     /// Sends a signal.

@@ -3,7 +3,7 @@
 //! Units of stalled peers may be fetched by others at any time. In the endgame, so may every unit
 //! that another peer would finish much sooner. Duplicate bytes are bounded: a unit has at most two
 //! live requests, and a request without any received byte is stolen instead of hedged. A request is
-//! stolen only once; under load a unit could otherwise move between peers for ever.
+//! stolen only once; under load a unit could otherwise move between peers forever.
 
 use super::Swarm;
 use crate::{

@@ -25,7 +25,7 @@ const MAX_DECLINES: u32 = 8;
 /// Failures in a row after which a peer is not expected to serve soon.
 const MAX_RECENT_FAILURES: u32 = 4;
 
-/// Peers that share a downlink do not share it evenly: one may come last, and then a little late.
+/// Peers do not share a downlink evenly: the slowest may be a little late.
 const QUEUE_FACTOR: f64 = 2.0;
 
 impl Swarm {
@@ -36,7 +36,8 @@ impl Swarm {
         let (key, unit) = (request.peer, request.unit);
         self.counters.duplicate_bytes += request.received;
         if failure == Failure::NotAvailable {
-            // Before the unit is missing again, or the same peer would get the next request for it.
+            // Record the refusal before the unit is missing again; otherwise the same peer would
+            // get the next request for it.
             self.refuse(key, unit, now);
         }
         if let Some(peer) = self.peers.get_mut(&key) {
@@ -64,8 +65,8 @@ impl Swarm {
         }
     }
 
-    /// The peer refused a unit: it is not requested from it again before a delay that grows each
-    /// time.
+    /// The peer refused a unit: the unit is requested from this peer again only after a delay,
+    /// which grows each time.
     fn refuse(&mut self, key: PeerKey, unit: u32, now: Time) {
         let (count, jitter) = (self.have.len(), self.jitter());
         let missing = self.rarity.contains(unit);
@@ -212,7 +213,7 @@ impl Swarm {
         }
     }
 
-    /// Backs off from a busy peer, by its own delay or longer each time.
+    /// Backs off from a busy peer, for the delay that it asked for or for longer each time.
     fn back_off_busy(&mut self, key: PeerKey, retry_after: Option<Duration>, now: Time) {
         let jitter = self.rng.random_range(1.0..1.5);
         let Some(peer) = self.peers.get_mut(&key) else {

@@ -75,8 +75,8 @@ impl Swarm {
         runs
     }
 
-    /// Why nothing is in flight. `None` if something is in flight, if `poll_action` can make a
-    /// request, or if the download is finished.
+    /// The reason why nothing is in flight. `None` if something is in flight, if `poll_action` can
+    /// make a request, or if the download is finished.
     pub fn stuck_reason(&self) -> Option<StuckReason> {
         if self.is_finished() || !self.requests.is_empty() {
             return None;

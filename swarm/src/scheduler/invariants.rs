@@ -28,9 +28,9 @@ impl Swarm {
         self.rarity.check();
     }
 
-    /// Checks that no download waits for ever. Call it when there is no action left: while units
-    /// are missing and nothing is in flight, every peer that claims one of them has a timer; if no
-    /// peer claims one, every banned peer has a timer.
+    /// Checks that no download waits forever. Call it when there is no action left: while units are
+    /// missing and nothing is in flight, every peer that claims one of them has a timer; if no peer
+    /// claims one, every banned peer has a timer.
     #[track_caller]
     pub(crate) fn check_liveness(&self) {
         if self.is_finished() || !self.requests.is_empty() {

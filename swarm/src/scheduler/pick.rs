@@ -23,7 +23,7 @@ impl Swarm {
         self.ready.extend(self.blocked.drain(..));
     }
 
-    /// Makes the next request, if one is due. Peers take turns, one request each.
+    /// Makes the next request, if one is due. Peers are served round-robin, one request each.
     pub(crate) fn pick_next(&mut self, now: Time) {
         while self.actions.is_empty() {
             let key = if let Some(key) = self.ready.pop_front() {

@@ -103,16 +103,16 @@ impl Swarm {
             self.open_to_others(unit);
         }
         if silent {
-            // Other peers finished all its requests while it was silent. A new request would only
-            // delay more units.
+            // Other peers finished all requests of this peer while it was silent. A new request to
+            // it would only delay more units.
             self.back_off_stalled(key, now);
         }
         self.mark_ready(key);
         Some(request)
     }
 
-    /// Bytes of a request arrived. Bytes beyond the requested ones are counted, but reduce nothing
-    /// outstanding.
+    /// Bytes of a request arrived. Bytes beyond the requested ones are counted, but do not reduce
+    /// the outstanding bytes.
     pub(crate) fn receive_bytes(&mut self, id: RequestId, bytes: u64, now: Time) {
         self.counters.received_bytes += bytes;
         let Some(request) = self.requests.get_mut(&id) else {
@@ -141,7 +141,7 @@ impl Swarm {
         self.mark_ready(key);
     }
 
-    /// The peer is no longer stalled; other peers must not fetch its units, this one included.
+    /// The peer is no longer stalled: other peers must not fetch its units, which include `unit`.
     pub(crate) fn end_stall(&mut self, key: PeerKey, unit: u32, now: Time) {
         if let Some(peer) = self.peers.get_mut(&key)
             && std::mem::take(&mut peer.is_stalled)

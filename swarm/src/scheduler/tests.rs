@@ -175,7 +175,7 @@ fn units_that_wait_for_verification_fill_the_pipeline() {
 }
 
 #[test]
-fn bad_bytes_ban_their_sender_and_nobody_else() {
+fn bad_bytes_ban_only_their_sender() {
     let mut swarm = swarm(8);
     join(&mut swarm, A, &[], ms(0));
     join(&mut swarm, B, &[], ms(0));

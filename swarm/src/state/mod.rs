@@ -1,4 +1,4 @@
-//! What the swarm knows of peers, requests and units. Nothing here makes a decision.
+//! The swarm's knowledge about peers, requests and units. Nothing here makes a decision.
 
 mod estimate;
 mod peer;

@@ -24,7 +24,7 @@ pub(crate) enum Eligibility {
     },
 }
 
-/// What the swarm knows of one peer.
+/// The swarm's knowledge about one peer.
 ///
 /// Invariants:
 ///
@@ -64,7 +64,7 @@ pub(crate) struct Peer {
     pub(crate) outstanding_bytes: u64,
     /// Bytes of its requests that arrived completely and are not verified yet.
     pub(crate) unverified_bytes: u64,
-    /// Whether it gets requests until its pipeline is full again.
+    /// Whether its pipeline is being refilled: it gets requests until the pipeline is full.
     pub(crate) is_filling_pipeline: bool,
     pub(crate) is_stalled: bool,
     pub(crate) estimate: Estimate,

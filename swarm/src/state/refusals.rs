@@ -24,7 +24,8 @@ pub(crate) struct Refusals {
     units: Option<Bitfield>,
     /// The same units, the oldest refusal first. May also contain units that are no longer refused.
     queue: VecDeque<u32>,
-    /// Needed units that may be requested again since the last delay, and were not sent yet.
+    /// Needed units that became requestable after the last delay, and that the peer has not sent
+    /// yet.
     retried: Vec<u32>,
     /// Number of delays in a row after which the peer sent none of the retried units.
     rounds: u32,
@@ -41,7 +42,7 @@ impl Refusals {
         self.units.as_ref().is_none_or(|units| units.count() == 0)
     }
 
-    /// Whether any unit may be requested again since the last delay and was not sent yet.
+    /// Whether any unit became requestable after the last delay and was not sent yet.
     pub(crate) const fn is_retrying(&self) -> bool {
         !self.retried.is_empty()
     }

@@ -58,8 +58,8 @@ fn flash(peers: usize, units: u32) -> Setup {
 }
 
 /// A crowd too large for every peer to know every other, with the limits of a real peer: four
-/// parallel uploads, few waiting requests, changes collected for as long as with this many
-/// watchers, and a seed that announces what it sends.
+/// parallel uploads, few waiting requests, the delay of announcements that a real peer has with
+/// this many watchers, and a seed that announces the units that it sends.
 fn large(peers: usize) -> Setup {
     let mut setup = Setup {
         unit_len: 128 * 1024,

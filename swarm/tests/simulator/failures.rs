@@ -45,7 +45,7 @@ fn a_provider_that_stalls_costs_less_than_two_seconds() {
         let mut providers = vec![Spec::seed(LINK); 4];
         providers[0].stall = Some((0.5, 1e6));
         let (_, took) = fetch(providers, 512, seed);
-        // Half a second of four providers, then three.
+        // Four providers for half a second, then three.
         let bound = (512.0 * 0.25 * MIB - 0.5 * 4.0 * LINK) / (3.0 * LINK) + 0.5;
         println!("seed {seed}: {took:.3} s, bound {bound:.3} s");
         assert!(took < bound + 0.6, "seed {seed}: {took} against {bound}");
@@ -241,7 +241,7 @@ fn every_world_with_an_honest_provider_finishes() {
 }
 
 /// Every fault, also at the only complete provider, but for a limited time: no download may wait
-/// for ever for bytes that are available, nor send requests without pause.
+/// forever for bytes that are available, nor send requests without pause.
 #[test]
 fn every_world_whose_provider_recovers_finishes() {
     for seed in seeds(300) {

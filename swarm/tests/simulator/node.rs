@@ -28,7 +28,7 @@ pub(crate) struct Spec {
     pub(crate) false_claims: f64,
     /// When it stops sending silently, and for how long.
     pub(crate) stall: Option<(f64, f64)>,
-    /// When it leaves for ever and its connections break.
+    /// When it leaves forever and its connections break.
     pub(crate) dies: Option<f64>,
     /// Leaves and rejoins alternately, after this time each.
     pub(crate) flaps: Option<f64>,

@@ -16,11 +16,11 @@ pub(crate) struct Setup {
     pub(crate) announce_interval: f64,
     /// How long a seed collects changes to what it sends before it announces them, in seconds.
     pub(crate) seed_announce_interval: f64,
-    /// How many others each downloader knows, complete ones included first; all if `None`.
+    /// Number of other nodes that each downloader knows, complete ones first; `None` means all.
     pub(crate) neighbours: Option<usize>,
     pub(crate) config: SwarmConfig,
-    /// If set, each downloader's budget changes all the time between these two values, in units,
-    /// within that of `config`.
+    /// If set, each downloader's budget changes constantly between these two numbers of units,
+    /// within the budget of `config`.
     pub(crate) budgets: Option<(u64, u64)>,
     /// Maximum number of parallel uploads of one node; the others wait, first come, first served.
     pub(crate) streams: usize,

@@ -383,7 +383,7 @@ impl World {
                     );
                     self.nodes[index].banned.push(peer);
                 }
-                // As if the index named it again.
+                // As if the index returned the peer again.
                 Action::Forget { peer } => self.after(10.0, Event::Readmit(index, peer.0 as usize)),
                 Action::Readmit { peer } => {
                     let peer = peer.0 as usize;

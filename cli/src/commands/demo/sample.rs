@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_changed_byte_or_a_missing_end_is_noticed() {
+    fn a_changed_byte_or_a_missing_end_is_detected() {
         let bytes = vec![7u8; BLOCK + 5];
         let mut other = bytes.clone();
         assert!(same_bytes(&mut &bytes[..], &mut &other[..]).unwrap());

@@ -81,8 +81,8 @@ async fn download_first(
                         .warn(format_args!("{} {why}: trying the next file", request.file));
                     first.get_or_insert(error);
                 }
-                // The target holds partial content of the first candidate, whose error says how to
-                // resume.
+                // The target has partial content of the first candidate, so report the first error,
+                // which says how to resume.
                 None if error.is(Reason::TargetExists) => return Err(first.unwrap_or(error)),
                 None => return Err(error),
             },
