@@ -48,7 +48,7 @@ impl FromStr for AllowedHost {
     }
 }
 
-/// Why an address was refused.
+/// The reason why an address was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AddressError {
     /// The host is not an IP address or a host name.

@@ -11,7 +11,7 @@
 //! process to the holder.
 //!
 //! Pure: time is a parameter. Non-goals: the peers' files, and durability. After a restart, each
-//! stored peer gets one lease to come back.
+//! stored peer has one lease duration to renew.
 #![deny(
     clippy::disallowed_methods,
     reason = "pure: time, randomness and I/O come in from outside"

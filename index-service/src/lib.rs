@@ -43,7 +43,7 @@ pub use crate::{
     store::FolderError,
 };
 
-/// What the measurements under `examples/` need beyond the service. Not a stable interface.
+/// Additional items for the measurements under `examples/`. Not a stable interface.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::{

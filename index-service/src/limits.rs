@@ -74,13 +74,13 @@ const DEFAULT_PEERS_PER_ADDRESS: u64 = 1_000;
 /// Ten times the need of a thousand peers behind one address.
 const DEFAULT_CALLS_PER_SECOND: u32 = 1_000;
 
-/// Each watcher costs a stream and a short queue: some 10 KiB.
+/// Each watcher costs a stream and a short queue: about 10 KiB.
 const DEFAULT_WATCHERS: usize = 20_000;
 
 /// One connection per peer, with room for short-lived callers.
 const DEFAULT_CONNECTIONS: usize = 10_000;
 
-/// Some 10 million registrations, on a machine with this much memory to spare.
+/// About 10 million registrations, on a machine with this much memory to spare.
 const DEFAULT_MEMORY_MIB: u64 = 4096;
 
 impl Default for Limits {

@@ -17,8 +17,8 @@ use crate::{address::AllowedHost, limits::Limits};
 /// Default listen address: loopback, so that serving a network is always an explicit choice.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1313);
 
-/// Lease of a peer that asks for none. The index forgets a dead peer within a minute, and a
-/// heartbeat every 20 seconds costs an index with 10,000 peers 500 small calls per second.
+/// Lease duration of a peer that requests none. The index forgets a dead peer within a minute, and
+/// a heartbeat every 20 seconds costs an index with 10,000 peers 500 small calls per second.
 const DEFAULT_TTL: Duration = Duration::from_secs(60);
 
 /// Shortest lease: with a shorter one, a network delay would look like a dead peer.
@@ -110,7 +110,7 @@ pub enum StoreKind {
     Memory,
 }
 
-/// Where registrations are kept.
+/// The place where registrations are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreConfig {
     /// On disk in this folder, which is created if missing.
@@ -122,9 +122,9 @@ pub enum StoreConfig {
 /// The complete configuration of an index, apart from its listener.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where registrations are kept.
+    /// The place where registrations are stored.
     pub store: StoreConfig,
-    /// Lease of a peer that asks for none.
+    /// Lease duration of a peer that requests none.
     pub ttl: Duration,
     /// Hosts that peers may register besides their own address.
     pub allowed_hosts: Vec<AllowedHost>,
@@ -137,7 +137,7 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// An index in memory with all defaults.
+    /// An in-memory index with all defaults.
     fn default() -> Self {
         Self {
             store: StoreConfig::Memory,
@@ -150,7 +150,7 @@ impl Default for Config {
     }
 }
 
-/// Why the flags do not yield a configuration.
+/// The reason why the flags do not yield a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
     /// `--data-dir` is missing, and the system has no default data directory for the user.

@@ -14,7 +14,7 @@ use std::{
 
 use potluck_core::grpc::limiter::client_network;
 
-/// Maximum sources remembered: some 3 MiB.
+/// Maximum sources remembered: about 3 MiB.
 const MAX_SOURCES: usize = 65_536;
 
 /// Burst size, in seconds of the permitted rate: a peer with a large folder starts with many calls.

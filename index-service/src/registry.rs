@@ -35,7 +35,7 @@ use crate::{
     watch::{Subscription, WatchError, WatchHub},
 };
 
-/// Maximum registrations changed per write lock: some 200 microseconds.
+/// Maximum registrations changed per write lock, which takes about 200 microseconds.
 const MAX_SLICE: usize = 64;
 
 /// Bytes of names after which a slice ends, because the cost of a name grows with its words.
@@ -88,7 +88,8 @@ pub(crate) struct PeerSummary {
 }
 
 impl Registry {
-    /// Builds a registry from stored peers. Each peer gets one lease from `now` to come back.
+    /// Builds a registry from stored peers. From `now` on, each peer has one lease duration to
+    /// renew.
     pub(crate) fn new(mut restored: RestoredPeers, max_watchers: usize, now: Instant) -> Self {
         let mut leases = LeaseTable::default();
         for (peer, ttl) in restored.leases {

@@ -68,7 +68,7 @@ const BUDGETS: Budgets = Budgets {
 /// Maximum size of an `Unregister` request, in bytes: the maximum number of ids, 34 bytes each.
 const MAX_UNREGISTER: usize = 512 * 1024;
 
-/// Why an index stopped without a shutdown request.
+/// The reason why an index stopped without a shutdown request.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The data folder cannot be used.
@@ -88,7 +88,7 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Why `potluck-index` stopped without a shutdown request.
+/// The reason why `potluck-index` stopped without a shutdown request.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The flags do not yield a configuration.

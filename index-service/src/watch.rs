@@ -27,8 +27,8 @@ use tokio::sync::Notify;
 /// dropped watcher subscribes again and gets a new snapshot.
 const MAX_UNREAD: usize = 1024;
 
-/// Maximum unread events of all watchers: some 80 MiB if no two watchers share one. Beyond it, only
-/// watchers with more than an equal share are dropped.
+/// Maximum unread events of all watchers: about 80 MiB if no two watchers share one. Beyond it,
+/// only watchers with more than an equal share are dropped.
 const MAX_TOTAL_UNREAD: usize = 512 * 1024;
 
 /// One source may have at most the maximum number of watchers divided by this, so that one machine

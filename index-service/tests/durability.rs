@@ -83,7 +83,7 @@ fn can_trace() -> bool {
         .status();
     let can = traced.is_ok_and(|status| status.success());
     if !can {
-        eprintln!("skipped: strace (Debian's package strace) is not there, or may not trace");
+        eprintln!("skipped: strace is missing (Debian package strace), or may not trace");
     }
     can
 }

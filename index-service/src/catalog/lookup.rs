@@ -178,8 +178,8 @@ impl Catalog {
             })
     }
 
-    /// Whether a registration may add memory. It adds none if the peer has the file and some
-    /// registration of the file has the same claim.
+    /// Whether a registration may increase the memory use. It does not if the peer has the file and
+    /// some registration of the file has the same claim.
     pub(crate) fn may_add_memory(&self, peer: &PeerId, registration: &Registration) -> bool {
         let has_claim = || {
             let file = self.files.find(&registration.file.id)?;

@@ -2,7 +2,7 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | `lookup` | the [`Catalog`], and what it knows of one peer or one file |
+//! | `lookup` | the [`Catalog`], and lookups of one peer or one file |
 //! | `change` | peers and registrations come and go |
 //! | `query` | paged searches and listings, descriptions, samples of providers |
 //! | `tables` | the values, each stored once |

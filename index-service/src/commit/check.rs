@@ -1,7 +1,7 @@
 //! Checks a batch of changes against the limits and the catalog before they are stored.
 //!
-//! Invariant: each peer occurs at most once per batch. The catalog therefore shows everything that
-//! a check needs to know of one peer; [`BatchCheck`] adds up what the batch adds for all peers.
+//! Invariant: each peer occurs at most once per batch. The catalog therefore has all data that the
+//! check of one peer needs, and [`BatchCheck`] sums up the additions of the batch over all peers.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -28,7 +28,7 @@ pub(super) enum CheckedChange {
     },
     /// All of these registrations are durable: only restart the lease.
     RestartLease { peer: PeerRecord, instance: Vec<u8> },
-    /// Nothing that was to be removed exists.
+    /// None of the registrations to remove exists.
     Nothing,
 }
 

@@ -16,7 +16,7 @@ use crate::{
 /// Maximum changes per write.
 const MAX_WRITE_CHANGES: usize = 512;
 
-/// Registrations after which the waiting changes are written: some MiB.
+/// Registrations after which the waiting changes are written: a few MiB.
 const MAX_WRITE_FILES: usize = 10_000;
 
 /// Reopens `store`, writes the difference and returns the number of changes.

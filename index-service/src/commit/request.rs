@@ -61,7 +61,7 @@ impl CommitRequest {
     }
 }
 
-/// Why a change was not made.
+/// The reason why a change was not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CommitError {
     /// The peer would have too many files.

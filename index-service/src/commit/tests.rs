@@ -21,14 +21,14 @@ use crate::{
     store::{Change, IndexStore, MemoryStore, PeerRecord, StoreError, StoredPeer},
 };
 
-/// A store in memory. Each batch waits for a command.
+/// An in-memory store. Each batch waits for a command.
 struct ScriptedStore {
     commands: mpsc::Receiver<Command>,
     batches: mpsc::Sender<Vec<Change>>,
     stored: Stored,
 }
 
-/// What the store does with a batch.
+/// The store's reaction to a batch.
 #[derive(Debug, Clone, Copy)]
 enum Command {
     Write,
@@ -586,7 +586,7 @@ async fn a_large_peer_is_hidden_immediately_and_cleared_in_steps() {
     assert_eq!(found(0), 2);
     assert_eq!(setup.registry.catalog().registration_count(), 4);
     assert_eq!(found(9), 0);
-    // A replacement of very many files becomes visible as a whole.
+    // A replacement of many files becomes visible as a whole.
     let all = CommitRequest::Register {
         peer: record(1),
         files: files[..10_000].to_vec(),

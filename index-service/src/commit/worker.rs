@@ -31,10 +31,10 @@ const MAX_BATCH_CHANGES: usize = 512;
 /// for at most two such requests.
 const MAX_BATCH_FILES: usize = index_client::MAX_BATCH;
 
-/// Maximum expired peers collected per batch: forgetting them takes some milliseconds.
+/// Maximum expired peers collected per batch: forgetting them takes a few milliseconds.
 pub(super) const MAX_EXPIRED: usize = 256;
 
-/// Registrations of hidden peers cleared between two batches: some milliseconds.
+/// Registrations of hidden peers cleared between two batches: a few milliseconds of work.
 const MAX_CLEARED: usize = 1024;
 
 /// First and longest delay before a failed store is opened again. Tests use no real disk, so they

@@ -49,7 +49,7 @@ const DIAGNOSTIC_COST: u32 = 10;
 /// and names of usual length.
 const BYTES_PER_CALL: usize = 16 * 1024;
 
-/// Steps of a search per catalog lock: some 0.2 milliseconds.
+/// Steps of a search per catalog lock: about 0.2 milliseconds.
 const SLICE_STEPS: usize = 8_000;
 
 /// Steps of a listing that run inline: enough for most names. A longer listing continues in the
@@ -71,7 +71,7 @@ pub(crate) struct IndexApi {
     pub(crate) page_tokens: PageTokens,
     /// Hosts that peers may register besides their own address.
     pub(crate) allowed_hosts: Vec<AllowedHost>,
-    /// Lease of a peer that asks for none.
+    /// Lease duration of a peer that requests none.
     pub(crate) ttl: Duration,
     /// When the index started.
     pub(crate) started: Instant,
@@ -464,7 +464,7 @@ pub(crate) mod tests {
         store::{MemoryStore, StoredPeer},
     };
 
-    /// A service in memory that allows each source `calls` calls per second.
+    /// An in-memory service that allows each source `calls` calls per second.
     pub(crate) fn service(restored: RestoredPeers, calls: u32) -> IndexApi {
         let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
         let store = Box::new(MemoryStore::default());

@@ -23,7 +23,7 @@ const LOCK: &str = "index.lock";
 /// The folder of the store in the data folder.
 const STORE: &str = "sled";
 
-/// Why a data folder cannot be used.
+/// The reason why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// Another index uses the folder.

@@ -1,5 +1,5 @@
-//! A store in memory that is lost when the index stops: for tests, demonstrations, and deployments
-//! in which peers can simply register again.
+//! An in-memory store, which is lost when the index stops: for tests, demonstrations, and
+//! deployments in which peers can simply register again.
 
 use std::collections::HashMap;
 

@@ -103,7 +103,7 @@ pub trait IndexStore: Send {
     fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError>;
 }
 
-/// Why a store failed.
+/// The reason why a store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The operating system returned an error; the stored data is as good as before.

@@ -20,7 +20,7 @@ use crate::catalog::{
 /// Steps for ranking one file.
 const STEPS_PER_RANKED_FILE: usize = 2;
 
-/// Where a page of files, ranked by number of providers, ended.
+/// The end of a page of files, ranked by number of providers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListingCursor {
     /// The range of file slots that are ranked together.

@@ -34,7 +34,7 @@ const EMPTY_SLOTS_PER_STEP: usize = 16;
 /// file with more names may appear again on a later page.
 const MAX_COMPARED_NAMES: usize = 32;
 
-/// Where a page of a search ended: at this file with this name.
+/// The end of a page of a search: at this file with this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SearchCursor {
     /// Slot of the name.

@@ -53,7 +53,7 @@ fn lower(text: &str) -> impl Iterator<Item = char> + '_ {
 // `Matcher::matches` uses a `u32` with one bit per term.
 const _: () = assert!(MAX_QUERY_WORDS < 32);
 
-/// Why a query is invalid.
+/// The reason why a query is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TermsError {
     /// Longer than [`MAX_QUERY_BYTES`].
