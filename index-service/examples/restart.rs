@@ -20,20 +20,20 @@ fn main() -> anyhow::Result<()> {
     if let [_, peers, files] = &arguments[..] {
         fill(dir, peers.parse()?, files.parse()?)?;
     }
-    let began = Instant::now();
-    let (_store, nothing) = SledStore::open(dir, |(): &mut (), _| ())?;
-    println!("read in {:?}", began.elapsed());
-    drop((_store, nothing));
-    let began = Instant::now();
+    let started = Instant::now();
+    let (store, ()) = SledStore::open(dir, |(): &mut (), _| ())?;
+    println!("read in {:?}", started.elapsed());
+    drop(store);
+    let started = Instant::now();
     let (_store, restored) = SledStore::open(dir, RestoredPeers::add)?;
-    println!("read and taken in in {:?}", began.elapsed());
+    println!("read into the catalog in {:?}", started.elapsed());
     drop(restored);
     Ok(())
 }
 
 fn fill(dir: &Path, peers: u64, files: u64) -> anyhow::Result<()> {
     let (mut store, ()) = SledStore::open(dir, |(): &mut (), _| ())?;
-    let began = Instant::now();
+    let started = Instant::now();
     for peer in 0..peers {
         let mut id = [0; 32];
         id[..8].copy_from_slice(&peer.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
@@ -57,7 +57,7 @@ fn fill(dir: &Path, peers: u64, files: u64) -> anyhow::Result<()> {
             }])?;
         }
     }
-    println!("filled in {:?}", began.elapsed());
+    println!("filled in {:?}", started.elapsed());
     Ok(())
 }
 

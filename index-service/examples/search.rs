@@ -46,21 +46,18 @@ fn queries() -> Vec<(&'static str, String)> {
         ("everything", String::new()),
         ("one name", "model 7 part 00007".to_owned()),
         ("one broad word", "model".to_owned()),
-        ("two broad words, no common name", "even odd".to_owned()),
+        ("two broad words, no name with both", "even odd".to_owned()),
         (
-            "16 broad words, no common name",
+            "16 broad words, no name with all",
             format!("{} model safetensors", COMMON.join(" ")),
         ),
-        ("the beginning of many words", "a".to_owned()),
+        ("a prefix of many words", "a".to_owned()),
         (
-            "the beginnings of many words, few names",
+            "prefixes of many words, few names",
             "1 2 3 4 5 6 7 8 9".to_owned(),
         ),
-        (
-            "beginnings of many words, no name",
-            "0a 0b 0c 0d 0e 0f".to_owned(),
-        ),
-        ("no such word", "nothing model".to_owned()),
+        ("prefixes of many words, no name", "0a 0b 0c 0d 0e 0f".to_owned()),
+        ("an unknown word", "nothing model".to_owned()),
     ]
 }
 
@@ -69,14 +66,14 @@ fn main() -> anyhow::Result<()> {
         Some(names) => names.parse()?,
         None => NAMES,
     };
-    alone(names);
+    measure_alone(names);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(beside(names))
+        .block_on(measure_queries(names))
 }
 
-fn alone(names: u64) {
+fn measure_alone(names: u64) {
     let mut catalog = Catalog::default();
     let peer = PeerId([1; 32]);
     let address = Address {
@@ -92,16 +89,16 @@ fn alone(names: u64) {
         "{:42} {:>8} {:>8} {:>10} {:>8} {:>8}",
         "query", "files", "calls", "max steps", "p50", "max"
     );
-    for (what, query) in queries() {
+    for (title, query) in queries() {
         let terms = terms(&query).expect("a query");
-        let (mut after, mut times, mut most, mut files) = (None, Vec::new(), 0, 0);
+        let (mut after, mut times, mut max_steps, mut files) = (None, Vec::new(), 0, 0);
         loop {
-            let began = processor_time();
+            let started = processor_time();
             let mut search = SearchScan::new(terms.clone(), after, 1000);
             while !catalog.advance_search(&mut search, SLICE) {}
             let page = search.finish();
-            times.push(processor_time().saturating_sub(began));
-            most = most.max(page.steps);
+            times.push(processor_time().saturating_sub(started));
+            max_steps = max_steps.max(page.steps);
             files += page.files.len();
             after = page.next;
             // Later pages are of the same kind.
@@ -109,38 +106,38 @@ fn alone(names: u64) {
                 break;
             }
         }
-        row(what, files, most, times);
+        print_row(title, files, max_steps, times);
     }
     let by = QueryKey::Name("README.md".to_owned());
-    let (mut after, mut times, mut most, mut files): (Option<ListingCursor>, _, _, _) =
+    let (mut after, mut times, mut max_steps, mut files): (Option<ListingCursor>, _, _, _) =
         (None, Vec::new(), 0, 0);
     for _ in 0..20 {
-        let began = processor_time();
+        let started = processor_time();
         let mut listing = Listing::new(by.clone(), after, 1000, 50);
         while !catalog.advance_listing(&mut listing, SLICE, &mut rand::rng()) {}
         let page = listing.finish();
-        times.push(processor_time().saturating_sub(began));
-        most = most.max(page.steps);
+        times.push(processor_time().saturating_sub(started));
+        max_steps = max_steps.max(page.steps);
         files += page.files.len();
         after = page.next;
         if after.is_none() {
             break;
         }
     }
-    row("Query: a name of every tenth file", files, most, times);
+    print_row("Query: a name of every tenth file", files, max_steps, times);
 }
 
-fn row(what: &str, files: usize, most: usize, mut times: Vec<Duration>) {
+fn print_row(title: &str, files: usize, max_steps: usize, mut times: Vec<Duration>) {
     times.sort_unstable();
     println!(
-        "{what:42} {files:>8} {:>8} {most:>10} {:>8.2} {:>8.2}",
+        "{title:42} {files:>8} {:>8} {max_steps:>10} {:>8.2} {:>8.2}",
         times.len(),
         ms(percentile(&times, 50)),
         ms(percentile(&times, 100)),
     );
 }
 
-async fn beside(names: u64) -> anyhow::Result<()> {
+async fn measure_queries(names: u64) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let client = IndexClient::new(listener.local_addr()?.to_string().parse()?);
     let config = Config {
@@ -171,8 +168,8 @@ async fn beside(names: u64) -> anyhow::Result<()> {
         "beside", "p50", "p90", "p99", "max", "searches/s"
     );
     measure("nothing", &client, names, &[]).await?;
-    for (what, query) in queries() {
-        measure(what, &client, names, &[query]).await?;
+    for (title, query) in queries() {
+        measure(title, &client, names, &[query]).await?;
     }
     let all: Vec<String> = queries().into_iter().map(|(_, query)| query).collect();
     measure("all of these", &client, names, &all).await?;
@@ -182,7 +179,7 @@ async fn beside(names: u64) -> anyhow::Result<()> {
 }
 
 /// Measures queries for a second while callers search.
-async fn measure(what: &str, client: &IndexClient, names: u64, queries: &[String]) -> anyhow::Result<()> {
+async fn measure(title: &str, client: &IndexClient, names: u64, queries: &[String]) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let searches = Arc::new(AtomicU64::new(0));
     let mut callers = Vec::new();
@@ -204,13 +201,13 @@ async fn measure(what: &str, client: &IndexClient, names: u64, queries: &[String
     }
     let mut rng = StdRng::seed_from_u64(7);
     let mut times = Vec::new();
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(3) {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
         let file = registration(rng.random_range(0..names)).file.id;
-        let asked = Instant::now();
+        let called = Instant::now();
         let page = client.query(&QueryKey::Id(file), 50, None).await?;
         anyhow::ensure!(page.files.len() == 1, "the file is there");
-        times.push(asked.elapsed());
+        times.push(called.elapsed());
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     stop.cancel();
@@ -219,12 +216,12 @@ async fn measure(what: &str, client: &IndexClient, names: u64, queries: &[String
     }
     times.sort_unstable();
     println!(
-        "{what:42} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>10.0}",
+        "{title:42} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>10.0}",
         ms(percentile(&times, 50)),
         ms(percentile(&times, 90)),
         ms(percentile(&times, 99)),
         ms(percentile(&times, 100)),
-        searches.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64(),
+        searches.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64(),
     );
     Ok(())
 }
@@ -271,12 +268,12 @@ fn registration(n: u64) -> Registration {
 
 /// Processor time of this thread, or elapsed time if the system does not report it.
 fn processor_time() -> Duration {
-    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let nanos = told.and_then(|told| told.split(' ').next()?.parse().ok());
+    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let nanos = schedstat.and_then(|schedstat| schedstat.split(' ').next()?.parse().ok());
     nanos.map_or_else(
         || {
-            static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-            BEGAN.get_or_init(Instant::now).elapsed()
+            static STARTED: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+            STARTED.get_or_init(Instant::now).elapsed()
         },
         Duration::from_nanos,
     )

@@ -61,14 +61,14 @@ fn here(port: u16) -> Address {
 struct Times(Vec<Duration>);
 
 impl Times {
-    fn print(mut self, what: &str) {
+    fn print(mut self, title: &str) {
         self.0.sort_unstable();
-        let at = |share: f64| {
-            let index = ((self.0.len() as f64 * share) as usize).min(self.0.len().saturating_sub(1));
+        let at = |fraction: f64| {
+            let index = ((self.0.len() as f64 * fraction) as usize).min(self.0.len().saturating_sub(1));
             self.0.get(index).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
         };
         println!(
-            "  {what:<9} {:>7} calls   p50 {:>8.1} ms   p99 {:>8.1} ms   longest {:>8.1} ms",
+            "  {title:<9} {:>7} calls   p50 {:>8.1} ms   p99 {:>8.1} ms   longest {:>8.1} ms",
             self.0.len(),
             at(0.5),
             at(0.99),
@@ -84,16 +84,16 @@ async fn measure<F: Future<Output = ()>>(stop: Arc<AtomicBool>, mut call: impl F
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let began = Instant::now();
+        let started = Instant::now();
         call(n).await;
-        times.0.push(began.elapsed());
+        times.0.push(started.elapsed());
         tokio::time::sleep(PAUSE).await;
     }
     times
 }
 
 /// Measures queries and Register calls of others while `work` runs.
-async fn beside(title: &str, client: &IndexClient, work: impl Future<Output = ()>) {
+async fn measure_during(title: &str, client: &IndexClient, work: impl Future<Output = ()>) {
     let stop = Arc::new(AtomicBool::new(false));
     let queries = tokio::spawn({
         let (client, stop) = (client.clone(), Arc::clone(&stop));
@@ -125,9 +125,9 @@ async fn beside(title: &str, client: &IndexClient, work: impl Future<Output = ()
             .await
         }
     });
-    let began = Instant::now();
+    let started = Instant::now();
     work.await;
-    println!("{title}: {:.1} s", began.elapsed().as_secs_f64());
+    println!("{title}: {:.1} s", started.elapsed().as_secs_f64());
     stop.store(true, Ordering::Relaxed);
     queries.await.unwrap().print("Query");
     registers.await.unwrap().print("Register");
@@ -140,7 +140,7 @@ async fn main() {
     let peers = arguments.next().unwrap_or(10_000);
     let dir = std::env::temp_dir().join(format!("potluck-stalls-{}", std::process::id()));
     let stop = CancellationToken::new();
-    let mut served = None;
+    let mut server = None;
     let endpoint = match std::env::var("POTLUCK_INDEX") {
         Ok(text) => text,
         Err(_) => {
@@ -157,7 +157,7 @@ async fn main() {
                 },
                 ..Config::default()
             };
-            served = Some(tokio::spawn(serve(listener, config, stop.clone())));
+            server = Some(tokio::spawn(serve(listener, config, stop.clone())));
             address.to_string()
         }
     };
@@ -165,15 +165,15 @@ async fn main() {
     // The busy client uses a separate connection.
     let large = IndexClient::new(client.endpoint().clone());
 
-    beside(
-        "nothing else",
+    measure_during(
+        "no other load",
         &client,
         tokio::time::sleep(Duration::from_secs(3)),
     )
     .await;
 
     let token = Token::generate();
-    let all = beside("a peer registers its files", &client, async {
+    let all = measure_during("a peer registers its files", &client, async {
         let mut at = 0;
         while at < files {
             let some: Vec<_> = (at..files.min(at + MAX_BATCH as u64)).map(registration).collect();
@@ -186,10 +186,10 @@ async fn main() {
     });
     all.await;
 
-    beside("it replaces them by one", &client, async {
+    measure_during("the peer replaces them by one file", &client, async {
         let one = [registration(0)];
         large.register(&token, &here(1), &one, None, true).await.unwrap();
-        gone(&large, files).await;
+        wait_until_half_removed(&large, files).await;
     })
     .await;
 
@@ -202,9 +202,9 @@ async fn main() {
             .await
             .unwrap();
     }
-    beside("it takes everything back", &client, async {
+    measure_during("the peer unregisters", &client, async {
         large.unregister(&token, None).await.unwrap();
-        gone(&large, files).await;
+        wait_until_half_removed(&large, files).await;
     })
     .await;
 
@@ -228,11 +228,11 @@ async fn main() {
         calls.join_all().await;
     }
     println!(
-        "{peers} peers are there, {:?} before they expire",
+        "{peers} peers are registered, {:?} before they expire",
         end.saturating_duration_since(Instant::now())
     );
     tokio::time::sleep_until((end - Duration::from_millis(200)).into()).await;
-    beside("they expire at once", &client, async {
+    measure_during("all peers expire at once", &client, async {
         while large.stats().await.unwrap().peers > 10 {
             tokio::time::sleep(PAUSE).await;
         }
@@ -240,14 +240,14 @@ async fn main() {
     .await;
 
     stop.cancel();
-    if let Some(served) = served {
-        served.await.unwrap().unwrap();
+    if let Some(server) = server {
+        server.await.unwrap().unwrap();
         std::fs::remove_dir_all(dir).unwrap();
     }
 }
 
 /// Waits until fewer than half of the files are left.
-async fn gone(client: &IndexClient, files: u64) {
+async fn wait_until_half_removed(client: &IndexClient, files: u64) {
     while client.stats().await.unwrap().files > files / 2 {
         tokio::time::sleep(PAUSE).await;
     }

@@ -1,4 +1,4 @@
-//! The addresses of peers: which address a peer may register, and which addresses count as one host.
+//! The addresses of peers: which address a peer may register, and which addresses are one host.
 //!
 //! A peer may register its own address or an allowed host. If the index accepted any address, a
 //! caller could aim a swarm at a stranger. Pure: no name is resolved and no connection is made.
@@ -53,24 +53,26 @@ impl FromStr for AllowedHost {
 pub(crate) enum AddressError {
     /// The host is not an IP address or a host name.
     #[error(
-        "the host is neither an IP address nor a host name: leave it empty to register the address that you call from"
+        "the host is neither an IP address nor a host name: leave it empty to register the address \
+         that you call from"
     )]
     NotAHost,
     /// The address does not identify a single machine.
     #[error(
-        "{0} is not the address of one machine: leave the host empty to register the address that you call from"
+        "{0} is not the address of one machine: leave the host empty to register the address that \
+         you call from"
     )]
     NotOneMachine(IpAddr),
     /// The address is link-local: it identifies another machine on each network.
     #[error(
-        "{0} is link-local, so other machines cannot reach it: call the index through an address that \
-         is not link-local, or register another address with --advertise"
+        "{0} is link-local, so other machines cannot reach it: call the index through an address \
+         that is not link-local, or register another address with --advertise"
     )]
     LinkLocal(IpAddr),
     /// The host is neither the caller's address nor allowed.
     #[error(
-        "{host} is not the address that you call from ({caller}): leave the host empty, or have the \
-         index started with --allow-host {host}"
+        "{host} is not the address that you call from ({caller}): leave the host empty, or have \
+         the index started with --allow-host {host}"
     )]
     Refused {
         /// The requested host.

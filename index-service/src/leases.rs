@@ -7,8 +7,8 @@
 //! Two live processes with one token, for example after a copy of the home folder, would take the
 //! lease from each other forever. A peer that moves does not return to its old address, but two
 //! live processes alternate. The table therefore refuses a process that takes a lease back for the
-//! second time within `CONFLICT_WINDOW`. As long as both live, it reports the address of the refused
-//! process to the holder.
+//! second time within `CONFLICT_WINDOW`. As long as both live, it reports the address of the
+//! refused process to the holder.
 //!
 //! Pure: time is a parameter. Non-goals: the peers' files, and durability. After a restart, each
 //! stored peer has one lease duration to renew.
@@ -24,8 +24,8 @@ use std::{
 
 use potluck_core::{PeerId, model::Address};
 
-/// How long a previous holder and a refused process are remembered: longer than a refused peer waits
-/// before it tries again.
+/// How long a previous holder and a refused process are remembered: longer than a refused peer
+/// waits before it tries again.
 const CONFLICT_WINDOW: Duration = Duration::from_secs(180);
 
 /// How often a process may take a lease back from another: a peer that moves away and returns does
@@ -380,7 +380,10 @@ mod tests {
                         model.push((peer(n), now + ttl, ttl));
                     }
                     LeaseStep::Renew(n) => {
-                        let entry = model.iter_mut().find(|entry| entry.0 == peer(n) && entry.1 > now);
+                        let is_open = |entry: &&mut (PeerId, Instant, Duration)| {
+                            entry.0 == peer(n) && entry.1 > now
+                        };
+                        let entry = model.iter_mut().find(is_open);
                         let expected = entry.map(|entry| { entry.1 = now + entry.2; entry.2 });
                         prop_assert_eq!(table.renew(&peer(n), &holder(1, 1), now), expected);
                     }
@@ -391,7 +394,8 @@ mod tests {
                     }
                     LeaseStep::Wait(seconds) => now += Duration::from_secs(seconds),
                     LeaseStep::TakeExpired(max) => {
-                        let mut due: Vec<_> = model.iter().filter(|entry| entry.1 <= now).copied().collect();
+                        let due = model.iter().filter(|entry| entry.1 <= now);
+                        let mut due: Vec<_> = due.copied().collect();
                         due.sort_by_key(|entry| (entry.1, entry.0));
                         due.truncate(max);
                         let due: Vec<PeerId> = due.into_iter().map(|entry| entry.0).collect();

@@ -17,8 +17,8 @@
 //! | `problem` | maps errors to the problems that callers receive |
 //! | `server` | assembly: services, limits, shutdown |
 //!
-//! A change goes from `grpc` to `commit`, then to `store` and `registry`; the caller gets its answer
-//! last. A query goes from `grpc` to `registry` and touches no disk.
+//! A change goes from `grpc` to `commit`, then to `store` and `registry`; the caller gets its
+//! answer last. A query goes from `grpc` to `registry` and touches no disk.
 
 mod address;
 mod catalog;

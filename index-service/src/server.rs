@@ -282,9 +282,7 @@ impl RunningIndex {
         match tokio::time::timeout(config.grace, stopped).await {
             Ok(Ok(Ok(()))) => tracing::info!("index stopped"),
             Ok(_) => tracing::error!("the committer panicked; all acknowledged changes are stored"),
-            Err(_) => tracing::warn!(
-                "the store did not close within the grace period; all acknowledged changes are stored"
-            ),
+            Err(_) => tracing::warn!("the store did not close in time; all acknowledged changes are stored"),
         }
         Ok(served?)
     }

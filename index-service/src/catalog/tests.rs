@@ -385,28 +385,33 @@ proptest! {
         for step in steps {
             match step {
                 CatalogStep::Peer(n, at) => {
-                    let moved = model.peers.get(&peer(n)).is_some_and(|(known, _)| *known != address(at));
+                    let known = model.peers.get(&peer(n));
+                    let moved = known.is_some_and(|(known, _)| *known != address(at));
                     prop_assert_eq!(catalog.set_peer(peer(n), &address(at)), moved);
-                    model.peers.entry(peer(n)).or_insert_with(|| (address(at), BTreeMap::new())).0 = address(at);
+                    let entry = model.peers.entry(peer(n));
+                    entry.or_insert_with(|| (address(at), BTreeMap::new())).0 = address(at);
                 }
                 CatalogStep::Put(n, registration) => {
                     let before = catalog.bytes();
                     let adds_memory = catalog.may_add_memory(&peer(n), &registration);
                     let put = catalog.put(&peer(n), &registration);
                     let max_added = if adds_memory { cost::max_cost(&registration) } else { 0 };
-                    prop_assert!(catalog.bytes() <= before + max_added, "{} after {before}", catalog.bytes());
+                    let after = catalog.bytes();
+                    prop_assert!(after <= before + max_added, "{after} after {before}");
                     if let Some((_, files)) = model.peers.get_mut(&peer(n)) {
-                        let expected = match files.insert(registration.file.id, registration.clone()) {
+                        let is_complete = registration.is_complete;
+                        let expected = match files.insert(registration.file.id, registration) {
                             None => PutOutcome::New,
-                            Some(old) if old.is_complete != registration.is_complete => PutOutcome::CompletenessChanged,
-                            Some(_) => PutOutcome::Unchanged,
+                            Some(old) if old.is_complete == is_complete => PutOutcome::Unchanged,
+                            Some(_) => PutOutcome::CompletenessChanged,
                         };
                         prop_assert_eq!(put, expected);
                     }
                 }
                 CatalogStep::Remove(n, file) => {
                     let id = record(file).id;
-                    let existed = model.peers.get_mut(&peer(n)).is_some_and(|(_, files)| files.remove(&id).is_some());
+                    let files = model.peers.get_mut(&peer(n)).map(|(_, files)| files);
+                    let existed = files.is_some_and(|files| files.remove(&id).is_some());
                     prop_assert_eq!(catalog.remove(&peer(n), &id), existed);
                 }
                 CatalogStep::RemovePeer(n) => {

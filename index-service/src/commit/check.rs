@@ -165,8 +165,8 @@ impl<'a> BatchCheck<'a> {
         Ok(CheckedChange::Store { change, instance })
     }
 
-    /// Checks the memory that a registration adds, and returns it in bytes. `cost` is an upper bound
-    /// for the files.
+    /// Checks the memory that a registration adds, and returns it in bytes. `cost` is an upper
+    /// bound for the files.
     fn check_memory(
         &self,
         catalog: &Catalog,

@@ -120,7 +120,10 @@ pub(crate) enum CommitError {
     #[error("the change was not written within {COMMIT_TIMEOUT:?}: try again in a moment")]
     Slow,
     /// The store failed.
-    #[error("the index cannot write to its disk at the moment: try again later, and check the index's log")]
+    #[error(
+        "the index cannot write to its disk at the moment: try again later, and check the index's \
+         log"
+    )]
     Store,
     /// The index is shutting down.
     #[error("the index is shutting down")]

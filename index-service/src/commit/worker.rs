@@ -242,7 +242,10 @@ impl CommitWorker {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the store panicked".to_owned(),
         };
-        tracing::error!(%error, "the store failed; changes are refused until it is open again: check the disk");
+        tracing::error!(
+            %error,
+            "the store failed; changes are refused until it is open again: check the disk"
+        );
         self.retry = Some(StoreRetry::after(FIRST_RETRY_DELAY));
         self.store_works.send_replace(false);
         false

@@ -20,7 +20,8 @@ pub(crate) struct PageTokens {
 /// The token was not issued for this query by this run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this page token belongs to another query, or the index was restarted: start again without a page token"
+    "this page token belongs to another query, or the index was restarted: start again without a \
+     page token"
 )]
 pub(crate) struct PageTokenError;
 
@@ -46,7 +47,8 @@ impl PageTokens {
     /// Decodes a token that was issued for this query; `None` if the token is empty.
     ///
     /// # Errors
-    /// [`PageTokenError`] if the token is invalid or was issued for another query or by an earlier run.
+    /// [`PageTokenError`] if the token is invalid, or was issued for another query or by an earlier
+    /// run.
     pub(crate) fn position<P: PagePosition>(
         &self,
         query: &impl Hash,

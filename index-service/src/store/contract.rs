@@ -117,8 +117,9 @@ fn check_contract<S: IndexStore>(
 
 fn change() -> impl Strategy<Value = Change> {
     let files = || prop::collection::vec((0..60u64, "[a-z]{1,200}"), 0..40);
+    let register = (1..5u8, files(), 0..40usize, prop::bool::weighted(0.1));
     prop_oneof![
-        4 => (1..5u8, files(), 0..40usize, prop::bool::weighted(0.1)).prop_map(|(n, files, new, replace)| Change::Register {
+        4 => register.prop_map(|(n, files, new, replace)| Change::Register {
             peer: peer(n),
             // Arbitrary: the estimate must not affect the stored data.
             new,

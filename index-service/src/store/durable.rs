@@ -109,7 +109,11 @@ fn make_private(path: &Path, mode: u32) {
         return;
     }
     if let Err(error) = fs::set_permissions(path, fs::Permissions::from_mode(mode)) {
-        tracing::warn!(path = %path.display(), %error, "other users may be able to read the stored registrations");
+        tracing::warn!(
+            path = %path.display(),
+            %error,
+            "other users may be able to read the stored registrations"
+        );
     }
 }
 

@@ -27,7 +27,10 @@ const STORE: &str = "sled";
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// Another index uses the folder.
-    #[error("the data folder {} is in use by {process}: stop that process, or give another --data-dir", path.display())]
+    #[error(
+        "the data folder {} is in use by {process}: stop that process, or give another --data-dir",
+        path.display()
+    )]
     InUse {
         /// The folder.
         path: PathBuf,
@@ -142,7 +145,8 @@ impl DataFolder {
         tracing::warn!(
             folder = %aside.display(),
             %reason,
-            "the stored registrations cannot be read and were moved aside; the index starts with an empty store, which fills as peers renew"
+            "the stored registrations cannot be read and were moved aside; the index starts with \
+             an empty store, which fills as peers renew"
         );
         Ok(())
     }

@@ -221,7 +221,9 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_segment_is_full_to_the_byte(lengths in prop::collection::vec((1..=16usize, 1..=255usize), 1..40)) {
+        fn a_segment_is_full_to_the_byte(
+            lengths in prop::collection::vec((1..=16usize, 1..=255usize), 1..40),
+        ) {
             let files: Vec<Registration> = (0..)
                 .zip(&lengths)
                 .map(|(n, &(names, length))| Registration {
@@ -233,12 +235,15 @@ mod tests {
             let mut rest = &files[..];
             for (at, segment) in segments.iter().enumerate() {
                 let (encoded, after) = rest.split_at(segment.entries);
-                let size = |file: &Registration| encoded_len(ENTRIES, &EntryMessage::new(file.file.id, Some(file)));
+                let size = |file: &Registration| {
+                    encoded_len(ENTRIES, &EntryMessage::new(file.file.id, Some(file)))
+                };
                 prop_assert_eq!(segment.bytes.len(), encoded.iter().map(size).sum::<usize>());
                 prop_assert!(segment.bytes.len() <= SEGMENT_BYTES || segment.entries == 1);
                 prop_assert_eq!(at + 1 == segments.len(), after.is_empty());
                 if let Some(next) = after.first() {
-                    prop_assert!(segment.bytes.len() + size(next) > SEGMENT_BYTES, "another entry fits");
+                    let bytes = segment.bytes.len() + size(next);
+                    prop_assert!(bytes > SEGMENT_BYTES, "another entry fits");
                 }
                 rest = after;
             }

@@ -1,9 +1,9 @@
 //! Pages of results, and the limits of one page.
 //!
-//! A caller advances a page in short slices, so that each holds the catalog's lock only briefly. The
-//! page counts its steps; a step takes some 30 nanoseconds. A page ends when it has taken
-//! [`PAGE_STEPS`] or has enough files or bytes. It may be empty, and it says where the next page
-//! begins. However broad the query, one call takes at most [`MAX_CALL_STEPS`].
+//! A caller advances a page in short slices, so that each holds the catalog's lock only briefly.
+//! The page counts its steps; a step takes some 30 nanoseconds. A page ends when it has taken
+//! [`PAGE_STEPS`] or has enough files or bytes. A page may be empty. Its cursor is the position
+//! where the next page begins. However broad the query, one call takes at most [`MAX_CALL_STEPS`].
 //!
 //! The catalog may change between two slices. A file that stays in it throughout is found; a file
 //! that is added or removed meanwhile may be found or not.

@@ -1,8 +1,8 @@
 //! Searches: pages of the files with a name that matches all terms, in the order of the names'
 //! slots.
 //!
-//! A search goes through the names in blocks. In each block, the rarest terms select candidate names
-//! by word; each candidate is then checked as text.
+//! A search goes through the names in blocks. In each block, the rarest terms select candidate
+//! names by word; each candidate is then checked as text.
 
 use std::{collections::HashSet, ops::RangeInclusive};
 

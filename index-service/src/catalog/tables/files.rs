@@ -12,8 +12,8 @@ use smallvec::SmallVec;
 
 use crate::catalog::tables::peers::PeerSlot;
 
-/// A provider of one file: the slots of the peer and of its claim. The top bits of `claim_and_flags`
-/// are the flags below.
+/// A provider of one file: the slots of the peer and of its claim. The top bits of
+/// `claim_and_flags` are the flags below.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProviderEntry {
     pub(crate) peer: PeerSlot,

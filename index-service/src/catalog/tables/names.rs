@@ -76,11 +76,11 @@ struct BlockUnion {
     /// Names from lists, one bit each; allocated on first use.
     bits: Vec<u8>,
     /// Names from bitmaps.
-    sets: RoaringBitmap,
+    bitmap: RoaringBitmap,
 }
 
 impl BlockUnion {
-    /// An empty collection for the slots from `from` to the end of its block.
+    /// An empty union for the slots from `from` to the end of its block.
     fn new(from: u32) -> Self {
         let end = block_end(from);
         let mut range = RoaringBitmap::new();
@@ -90,7 +90,7 @@ impl BlockUnion {
             from,
             end,
             bits: Vec::new(),
-            sets: RoaringBitmap::new(),
+            bitmap: RoaringBitmap::new(),
         }
     }
 
@@ -99,25 +99,25 @@ impl BlockUnion {
         match posting {
             PostingList::List(list) => {
                 let list = &list[list.partition_point(|&slot| slot < self.from)..];
-                let here = &list[..list.partition_point(|&slot| slot <= self.end)];
-                if !here.is_empty() && self.bits.is_empty() {
+                let in_block = &list[..list.partition_point(|&slot| slot <= self.end)];
+                if !in_block.is_empty() && self.bits.is_empty() {
                     self.bits = vec![0; BLOCK as usize / 8];
                 }
-                for slot in here {
+                for slot in in_block {
                     let at = slot & (BLOCK - 1);
                     self.bits[at as usize / 8] |= 1 << (at % 8);
                 }
-                2 + here.len() / 8
+                2 + in_block.len() / 8
             }
             PostingList::Bitmap(bitmap) => {
                 /// Maximum entries of a sparse container; a larger one is stored as plain bits.
                 const SPARSE: u64 = 4096;
-                let here = &**bitmap & &self.range;
-                let steps = here.len().min(SPARSE) + self.sets.len().min(SPARSE);
-                if self.sets.is_empty() {
-                    self.sets = here;
+                let in_block = &**bitmap & &self.range;
+                let steps = in_block.len().min(SPARSE) + self.bitmap.len().min(SPARSE);
+                if self.bitmap.is_empty() {
+                    self.bitmap = in_block;
                 } else {
-                    self.sets |= here;
+                    self.bitmap |= in_block;
                 }
                 16 + blocks / 8 + steps as usize / 16
             }
@@ -126,9 +126,9 @@ impl BlockUnion {
 
     fn into_bitmap(mut self) -> RoaringBitmap {
         if !self.bits.is_empty() {
-            self.sets |= RoaringBitmap::from_lsb0_bytes(self.from & !(BLOCK - 1), &self.bits);
+            self.bitmap |= RoaringBitmap::from_lsb0_bytes(self.from & !(BLOCK - 1), &self.bits);
         }
-        self.sets
+        self.bitmap
     }
 }
 

@@ -171,7 +171,8 @@ mod tests {
             if let Ok(terms) = terms(&query) {
                 let mut matcher = Matcher::new(terms.clone());
                 for name in names {
-                    prop_assert_eq!(matcher.matches(&name).0, matches(&name, &terms), "{:?} in {:?}", terms, name);
+                    let expected = matches(&name, &terms);
+                    prop_assert_eq!(matcher.matches(&name).0, expected, "{:?} in {:?}", terms, name);
                 }
             }
         }
