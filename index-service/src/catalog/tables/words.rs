@@ -172,7 +172,8 @@ mod tests {
                 let mut matcher = Matcher::new(terms.clone());
                 for name in names {
                     let expected = matches(&name, &terms);
-                    prop_assert_eq!(matcher.matches(&name).0, expected, "{:?} in {:?}", terms, name);
+                    let (found, _) = matcher.matches(&name);
+                    prop_assert_eq!(found, expected, "{:?} in {:?}", terms, name);
                 }
             }
         }
