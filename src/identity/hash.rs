@@ -30,10 +30,9 @@ pub const MAX_THREADS: usize = 64;
 
 /// Hashes a file of `size` bytes with up to `threads` threads.
 ///
-/// Reads at explicit offsets, so that the file's cursor is neither used nor moved. `on_progress`
-/// is called on any of the threads with the number of bytes hashed since its last call, some
-/// hundred KiB at a time, and may stop the work. The caller must check whether the file changed
-/// meanwhile.
+/// Reads at explicit offsets, so that the file's cursor is neither used nor moved. `on_progress` is
+/// called on any of the threads with the number of bytes hashed since its last call, a few hundred
+/// KiB at a time, and may stop the work. The caller must check whether the file changed meanwhile.
 ///
 /// # Errors
 /// [`io::ErrorKind::UnexpectedEof`] if the file is shorter than `size`,

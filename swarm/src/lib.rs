@@ -34,7 +34,7 @@
 //! # Invariants, checked in debug builds
 //!
 //! - Each unit is exactly one of missing (and then in the picking order), in flight (with at least
-//!   one request), or had.
+//!   one request), or verified.
 //! - A banned peer has no requests.
 //! - While units are missing and nothing is in flight, every peer that claims one of them has a
 //!   timer: no download waits forever for bytes that are available.

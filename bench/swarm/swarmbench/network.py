@@ -28,7 +28,7 @@ which fire late on a busy machine, do not reduce the rate; small enough to give 
 
 QUEUE_SECONDS = 0.05
 """Length of the queue before each link, as time at its rate. Switches and home routers have similar
-queues: some hundred packets at 100 Mbit/s. Both systems see the same drops."""
+queues: a few hundred packets at 100 Mbit/s. Both systems see the same drops."""
 
 MIN_QUEUE = 64 * 1024
 """Minimum length of the queue in bytes, so that a slow link can still hold one of the kernel's

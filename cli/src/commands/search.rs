@@ -28,7 +28,7 @@ const MAX_RETRIES: u32 = 30;
 /// Maximum wait before a retry.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// Number of results remembered to avoid printing duplicates. A file with very many names can
+/// Number of results remembered to avoid printing duplicates. A file with a great many names can
 /// appear on several pages.
 const MAX_REMEMBERED: usize = 100_000;
 
