@@ -34,6 +34,7 @@ pub mod read_buffer;
 pub mod units;
 
 pub use crate::identity::id::{FileId, PeerId, Root, Sha256, Token};
+pub use crate::identity::id_prefix::IdPrefix;
 pub use crate::identity::layout::{FileLayout, PieceIndex};
 pub use crate::model::SetDigest;
 pub use crate::problem::{Problem, Reason};

@@ -53,10 +53,12 @@ pub(crate) enum Command {
 /// The commands available both in the shell and at the prompt.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    #[command(visible_alias = "register")]
     Share(commands::share::ShareArgs),
     Search(commands::search::SearchArgs),
     Query(commands::query::QueryArgs),
     Get(commands::get::GetArgs),
+    #[command(visible_alias = "unregister")]
     Unshare(commands::unshare::UnshareArgs),
     #[command(visible_alias = "list")]
     Ls(commands::ls::LsArgs),

@@ -123,7 +123,7 @@ impl CommandContext {
         options: &GlobalOptions,
         stop: CancellationToken,
     ) -> Result<Self, CommandError> {
-        let out = self.out.with_flags(options.json, options.quiet);
+        let out = self.out.with_flags(options.output_flags());
         let line = Self::new(&options.with_defaults_from(&self.options), out, stop)?;
         Ok(Self {
             session: self.session.clone().filter(|_| options.peer.is_none()),
@@ -363,12 +363,14 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::output::OutputFlags;
 
     fn options() -> GlobalOptions {
         GlobalOptions {
             index: None,
             peer: None,
             peer_token_file: None,
+            full_ids: false,
             json: false,
             quiet: false,
             verbose: 0,
@@ -376,7 +378,12 @@ mod tests {
     }
 
     fn context_with(options: &GlobalOptions) -> CommandContext {
-        CommandContext::new(options, Output::new(false, true), CancellationToken::new()).unwrap()
+        CommandContext::new(
+            options,
+            Output::new(OutputFlags::default()),
+            CancellationToken::new(),
+        )
+        .unwrap()
     }
 
     #[test]

@@ -49,7 +49,7 @@ use crate::{
     error::{CommandError, ExitStatus},
     interrupt::Interrupts,
     options::{GlobalOptions, JSON_VARIABLE},
-    output::{LogWriter, Output, terminal},
+    output::{LogWriter, Output, OutputFlags, terminal},
 };
 
 /// Overrides the log filter, in the syntax of `RUST_LOG`.
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report_parse_error(&error),
     };
-    let out = Output::new(cli.options.json, cli.options.quiet);
+    let out = Output::new(cli.options.output_flags());
     potluck_core::process::raise_file_limit();
     match run(cli, &out) {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,7 +76,11 @@ fn report_parse_error(error: &clap::Error) -> ExitCode {
     let is_json = options::wants_json(std::env::args_os())
         || options::variable_wants_json(std::env::var_os(JSON_VARIABLE));
     if error.use_stderr() && is_json {
-        Output::new(true, false).print_error(&CommandError::usage(args::usage_message(error)));
+        Output::new(OutputFlags {
+            json: true,
+            ..OutputFlags::default()
+        })
+        .print_error(&CommandError::usage(args::usage_message(error)));
     } else {
         // Ignore a closed pipe, as in `potluck --help | head`.
         drop(error.print());

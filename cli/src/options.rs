@@ -10,6 +10,8 @@ use clap::{
     builder::{FalseyValueParser, TypedValueParser as _},
 };
 
+use crate::output::OutputFlags;
+
 /// Environment variable equivalent to `--json`.
 pub(crate) const JSON_VARIABLE: &str = "POTLUCK_JSON";
 
@@ -49,6 +51,16 @@ pub(crate) struct GlobalOptions {
     )]
     pub(crate) peer_token_file: Option<PathBuf>,
 
+    /// Print ids with all 64 digits
+    #[arg(
+        long,
+        global = true,
+        env = "POTLUCK_FULL_IDS",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
+    pub(crate) full_ids: bool,
+
     /// Print results and errors as JSON, one object per line
     #[arg(
         long,
@@ -85,9 +97,19 @@ impl GlobalOptions {
                 .peer_token_file
                 .clone()
                 .or_else(|| outer.peer_token_file.clone()),
+            full_ids: self.full_ids || outer.full_ids,
             json: self.json || outer.json,
             quiet: self.quiet || outer.quiet,
             verbose: self.verbose.max(outer.verbose),
+        }
+    }
+
+    /// What to print, and how.
+    pub(crate) const fn output_flags(&self) -> OutputFlags {
+        OutputFlags {
+            json: self.json,
+            quiet: self.quiet,
+            full_ids: self.full_ids,
         }
     }
 }

@@ -204,7 +204,7 @@ fn a_name_that_two_files_have_is_ambiguous() {
     assert_eq!(run.object()["files"].as_array().unwrap().len(), 2);
     assert!(!sandbox.work().join("x.bin").exists());
     let plain = sandbox.run(&["get", "x.bin"]).expect(2).stdout;
-    assert!(ids.iter().all(|id| plain.contains(id)), "{plain}");
+    assert!(ids.iter().all(|id| plain.contains(&id[..8])), "{plain}");
     sandbox.run(&["get", &ids[1]]).expect(0);
     assert_eq!(fs::metadata(sandbox.work().join("x.bin")).unwrap().len(), 2000);
 }

@@ -34,6 +34,8 @@ async fn a_file_is_registered_found_and_unregistered() {
 
     let by = [
         QueryKey::Id(record(5).id),
+        QueryKey::IdPrefix(record(5).id.to_string()[..8].parse().unwrap()),
+        QueryKey::IdPrefix(record(5).id.to_string()[..63].parse().unwrap()),
         QueryKey::Sha256(Sha256([9; 32])),
         QueryKey::Name("Llama 7B.gguf".to_owned()),
     ];

@@ -273,6 +273,16 @@ async fn invalid_queries_are_refused_with_reason_and_field() {
             Reason::InvalidName,
             "name",
         ),
+        (
+            query(Some(Key::FileIdPrefix("3f9a123".to_owned())), ""),
+            Reason::InvalidId,
+            "file_id_prefix",
+        ),
+        (
+            query(Some(Key::FileIdPrefix("3f9a123x".to_owned())), ""),
+            Reason::InvalidId,
+            "file_id_prefix",
+        ),
         (query(name(), "invalid"), Reason::InvalidPageToken, "page_token"),
         (query(name(), &next[1..]), Reason::InvalidPageToken, "page_token"),
         (query(other, &next), Reason::InvalidPageToken, "page_token"),

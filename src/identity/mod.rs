@@ -2,5 +2,6 @@
 
 pub mod hash;
 pub mod id;
+pub mod id_prefix;
 pub mod layout;
 pub mod merkle;

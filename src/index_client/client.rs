@@ -206,6 +206,7 @@ impl IndexClient {
         let request = v1::QueryRequest {
             key: Some(match key {
                 QueryKey::Id(id) => v1::query_request::Key::FileId(id.to_bytes()),
+                QueryKey::IdPrefix(prefix) => v1::query_request::Key::FileIdPrefix(prefix.to_string()),
                 QueryKey::Sha256(sha256) => v1::query_request::Key::Sha256(sha256.to_bytes()),
                 QueryKey::Name(name) => v1::query_request::Key::Name(name.clone()),
             }),

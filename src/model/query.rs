@@ -3,7 +3,10 @@
 use bytes::Bytes;
 
 use crate::{
-    identity::id::{FileId, Sha256},
+    identity::{
+        id::{FileId, Sha256},
+        id_prefix::IdPrefix,
+    },
     model::{file::FileRecord, provider::Provider},
 };
 
@@ -12,6 +15,8 @@ use crate::{
 pub enum QueryKey {
     /// File id.
     Id(FileId),
+    /// The first digits of a file id.
+    IdPrefix(IdPrefix),
     /// Claimed SHA-256 of the whole file.
     Sha256(Sha256),
     /// Exact name.
@@ -23,6 +28,7 @@ impl QueryKey {
     pub fn to_bytes(&self) -> Bytes {
         match self {
             Self::Id(id) => id.to_bytes(),
+            Self::IdPrefix(prefix) => Bytes::from(prefix.to_string()),
             Self::Sha256(sha256) => sha256.to_bytes(),
             Self::Name(name) => Bytes::copy_from_slice(name.as_bytes()),
         }

@@ -1,20 +1,27 @@
-//! Parses an argument that names a file: an id, a SHA-256, or a name.
+//! Parses an argument that names a file: an id or its first digits, a SHA-256, or a name.
 
 use std::str::FromStr;
 
-use potluck_core::{FileId, Sha256, model::QueryKey};
+use potluck_core::{FileId, IdPrefix, Sha256};
 
-/// Prefix of a plain SHA-256 of a whole file.
+/// Marks the plain SHA-256 of a whole file.
 const SHA256_PREFIX: &str = "sha256:";
 
-/// Number of hex digits from which a text is more likely a truncated id than a name.
-const MIN_TRUNCATED_ID: usize = 32;
+/// Minimum hex digits of a name that may be meant as an id.
+const MIN_ID_LIKE: usize = 4;
 
 /// Identifies a file by id, by content, or by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FileQuery {
     /// A file id: 64 hex digits.
     Id(FileId),
+    /// 8 to 63 hex digits: the first digits of an id, but also a possible name.
+    IdPrefix {
+        /// The digits.
+        prefix: IdPrefix,
+        /// The text as given.
+        text: String,
+    },
     /// `sha256:` and 64 hex digits.
     Sha256(Sha256),
     /// Any other text.
@@ -36,28 +43,34 @@ impl FromStr for FileQuery {
         if text.is_empty() {
             return Err("give an id, a name, or sha256:HEX".into());
         }
-        Ok(text
-            .parse()
-            .map_or_else(|_| Self::Name(text.to_owned()), Self::Id))
+        if let Ok(id) = text.parse() {
+            return Ok(Self::Id(id));
+        }
+        let text = text.to_owned();
+        Ok(match text.parse() {
+            Ok(prefix) => Self::IdPrefix { prefix, text },
+            Err(_) => Self::Name(text),
+        })
     }
 }
 
 impl FileQuery {
-    /// The query key for the index.
-    pub(crate) fn query_key(&self) -> QueryKey {
+    /// The argument that this was parsed from.
+    pub(crate) fn argument(&self) -> String {
         match self {
-            Self::Id(id) => QueryKey::Id(*id),
-            Self::Sha256(sum) => QueryKey::Sha256(*sum),
-            Self::Name(name) => QueryKey::Name(name.clone()),
+            Self::Id(id) => id.to_string(),
+            Self::IdPrefix { text, .. } | Self::Name(text) => text.clone(),
+            Self::Sha256(sum) => format!("{SHA256_PREFIX}{sum}"),
         }
     }
 
-    /// A hint for a name that looks like a truncated id.
-    pub(crate) fn truncated_id_hint(&self) -> Option<String> {
+    /// A hint for a name that may be meant as an id but has too few or too many digits.
+    pub(crate) fn id_length_hint(&self) -> Option<String> {
         let Self::Name(name) = self else { return None };
         let digits = name.len();
-        (digits >= MIN_TRUNCATED_ID && name.bytes().all(|b| b.is_ascii_hexdigit()))
-            .then(|| format!("an id has 64 hex digits, but this text has {digits}"))
+        let is_id_like = digits >= MIN_ID_LIKE && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_id_like
+            .then(|| format!("for an id, give its 64 hex digits or at least the first 8; this has {digits}"))
     }
 }
 
@@ -65,6 +78,7 @@ impl std::fmt::Display for FileQuery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Id(id) => write!(f, "the id {id}"),
+            Self::IdPrefix { text, .. } => write!(f, "an id that begins with `{text}`, or this name"),
             Self::Sha256(sum) => write!(f, "the SHA-256 {sum}"),
             Self::Name(name) => write!(f, "the name `{name}`"),
         }
@@ -83,15 +97,24 @@ mod tests {
             format!("sha256:{hex}").parse(),
             Ok(FileQuery::Sha256(_))
         ));
+        for digits in [8, 63] {
+            assert!(matches!(hex[..digits].parse(), Ok(FileQuery::IdPrefix { .. })));
+        }
         assert_eq!("a b.bin".parse(), Ok(FileQuery::Name("a b.bin".into())));
         assert!("sha256:12".parse::<FileQuery>().is_err());
         assert!("".parse::<FileQuery>().is_err());
+        for text in [&hex[..], "ABCDEF12", "a b.bin", &format!("sha256:{hex}")] {
+            assert_eq!(text.parse::<FileQuery>().unwrap().argument(), text);
+        }
     }
 
     #[test]
-    fn a_truncated_id_is_detected() {
-        let truncated: FileQuery = "ab".repeat(31).parse().unwrap();
-        assert!(truncated.truncated_id_hint().unwrap().contains("62"));
-        assert_eq!("deadbeef".parse::<FileQuery>().unwrap().truncated_id_hint(), None);
+    fn an_id_with_too_few_or_too_many_digits_is_detected() {
+        let hint = |text: &str| text.parse::<FileQuery>().unwrap().id_length_hint();
+        assert!(hint("3f9a12").unwrap().contains("this has 6"));
+        assert!(hint(&"ab".repeat(33)).unwrap().contains("this has 66"));
+        assert_eq!(hint("deadbeef"), None);
+        assert_eq!(hint("dea"), None);
+        assert_eq!(hint("model.bin"), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Types of command-line arguments.
 
 pub(crate) mod file_query;
+pub(crate) mod id;
 pub(crate) mod limits;
 pub(crate) mod transfer_target;

@@ -27,7 +27,7 @@ const EXAMPLES: &str = "\
 Examples:
   potluck check model.bin          hash one shared file again
   potluck check --all --rate 0     hash everything that is shared, at full speed
-  potluck check --all --json       print one object per damaged file, and a summary
+  potluck check --all --json       one object per damaged file, and a summary
 
 A disk can damage a file without changing its modification time. The peer no
 longer offers a damaged file. Restore it from a copy, or share it again as it is

@@ -1,5 +1,7 @@
 //! `potluck ls`: lists what the peer shares.
 
+use std::path::Path;
+
 use clap::Args;
 
 use crate::{
@@ -7,7 +9,8 @@ use crate::{
     control::model::Item,
     error::CommandError,
     output::{
-        table::{self, Align},
+        Output,
+        table::{Align, Table},
         text,
     },
     views::library_items,
@@ -42,7 +45,7 @@ async fn list(context: &CommandContext, peer: &PeerHandle) -> Result<(), Command
                 context.out.print_object(&library_items::object(item))?;
             }
         } else if !some.is_empty() {
-            context.out.print_lines(lines(&some, context.out.width()))?;
+            context.out.print_lines(lines(&context.out, &some))?;
         }
         page = next;
         if page.is_none() {
@@ -57,21 +60,33 @@ async fn list(context: &CommandContext, peer: &PeerHandle) -> Result<(), Command
     Ok(())
 }
 
-fn lines(items: &[Item], width: Option<usize>) -> Vec<String> {
-    let columns = [
+fn lines(out: &Output, items: &[Item]) -> Vec<String> {
+    let mut table = Table::new(&[
+        ("ID", Align::Left),
         ("SIZE", Align::Right),
-        ("WHAT", Align::Left),
-        ("NAME", Align::Left),
-        ("PATH", Align::Left),
-    ];
-    let rows = items.iter().map(|item| {
-        let cells = vec![
+        ("KIND", Align::Left),
+        ("PATH", Align::Elastic),
+    ]);
+    let ids = out.id_format(items.iter().map(|item| &item.record.id));
+    for item in items {
+        table.row([
+            ids.text(&item.record.id),
             text::size(item.content_size),
             library_items::kind_text(item),
-            text::escape(&item.name).into_owned(),
-            text::escape(&item.path).into_owned(),
-        ];
-        (cells, item.record.id.to_string())
-    });
-    table::with_ids(&columns, rows, width)
+            path_text(item),
+        ]);
+    }
+    table.lines(out.width())
+}
+
+/// The path, and the name if it is not that of the path.
+fn path_text(item: &Item) -> String {
+    let path = text::path(&item.path);
+    match Path::new(&item.path)
+        .file_name()
+        .is_some_and(|name| *name == *item.name)
+    {
+        true => path,
+        false => format!("{path} (as {})", text::escape(&item.name)),
+    }
 }

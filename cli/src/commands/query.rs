@@ -55,7 +55,7 @@ pub(crate) async fn run(context: &CommandContext, args: QueryArgs) -> Result<(),
     if !context.out.is_json() && files.len() > MAX_IN_FULL {
         context
             .out
-            .print_lines(indexed_files::table_lines(&files, context.out.width()))?;
+            .print_lines(indexed_files::table_lines(&context.out, &files))?;
         context
             .out
             .note("to show the peers of one file: potluck query ID");
@@ -64,13 +64,13 @@ pub(crate) async fn run(context: &CommandContext, args: QueryArgs) -> Result<(),
             if i > 0 {
                 context.out.print_line("")?;
             }
-            context.out.print_lines(lines(found))?;
+            context.out.print_lines(lines(found, context.out.width()))?;
         }
     }
     Ok(())
 }
 
-fn lines(found: &IndexedFile) -> Vec<String> {
+fn lines(found: &IndexedFile, width: Option<usize>) -> Vec<String> {
     let name = found
         .names
         .first()
@@ -111,7 +111,7 @@ fn lines(found: &IndexedFile) -> Vec<String> {
             style(format!("peer {}", provider.peer.short())).dim().to_string(),
         ]);
     }
-    lines.extend(table.lines());
+    lines.extend(table.lines(width));
     lines
 }
 

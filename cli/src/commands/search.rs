@@ -1,6 +1,6 @@
 //! `potluck search`: finds files by words in their names.
 
-use std::{collections::HashSet, time::Duration};
+use std::{cmp::Reverse, collections::HashSet, time::Duration};
 
 use clap::Args;
 use potluck_core::{
@@ -17,6 +17,13 @@ const DEFAULT_LIMIT: u64 = 100;
 
 /// Page size: the maximum that the index returns.
 const PAGE: u64 = 1000;
+
+/// Number of matches among which the best are selected. The index returns matches in no useful
+/// order.
+const RANKED_MATCHES: usize = 1000;
+
+/// Maximum pages that are read for better matches once there are enough.
+const MAX_PAGES_AFTER_LIMIT: u32 = 10;
 
 /// Consecutive empty pages after which the search gives up. The index examines about ten thousand
 /// names per page.
@@ -36,7 +43,9 @@ const EXAMPLES: &str = "\
 Examples:
   potluck search llama 70b     names with words that begin with llama and 70b
   potluck search               all files of the index
-  potluck search --all --json  all matches, one JSON object per page";
+  potluck search --all --json  all matches, one JSON object per page
+
+Files whose names match best come first, then those with the most peers.";
 
 /// Find files by words in their names
 #[derive(Debug, Args)]
@@ -59,52 +68,29 @@ pub(crate) struct SearchArgs {
     page: Option<String>,
 }
 
-/// Searches and prints the results page by page.
+/// Searches and prints the results: the best of the first matches, or everything page by page.
 pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<(), CommandError> {
-    let index = context.lookup_index().await?;
-    let query = args.words.join(" ");
-    let mut remaining = if args.all { u64::MAX } else { args.limit };
-    let mut page = args.page;
-    let mut found = 0;
-    let mut empty = 0;
-    let mut seen: HashSet<FileId> = HashSet::new();
-    while remaining > 0 && empty < MAX_EMPTY {
-        let size = remaining.min(PAGE) as u32; // at most PAGE
-        let mut answer = context
-            .stoppable(async { Ok(search_page(&index, &query, size, page).await?) })
-            .await?;
-        page = answer.next;
-        answer.files.retain(|found| !seen.contains(&found.file.id));
-        let room = MAX_REMEMBERED.saturating_sub(seen.len());
-        seen.extend(answer.files.iter().take(room).map(|found| found.file.id));
-        remaining = remaining.saturating_sub(answer.files.len() as u64);
-        found += answer.files.len();
-        empty = if answer.files.is_empty() { empty + 1 } else { 0 };
-        if context.out.is_json() {
-            // The last object has `next_page` set if there are more results.
-            if !answer.files.is_empty() || page.is_none() || empty == MAX_EMPTY {
-                context.out.print_object(&Objects {
-                    files: &answer.files,
-                    next_page: page.as_deref(),
-                })?;
-            }
-        } else if !answer.files.is_empty() {
-            context
-                .out
-                .print_lines(indexed_files::table_lines(&answer.files, context.out.width()))?;
-        }
-        if page.is_none() {
-            break;
-        }
-    }
-    if let Some(page) = page.as_ref().filter(|_| empty == MAX_EMPTY) {
-        let what = format!("no further match for `{query}` among the names examined so far");
-        return Err(CommandError::new(Reason::NotFound, what)
+    let mut search = Search {
+        index: context.lookup_index().await?,
+        query: args.words.join(" "),
+        next: args.page.clone(),
+        empty: 0,
+        seen: HashSet::new(),
+    };
+    let is_paged = args.all || args.page.is_some() || context.out.is_json();
+    let (found, has_more) = match is_paged {
+        true => print_pages(context, &args, &mut search).await?,
+        false => print_best(context, &args, &mut search).await?,
+    };
+    let query = &search.query;
+    if let Some(page) = search.next.as_ref().filter(|_| search.empty == MAX_EMPTY) {
+        let message = format!("no further match for `{query}` among the names examined so far");
+        return Err(CommandError::new(Reason::NotFound, message)
             .hint("longer or rarer words are found faster")
             .hint(format!("to continue the search: add --page {page}")));
     }
     if found == 0 {
-        let what = match query.is_empty() {
+        let message = match query.is_empty() {
             true => "the index has no files yet".to_owned(),
             false => format!("no name matches `{query}`"),
         };
@@ -112,9 +98,9 @@ pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<()
             true => "share a file with: potluck share PATH",
             false => "every word must begin a word of the name: try fewer or shorter words",
         };
-        return Err(CommandError::new(Reason::NotFound, what).hint(hint));
+        return Err(CommandError::new(Reason::NotFound, message).hint(hint));
     }
-    if page.is_some() {
+    if has_more {
         context.out.note(format_args!(
             "there are more matches: --limit N shows more than {}, --all shows all",
             args.limit
@@ -123,9 +109,136 @@ pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<()
     Ok(())
 }
 
+/// Prints each page as it arrives. Returns the number of matches, and whether there are more.
+async fn print_pages(
+    context: &CommandContext,
+    args: &SearchArgs,
+    search: &mut Search,
+) -> Result<(usize, bool), CommandError> {
+    let mut remaining = if args.all { u64::MAX } else { args.limit };
+    let mut found = 0;
+    while remaining > 0 && search.empty < MAX_EMPTY {
+        let mut files = search.page(context, remaining.min(PAGE)).await?;
+        search.sort(&mut files);
+        remaining = remaining.saturating_sub(files.len() as u64);
+        found += files.len();
+        if context.out.is_json() {
+            // The last object has `next_page` set if there are more results.
+            if !files.is_empty() || search.next.is_none() || search.empty == MAX_EMPTY {
+                context.out.print_object(&SearchObject {
+                    files: &files,
+                    next_page: search.next.as_deref(),
+                })?;
+            }
+        } else if !files.is_empty() {
+            context
+                .out
+                .print_lines(indexed_files::table_lines(&context.out, &files))?;
+        }
+        if search.next.is_none() {
+            break;
+        }
+    }
+    Ok((found, search.next.is_some()))
+}
+
+/// Prints the best matches of the first [`RANKED_MATCHES`], in one table. Returns the number of
+/// matches, and whether there are more.
+async fn print_best(
+    context: &CommandContext,
+    args: &SearchArgs,
+    search: &mut Search,
+) -> Result<(usize, bool), CommandError> {
+    let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
+    let mut files = Vec::new();
+    let mut pages_after_limit = 0;
+    while search.empty < MAX_EMPTY
+        && files.len() < RANKED_MATCHES.max(limit)
+        && pages_after_limit < MAX_PAGES_AFTER_LIMIT
+    {
+        files.extend(search.page(context, PAGE).await?);
+        pages_after_limit += u32::from(files.len() >= limit);
+        if search.next.is_none() {
+            break;
+        }
+    }
+    search.sort(&mut files);
+    let found = files.len();
+    files.truncate(limit);
+    if !files.is_empty() {
+        context
+            .out
+            .print_lines(indexed_files::table_lines(&context.out, &files))?;
+    }
+    Ok((found, found > limit || search.next.is_some()))
+}
+
+/// A search in progress.
+struct Search {
+    index: IndexClient,
+    query: String,
+    /// The token of the next page.
+    next: Option<String>,
+    /// Number of consecutive empty pages.
+    empty: u32,
+    /// Files of earlier pages.
+    seen: HashSet<FileId>,
+}
+
+impl Search {
+    /// The new files of the next page.
+    async fn page(&mut self, context: &CommandContext, size: u64) -> Result<Vec<IndexedFile>, CommandError> {
+        let size = size.min(PAGE) as u32; // at most PAGE
+        let page = self.next.take();
+        let call = async { Ok(search_page(&self.index, &self.query, size, page).await?) };
+        let mut answer = context.stoppable(call).await?;
+        self.next = answer.next;
+        answer.files.retain(|found| !self.seen.contains(&found.file.id));
+        let room = MAX_REMEMBERED.saturating_sub(self.seen.len());
+        self.seen
+            .extend(answer.files.iter().take(room).map(|found| found.file.id));
+        self.empty = if answer.files.is_empty() {
+            self.empty + 1
+        } else {
+            0
+        };
+        Ok(answer.files)
+    }
+
+    /// Sorts files: the best match first, then the most providers, then by name.
+    fn sort(&self, files: &mut [IndexedFile]) {
+        let words = words_of(&self.query);
+        files.sort_by_cached_key(|found| {
+            let name = found.names.first().cloned().unwrap_or_default();
+            let match_rank = found.names.iter().map(|name| match_rank(&words, name)).min();
+            (match_rank, Reverse(found.provider_count), name, found.file.id)
+        });
+    }
+}
+
+/// How well a name matches words: lower is better.
+fn match_rank(words: &[String], name: &str) -> u8 {
+    let of_name = words_of(name);
+    let is_whole = |word: &String| of_name.contains(word);
+    match words.iter().all(is_whole) {
+        _ if of_name == words => 0,
+        true => 1,
+        false => 2,
+    }
+}
+
+/// The words of a name or query, as the index separates them.
+fn words_of(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_alphanumeric());
+    words
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .collect()
+}
+
 /// A page of results. Serialized one file at a time to save memory.
 #[derive(serde::Serialize)]
-struct Objects<'a> {
+struct SearchObject<'a> {
     #[serde(serialize_with = "objects")]
     files: &'a [IndexedFile],
     next_page: Option<&'a str>,
@@ -171,4 +284,18 @@ fn object(found: &IndexedFile) -> serde_json::Value {
         "names": found.names,
         "providers": found.provider_count,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_names_and_whole_words_match_best() {
+        let rank = |query: &str, name: &str| match_rank(&words_of(query), name);
+        assert_eq!(rank("model 7b", "Model-7B"), 0);
+        assert_eq!(rank("7b model", "model-7b.bin"), 1);
+        assert_eq!(rank("mod", "model-7b.bin"), 2);
+        assert_eq!(rank("", "model"), 1);
+    }
 }

@@ -1,14 +1,16 @@
 //! `potluck transfers`: lists, pauses, resumes, cancels and adjusts the peer's downloads.
 
 use clap::{Args, Subcommand};
-use potluck_core::{Reason, units::parse_rate};
+use potluck_core::units::parse_rate;
 
 use crate::{
     arguments::{limits::priority, transfer_target::TransferTarget},
     context::{CommandContext, PeerHandle},
-    control::model::Transfer,
+    control::model::{Transfer, TransferState},
     error::CommandError,
+    lookup,
     output::{
+        ids::IdFormat,
         table::{Align, Table},
         text,
     },
@@ -78,16 +80,15 @@ struct Targets {
 /// Lists the transfers, or applies the action.
 pub(crate) async fn run(context: &CommandContext, args: TransfersArgs) -> Result<(), CommandError> {
     let peer = context.require_running_peer().await?;
-    let transfers = peer.control.transfers().await?;
     let Some(action) = args.action else {
-        return list(context, &transfers);
+        return list(context, &peer.control.transfers().await?);
     };
     let (Action::Pause(targets)
     | Action::Resume(targets)
     | Action::Cancel(targets)
     | Action::Adjust(AdjustArgs { targets, .. })) = &action;
     for target in &targets.targets {
-        let number = number_of(*target, &transfers)?;
+        let number = lookup::find_transfer(&context.out, &peer.control, target).await?;
         let transfer = apply(&peer, &action, number).await?;
         match context.out.is_json() {
             true => context.out.print_object(&transfers::object(&transfer))?,
@@ -123,21 +124,6 @@ async fn apply(peer: &PeerHandle, action: &Action, number: u64) -> Result<Transf
     })
 }
 
-fn number_of(target: TransferTarget, transfers: &[Transfer]) -> Result<u64, CommandError> {
-    match target {
-        TransferTarget::Number(number) => Ok(number),
-        // The list is ordered newest first.
-        TransferTarget::File(id) => transfers
-            .iter()
-            .find(|t| t.file == id)
-            .map(|t| t.number)
-            .ok_or_else(|| {
-                CommandError::new(Reason::NotFound, format!("no transfer downloads {id}"))
-                    .hint("`potluck transfers` lists the transfers")
-            }),
-    }
-}
-
 fn list(context: &CommandContext, transfers: &[Transfer]) -> Result<(), CommandError> {
     if context.out.is_json() {
         return transfers
@@ -152,17 +138,21 @@ fn list(context: &CommandContext, transfers: &[Transfer]) -> Result<(), CommandE
     }
     let mut table = Table::new(&[
         ("NO", Align::Right),
+        ("ID", Align::Left),
         ("STATE", Align::Left),
-        ("DONE", Align::Right),
         ("SIZE", Align::Right),
         ("RATE", Align::Right),
         ("LEFT", Align::Right),
-        ("NAME", Align::Left),
+        ("TARGET", Align::Elastic),
     ]);
+    let ids = context
+        .out
+        .id_format(transfers.iter().map(|transfer| &transfer.file));
     for transfer in transfers {
-        table.row(row(transfer));
+        table.row(row(transfer, ids));
     }
-    context.out.print_lines(table.lines())?;
+    table.drop_empty_columns();
+    context.out.print_lines(table.lines(context.out.width()))?;
     for transfer in transfers {
         if let Some(error) = transfer.error.as_ref().or(transfer.sharing_error.as_ref()) {
             context.out.print_line(format_args!(
@@ -175,15 +165,22 @@ fn list(context: &CommandContext, transfers: &[Transfer]) -> Result<(), CommandE
     Ok(())
 }
 
-fn row(transfer: &Transfer) -> Vec<String> {
+fn row(transfer: &Transfer, ids: IdFormat) -> Vec<String> {
     let running = transfer.bytes_per_second > 0 && !transfer.state.has_ended();
+    let state = match transfer.total {
+        Some(total) if transfer.state != TransferState::Done => {
+            format!(
+                "{} {} %",
+                transfer.state.word(),
+                text::percent(transfer.done, total)
+            )
+        }
+        _ => transfer.state.word().to_owned(),
+    };
     vec![
         transfer.number.to_string(),
-        transfer.state.word().to_owned(),
-        transfer.total.map_or_else(
-            || "?".to_owned(),
-            |total| format!("{} %", text::percent(transfer.done, total)),
-        ),
+        ids.text(&transfer.file),
+        state,
         transfer.total.map_or_else(|| "?".to_owned(), text::size),
         if running {
             text::rate(transfer.bytes_per_second)
@@ -195,6 +192,14 @@ fn row(transfer: &Transfer) -> Vec<String> {
             .filter(|_| running)
             .map(text::clock)
             .unwrap_or_default(),
-        text::escape(&transfer.name).into_owned(),
+        target_text(transfer),
     ]
+}
+
+/// The path of the download, or its name until the path is known.
+fn target_text(transfer: &Transfer) -> String {
+    match transfer.path.is_empty() {
+        true => text::escape(&transfer.name).into_owned(),
+        false => text::path(&transfer.path),
+    }
 }

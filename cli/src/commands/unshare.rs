@@ -3,15 +3,18 @@
 use std::path::Path;
 
 use clap::Args;
-use potluck_core::FileId;
 
 use crate::{
+    arguments::id::IdArgument,
     context::{CommandContext, PeerHandle},
-    control::SharedTarget,
+    control::{SharedTarget, model::Item},
     error::CommandError,
-    local_files,
+    local_files, lookup,
     output::text,
-    views::library_items,
+    views::{
+        id_matches::{self, IdMatch},
+        library_items,
+    },
 };
 
 const EXAMPLES: &str = "\
@@ -40,14 +43,10 @@ pub(crate) async fn run(context: &CommandContext, args: UnshareArgs) -> Result<(
 
 async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String]) -> Result<(), CommandError> {
     for target in targets {
-        // A path that looks like an id can be given as `./PATH`.
-        let what = match target.parse::<FileId>() {
-            Ok(id) => SharedTarget::File(id),
-            Err(_) => SharedTarget::Path(local_files::absolute(Path::new(target))?),
-        };
+        let target = find_shared(context, peer, target).await?;
         let removed = peer
             .control
-            .unshare(what)
+            .unshare(target)
             .await
             .map_err(|problem| CommandError::from(problem).hint("`potluck ls` lists what is shared"))?;
         for item in &removed {
@@ -62,4 +61,31 @@ async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String])
         }
     }
     Ok(())
+}
+
+/// What an argument stands for: an id, the first digits of one, or a path. A path that looks like
+/// an id can be given as `./PATH`.
+async fn find_shared(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    argument: &str,
+) -> Result<SharedTarget, CommandError> {
+    let id = argument.parse::<IdArgument>();
+    if let Ok(IdArgument::Whole(id)) = id {
+        return Ok(SharedTarget::File(id));
+    }
+    let path = local_files::absolute(Path::new(argument))?;
+    let Ok(prefix) = id else {
+        return Ok(SharedTarget::Path(path));
+    };
+    let is_match = |item: &Item| prefix.matches(&item.record.id) || item.path == path;
+    let items = lookup::find_items(&peer.control, is_match).await?;
+    let mut matches: Vec<IdMatch> = items.iter().map(Into::into).collect();
+    id_matches::dedup(&mut matches);
+    match &matches[..] {
+        [only] if prefix.matches(&only.id) => Ok(SharedTarget::File(only.id)),
+        // The path is shared, or nothing matches.
+        [] | [_] => Ok(SharedTarget::Path(path)),
+        _ => Err(id_matches::ambiguous(&context.out, argument, &matches)),
+    }
 }

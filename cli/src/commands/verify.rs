@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use potluck_core::{FileId, Reason};
+use potluck_core::Reason;
 use potluck_peer::library::stored_manifest;
 use serde_json::json;
 
-use crate::{context::CommandContext, error::CommandError, local_files, output::text};
+use crate::{
+    arguments::id::IdArgument, context::CommandContext, error::CommandError, local_files, output::text,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,8 +22,8 @@ Exit codes: 0 it has this id, 4 it has another id";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {
-    /// Expected id
-    id: FileId,
+    /// Expected id, or its first 8 digits or more
+    id: IdArgument,
     /// File or folder to check
     path: PathBuf,
 }
@@ -30,17 +32,19 @@ pub(crate) struct VerifyArgs {
 pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<(), CommandError> {
     let hashed = local_files::hash(context, &args.path).await?;
     let path = local_files::absolute(&args.path)?;
-    let not_kept = match hashed.record.id == args.id {
-        true => None,
+    let is_same = args.id.matches(&hashed.record.id);
+    let not_kept = match args.id {
+        IdArgument::Prefix(_) => None,
+        IdArgument::Whole(_) if is_same => None,
         // The manifest that the downloading peer kept has the modes and links that the file system
         // could not store.
-        false => crate::peer::default_home()
+        IdArgument::Whole(id) => crate::peer::default_home()
             .ok()
-            .and_then(|home| stored_manifest(&home, args.id))
+            .and_then(|home| stored_manifest(&home, id))
             .filter(|manifest| hashed.holds_all_of(manifest))
             .map(|_| "permissions and links were not compared: the file system cannot store them"),
     };
-    if hashed.record.id != args.id && not_kept.is_none() {
+    if !is_same && not_kept.is_none() {
         let message = format!(
             "{} does not have the id {}: its id is {}",
             args.path.display(),
@@ -49,9 +53,14 @@ pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<()
         );
         return Err(CommandError::new(Reason::VerificationFailed, message));
     }
+    // The whole id, even if only its first digits were given.
+    let id = match args.id {
+        IdArgument::Whole(id) => id,
+        IdArgument::Prefix(_) => hashed.record.id,
+    };
     match context.out.is_json() {
         true => context.out.print_object(&json!({
-            "id": args.id,
+            "id": id,
             "path": path,
             "kind": hashed.record.kind,
             "size": hashed.record.size,
@@ -64,7 +73,7 @@ pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<()
                 context.out.warn(what);
             }
             context.out.print_line(format_args!(
-                "{}  {} has this id",
+                "{}  {} has the id {id}",
                 console::style("verified").green(),
                 text::escape(&args.path.to_string_lossy())
             ))

@@ -7,11 +7,9 @@ use serde_json::json;
 use crate::{
     arguments::transfer_target::TransferTarget,
     context::CommandContext,
-    control::{
-        TransferRef,
-        model::{Explanation, MissingUnits, Transfer},
-    },
+    control::model::{Explanation, MissingUnits, Transfer},
     error::CommandError,
+    lookup,
     output::{
         table::{Align, Table},
         text,
@@ -41,13 +39,10 @@ pub(crate) struct WhyArgs {
 /// Queries the peer and prints the explanation.
 pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), CommandError> {
     let peer = context.require_running_peer().await?;
-    let which = match args.target {
-        TransferTarget::File(id) => TransferRef::File(id),
-        TransferTarget::Number(number) => TransferRef::Number(number),
-    };
+    let number = lookup::find_transfer(&context.out, &peer.control, &args.target).await?;
     let explanation = peer
         .control
-        .explain(which)
+        .explain(number)
         .await
         .map_err(|problem| CommandError::from(problem).hint("`potluck transfers` lists the transfers"))?;
     if context.out.is_json() {
@@ -56,10 +51,10 @@ pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), C
         object["findings"] = json!(explanation.findings);
         return context.out.print_object(&object);
     }
-    context.out.print_lines(lines(&explanation))
+    context.out.print_lines(lines(&explanation, context.out.width()))
 }
 
-fn lines(explanation: &Explanation) -> Vec<String> {
+fn lines(explanation: &Explanation, width: Option<usize>) -> Vec<String> {
     let mut lines = summary(&explanation.transfer);
     if !explanation.findings.is_empty() {
         lines.push(String::new());
@@ -72,11 +67,11 @@ fn lines(explanation: &Explanation) -> Vec<String> {
     }
     if !explanation.transfer.peers.is_empty() {
         lines.push(String::new());
-        lines.extend(peers(&explanation.transfer));
+        lines.extend(peers(&explanation.transfer, width));
     }
     if !explanation.missing.is_empty() {
         lines.push(String::new());
-        lines.extend(missing(&explanation.missing));
+        lines.extend(missing(&explanation.missing, width));
     }
     lines
 }
@@ -126,7 +121,7 @@ fn summary(transfer: &Transfer) -> Vec<String> {
     lines
 }
 
-fn peers(transfer: &Transfer) -> Vec<String> {
+fn peers(transfer: &Transfer, width: Option<usize>) -> Vec<String> {
     let mut table = Table::new(&[
         ("PEER", Align::Left),
         ("STATE", Align::Left),
@@ -134,7 +129,7 @@ fn peers(transfer: &Transfer) -> Vec<String> {
         ("RATE", Align::Right),
         ("HAS", Align::Right),
         ("REQUESTS", Align::Right),
-        ("REASON", Align::Left),
+        ("REASON", Align::Elastic),
     ]);
     for peer in &transfer.peers {
         table.row([
@@ -153,10 +148,10 @@ fn peers(transfer: &Transfer) -> Vec<String> {
                 .unwrap_or_default(),
         ]);
     }
-    table.lines()
+    table.lines(width)
 }
 
-fn missing(runs: &[MissingUnits]) -> Vec<String> {
+fn missing(runs: &[MissingUnits], width: Option<usize>) -> Vec<String> {
     let mut table = Table::new(&[
         ("MISSING", Align::Left),
         ("UNITS", Align::Right),
@@ -172,7 +167,7 @@ fn missing(runs: &[MissingUnits]) -> Vec<String> {
             run.in_flight.to_string(),
         ]);
     }
-    let mut lines = table.lines();
+    let mut lines = table.lines(width);
     if let Some(more) = runs.len().checked_sub(MAX_RUNS).filter(|&more| more > 0) {
         lines.push(format!("and {} more", text::count(more as u64, "run")));
     }

@@ -61,15 +61,6 @@ pub(crate) enum SharedTarget {
     Path(String),
 }
 
-/// Identifies a transfer.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum TransferRef {
-    /// The newest transfer of this file.
-    File(FileId),
-    /// By transfer number.
-    Number(u64),
-}
-
 /// A connection to a peer's control service. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlClient {
@@ -315,13 +306,11 @@ impl ControlClient {
     }
 
     /// Explains what a transfer is doing and why.
-    pub(crate) async fn explain(&self, which: TransferRef) -> Result<Explanation, Problem> {
+    pub(crate) async fn explain(&self, transfer_id: u64) -> Result<Explanation, Problem> {
         use v1::explain_transfer_request::Target;
-        let target = match which {
-            TransferRef::File(id) => Target::FileId(id.to_bytes()),
-            TransferRef::Number(number) => Target::TransferId(number),
+        let request = v1::ExplainTransferRequest {
+            target: Some(Target::TransferId(transfer_id)),
         };
-        let request = v1::ExplainTransferRequest { target: Some(target) };
         self.call(CALL_TIMEOUT, self.client.clone().explain_transfer(request))
             .await?
             .try_into()

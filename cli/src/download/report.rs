@@ -58,7 +58,7 @@ pub(crate) fn report(
     for what in &transfer.not_kept {
         context.out.warn(format_args!("{}", text::escape(what)));
     }
-    for line in peer_lines(&transfer.peers) {
+    for line in peer_lines(&transfer.peers, context.out.width()) {
         context.out.note(line);
     }
     if let Some(problem) = &transfer.sharing_error {
@@ -137,7 +137,7 @@ fn facts(transfer: &Transfer) -> String {
 }
 
 /// Each peer's contribution, and the peers that were banned, with the reason.
-fn peer_lines(peers: &[TransferPeer]) -> Vec<String> {
+fn peer_lines(peers: &[TransferPeer], width: Option<usize>) -> Vec<String> {
     let given: u64 = peers.iter().map(|peer| peer.bytes).sum();
     let mut table = Table::without_header(vec![Align::Left, Align::Right, Align::Right, Align::Left]);
     let is_listed = |peer: &&TransferPeer| peer.bytes > 0 || peer.state == PeerState::Banned;
@@ -170,7 +170,7 @@ fn peer_lines(peers: &[TransferPeer]) -> Vec<String> {
             state,
         ]);
     }
-    let mut lines = table.lines();
+    let mut lines = table.lines(width);
     if !others.is_empty() {
         let bytes = others.iter().map(|(_, peer)| peer.bytes).sum();
         lines.push(format!(

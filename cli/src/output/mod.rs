@@ -7,6 +7,7 @@
 //! - A line that is printed while progress is drawn does not corrupt it.
 
 pub(crate) mod draw;
+pub(crate) mod ids;
 pub(crate) mod progress;
 pub(crate) mod table;
 pub(crate) mod terminal;
@@ -19,47 +20,72 @@ use std::{
 
 use console::{Term, style};
 use indicatif::{MultiProgress, ProgressDrawTarget};
+use potluck_core::FileId;
 use serde::Serialize;
 
-use crate::error::CommandError;
+use crate::{error::CommandError, output::ids::IdFormat};
 
 /// Redraws per second: smooth, and cheap for a slow terminal.
 const REDRAWS: u8 = 15;
 
+/// What to print, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct OutputFlags {
+    /// Print results and errors as JSON.
+    pub(crate) json: bool,
+    /// Print only results and errors.
+    pub(crate) quiet: bool,
+    /// Print ids with all digits.
+    pub(crate) full_ids: bool,
+}
+
 /// The output of one run. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
-    json: bool,
-    quiet: bool,
+    flags: OutputFlags,
     bars: MultiProgress,
 }
 
 impl Output {
     /// Output for these flags.
-    pub(crate) fn new(json: bool, quiet: bool) -> Self {
-        let bars = MultiProgress::with_draw_target(match Term::stderr().is_term() && !json && !quiet {
+    pub(crate) fn new(flags: OutputFlags) -> Self {
+        let draws = Term::stderr().is_term() && !flags.json && !flags.quiet;
+        let bars = MultiProgress::with_draw_target(match draws {
             true => ProgressDrawTarget::stderr_with_hz(REDRAWS),
             false => ProgressDrawTarget::hidden(),
         });
-        Self { json, quiet, bars }
+        Self { flags, bars }
     }
 
     /// The output for a prompt line with these flags, in addition to the flags of the session.
-    pub(crate) fn with_flags(&self, json: bool, quiet: bool) -> Self {
-        match (json && !self.json) || (quiet && !self.quiet) {
-            true => Self::new(self.json || json, self.quiet || quiet),
-            false => self.clone(),
+    pub(crate) fn with_flags(&self, flags: OutputFlags) -> Self {
+        let both = OutputFlags {
+            json: self.flags.json || flags.json,
+            quiet: self.flags.quiet || flags.quiet,
+            full_ids: self.flags.full_ids || flags.full_ids,
+        };
+        match both == self.flags {
+            true => self.clone(),
+            false => Self::new(both),
         }
     }
 
     /// Whether results are printed as JSON.
     pub(crate) const fn is_json(&self) -> bool {
-        self.json
+        self.flags.json
     }
 
     /// Whether only results and errors are printed.
     pub(crate) const fn is_quiet(&self) -> bool {
-        self.quiet
+        self.flags.quiet
+    }
+
+    /// How to print these ids in one table.
+    pub(crate) fn id_format<'a>(&self, ids: impl IntoIterator<Item = &'a FileId>) -> IdFormat {
+        match self.flags.full_ids {
+            true => IdFormat::FULL,
+            false => IdFormat::shortest(ids),
+        }
     }
 
     /// Where progress is drawn. Hidden if stderr is not a terminal, or with `--json` or `-q`.
@@ -112,14 +138,14 @@ impl Output {
 
     /// Prints a note to stderr; suppressed by `--json` and `-q`.
     pub(crate) fn note(&self, line: impl Display) {
-        if !self.json && !self.quiet {
+        if !self.flags.json && !self.flags.quiet {
             self.to_stderr(format_args!("{line}"));
         }
     }
 
     /// Prints a warning to stderr; suppressed by `--json`.
     pub(crate) fn warn(&self, line: impl Display) {
-        if !self.json {
+        if !self.flags.json {
             self.to_stderr(format_args!(
                 "{} {line}",
                 style("warning:").yellow().bold().for_stderr()
@@ -138,7 +164,7 @@ impl Output {
         else {
             return;
         };
-        if self.json {
+        if self.flags.json {
             self.to_stderr(format_args!(
                 "{}",
                 json_line(&serde_json::json!({ "error": word, "message": message }))

@@ -5,6 +5,7 @@
 
 use std::{borrow::Cow, fmt::Write as _, ops::RangeInclusive, time::Duration};
 
+use console::{measure_text_width, truncate_str};
 use indicatif::HumanBytes;
 use potluck_core::collection::path;
 
@@ -81,6 +82,32 @@ fn joins(before: Option<char>, c: char, after: Option<char>) -> bool {
         '\u{e0100}'..='\u{e01ef}' => matches!(before, '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{323af}'),
         _ => false,
     }
+}
+
+/// Shortens text to `width` columns by leaving out its middle: `long-na…me.bin`.
+pub(crate) fn shorten_middle(text: &str, width: usize) -> Cow<'_, str> {
+    if measure_text_width(text) <= width {
+        return Cow::Borrowed(text);
+    }
+    let Some(room) = width.checked_sub(1) else {
+        return Cow::Borrowed("");
+    };
+    let tail_width = room.div_ceil(2);
+    let head = truncate_str(text, room - tail_width, "");
+    let mut used = 0;
+    let mut tail = "";
+    for (at, c) in text.char_indices().rev() {
+        let char_width = measure_text_width(c.encode_utf8(&mut [0; 4]));
+        used += char_width;
+        if used > tail_width {
+            break;
+        }
+        // A combining mark does not begin the tail without its letter.
+        if char_width > 0 {
+            tail = &text[at..];
+        }
+    }
+    Cow::Owned(format!("{head}…{tail}"))
 }
 
 /// A size with an IEC unit: `1.50 GiB`.
@@ -203,6 +230,19 @@ mod tests {
             "名前\u{3000}一.bin",
         ] {
             assert_eq!(escape(text), text);
+        }
+    }
+
+    #[test]
+    fn long_text_loses_its_middle() {
+        assert_eq!(shorten_middle("model.bin", 9), "model.bin");
+        assert_eq!(shorten_middle("long-name-of-a-file.bin", 14), "long-n…ile.bin");
+        assert_eq!(shorten_middle("名前名前名前.bin", 9), "名前….bin");
+        assert_eq!(shorten_middle("abc", 1), "…");
+        assert_eq!(shorten_middle("abc", 0), "");
+        for width in 0..40 {
+            let short = shorten_middle("Cafe\u{301}-👍🏽-名前-a-long-name.tar.gz", width).into_owned();
+            assert!(measure_text_width(&short) <= width, "{width}: {short}");
         }
     }
 

@@ -15,7 +15,17 @@ use crate::{error::CommandError, options::GlobalOptions, peer::home::default_hom
 const LOCK: &str = "state/lock";
 
 /// The commands that start a peer in the default home.
-const VERBS_WITH_PEER: [&str; 7] = ["peer", "share", "get", "ls", "list", "unshare", "check"];
+const VERBS_WITH_PEER: [&str; 9] = [
+    "peer",
+    "share",
+    "register",
+    "get",
+    "ls",
+    "list",
+    "unshare",
+    "unregister",
+    "check",
+];
 
 /// The command that holds the lock.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -29,6 +29,7 @@ Commands:
   health ADDRESS           check whether an index or a peer is serving
   quit                     leave the prompt, as Ctrl-D does
 
+`register` and `unregister` are other names of `share` and `unshare`.
 `COMMAND --help` or `help COMMAND` describes a command. Ctrl-C stops a running
 command.";
 
@@ -121,17 +122,53 @@ fn command() -> Command {
 }
 
 fn explain(error: &clap::Error, word: &str) -> CommandError {
-    let known = verbs().any(|verb| verb == word);
-    if !known
+    let is_verb = verbs().any(|verb| verb == word);
+    if !is_verb
         && matches!(
             error.kind(),
             ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument
         )
     {
-        return CommandError::usage(format!("unknown command `{word}`")).hint("`help` lists the commands");
+        let unknown = CommandError::usage(format!("unknown command `{word}`"));
+        return match nearest_verb(word) {
+            Some(verb) => unknown.hint(format!("did you mean `{verb}`? `help` lists the commands")),
+            None => unknown.hint("`help` lists the commands"),
+        };
     }
     let command_error = CommandError::usage(crate::args::usage_message(error));
     command_error.hint(format!("`{word} --help` describes the command"))
+}
+
+/// The command that was most likely meant by an unknown word.
+fn nearest_verb(word: &str) -> Option<String> {
+    let word = word.to_lowercase();
+    let distance = |verb: &String| edit_distance(&word, verb);
+    // One wrong letter in three is a typing error; more is another word.
+    let is_near = |verb: &String| {
+        let is_start = word.len() >= 2 && verb.starts_with(&word);
+        is_start || distance(verb) <= verb.len().max(word.len()) / 3
+    };
+    verbs().filter(is_near).min_by_key(distance)
+}
+
+/// Number of characters to insert, delete, replace or swap with their neighbour to get from one
+/// text to the other (optimal string alignment).
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
 }
 
 /// Every command name, alias included, that can begin a line.
@@ -173,6 +210,24 @@ mod tests {
         }
         for help in ["help", "?", "get --help", "help get"] {
             assert!(matches!(parse(help), ParsedLine::Message(_)), "{help}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_word_suggests_the_nearest_verb() {
+        for (word, verb) in [
+            ("serach", Some("search")),
+            ("shrae", Some("share")),
+            ("Get", Some("get")),
+            ("trans", Some("transfers")),
+            ("stauts", Some("status")),
+            ("frobnicate", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest_verb(word).as_deref(), verb, "{word}");
+        }
+        for word in ["register x", "unregister x"] {
+            assert!(matches!(parse(word), ParsedLine::Line(_)), "{word}");
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
     context::{CommandContext, PeerHandle},
     error::{CommandError, ExitStatus},
     interrupt::Interrupts,
-    output::text,
+    output::{OutputFlags, text},
     peer::ConnectedPeer,
 };
 
@@ -85,14 +85,20 @@ async fn read_and_run(
         match line::parse(&text) {
             ParsedLine::Empty => {}
             ParsedLine::Message(message) => session.out.print_line(message.trim_end())?,
-            ParsedLine::Invalid { error, json } => session.out.with_flags(json, false).print_error(&error),
+            ParsedLine::Invalid { error, json } => session
+                .out
+                .with_flags(OutputFlags {
+                    json,
+                    ..OutputFlags::default()
+                })
+                .print_error(&error),
             ParsedLine::Line(line) => match *line {
                 PromptLine {
                     command: LineCommand::Quit,
                     ..
                 } => return Ok(()),
                 line => {
-                    let out = session.out.with_flags(line.options.json, line.options.quiet);
+                    let out = session.out.with_flags(line.options.output_flags());
                     match run_line(session, interrupts, line).await {
                         Ok(()) => {}
                         Err(CommandError::BrokenPipe) => return Err(CommandError::BrokenPipe),

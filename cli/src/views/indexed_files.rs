@@ -4,11 +4,12 @@ use potluck_core::model::{FileKind, IndexedFile};
 use serde_json::json;
 
 use crate::output::{
-    table::{self, Align},
+    Output,
+    table::{Align, Table},
     text,
 };
 
-/// Files as JSON. Serialized one at a time to save memory.
+/// The result of a query as JSON. Serialized one file at a time to save memory.
 #[derive(serde::Serialize)]
 pub(crate) struct QueryObject<'a> {
     #[serde(serialize_with = "objects")]
@@ -44,22 +45,28 @@ fn object(found: &IndexedFile) -> serde_json::Value {
     })
 }
 
-/// Formats files as a table with ids, from which the user can choose one.
-pub(crate) fn table_lines(files: &[IndexedFile], width: Option<usize>) -> Vec<String> {
-    let columns = [
+/// A table of files with their ids, from which the user can choose one.
+pub(crate) fn table_lines(out: &Output, files: &[IndexedFile]) -> Vec<String> {
+    let mut table = Table::new(&[
+        ("ID", Align::Left),
         ("SIZE", Align::Right),
         ("PEERS", Align::Right),
-        ("NAME", Align::Left),
-    ];
-    let rows = files.iter().map(|found| {
-        let cells = vec![size(found), found.provider_count.to_string(), names(found)];
-        (cells, found.file.id.to_string())
-    });
-    table::with_ids(&columns, rows, width)
+        ("NAME", Align::Elastic),
+    ]);
+    let ids = out.id_format(files.iter().map(|found| &found.file.id));
+    for found in files {
+        table.row([
+            ids.text(&found.file.id),
+            size_text(found),
+            found.provider_count.to_string(),
+            name_text(found),
+        ]);
+    }
+    table.lines(out.width())
 }
 
 /// The size as text. The index does not know the content size of a collection.
-fn size(found: &IndexedFile) -> String {
+fn size_text(found: &IndexedFile) -> String {
     match found.file.kind {
         FileKind::File => text::size(found.file.size),
         FileKind::Collection => "folder".to_owned(),
@@ -67,7 +74,7 @@ fn size(found: &IndexedFile) -> String {
 }
 
 /// The most used name, and the number of other names.
-fn names(found: &IndexedFile) -> String {
+fn name_text(found: &IndexedFile) -> String {
     let first = found
         .names
         .first()

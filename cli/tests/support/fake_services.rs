@@ -177,7 +177,7 @@ impl IndexService for Service {
         let key = match request.into_inner().key {
             Some(Key::FileId(id)) => id,
             Some(Key::Sha256(sum)) => sum,
-            Some(Key::Name(name)) => name.into_bytes().into(),
+            Some(Key::Name(text) | Key::FileIdPrefix(text)) => text.into_bytes().into(),
             None => Default::default(),
         };
         Ok(Response::new(v1::QueryResponse {

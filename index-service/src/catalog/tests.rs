@@ -302,6 +302,9 @@ fn assert_agrees(catalog: &Catalog, model: &Model, page: usize) {
         let found = by_id(catalog, &id).map(sorted);
         let expected = model.files().contains(&id).then(|| model.found(id, &[]));
         assert_eq!(found, expected);
+        let prefix = QueryKey::IdPrefix(id.to_string()[..8].parse().unwrap());
+        let by_prefix = list_within(PageBounds::default(), catalog, &prefix, page);
+        assert_eq!(by_prefix.into_iter().next().map(sorted), expected);
     }
     for query in ["", "a", "ab", "model", "mode gguf", "7b é", "nothing", "model a"] {
         let terms = words::terms(query).unwrap();

@@ -278,6 +278,7 @@ impl IndexService for IndexApi {
         let query: ParsedQuery = request.into_inner().try_into()?;
         let token_query = match &query.key {
             QueryKey::Id(id) => ("id", id.as_bytes().to_vec()),
+            QueryKey::IdPrefix(prefix) => ("id prefix", prefix.to_string().into_bytes()),
             QueryKey::Sha256(sum) => ("sha256", sum.0.to_vec()),
             QueryKey::Name(name) => ("name", name.as_bytes().to_vec()),
         };

@@ -8,6 +8,7 @@ use potluck_core::{
     FileId, Problem, Sha256, Token,
     collection::path::Label,
     convert,
+    identity::id_prefix::IdPrefixError,
     index_client::{INSTANCE, MAX_BATCH},
     model::{Address, FileRecord, QueryKey, Registration},
     proto::v1,
@@ -187,13 +188,18 @@ impl TryFrom<v1::QueryRequest> for ParsedQuery {
             None => {
                 return Err(invalid_field(
                     "key",
-                    "one of `file_id`, `sha256` and `name` is required",
+                    "one of `file_id`, `file_id_prefix`, `sha256` and `name` is required",
                 ));
             }
             Some(Key::FileId(id)) => QueryKey::Id(convert::file_id(&id, "file_id")?),
             Some(Key::Sha256(sum)) => QueryKey::Sha256(Sha256::try_from(&*sum).map_err(|error| {
                 Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("sha256")
             })?),
+            Some(Key::FileIdPrefix(digits)) => {
+                QueryKey::IdPrefix(digits.parse().map_err(|error: IdPrefixError| {
+                    Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("file_id_prefix")
+                })?)
+            }
             Some(Key::Name(name)) => {
                 Label::parse(&name).map_err(|error| invalid_name(&error).field("name"))?;
                 QueryKey::Name(name)

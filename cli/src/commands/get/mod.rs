@@ -13,7 +13,6 @@ use potluck_core::{
 pub(crate) use self::args::GetArgs;
 use self::{args::DEFAULT_WAIT, resolve::Candidate};
 use crate::{
-    arguments::file_query::FileQuery,
     context::{CommandContext, PeerHandle},
     control::DownloadRequest,
     download::{WaitLimit, follow, report},
@@ -126,11 +125,7 @@ fn target(peer: &PeerHandle, args: &GetArgs) -> Result<Option<PathBuf>, CommandE
 
 /// The command that resumes the download, with every flag that affects it.
 fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
-    let query = match &args.query {
-        FileQuery::Id(id) => id.to_string(),
-        FileQuery::Sha256(sum) => format!("sha256:{sum}"),
-        FileQuery::Name(name) => name.clone(),
-    };
+    let query = args.query.argument();
     let output = args.output.iter().map(|path| path.to_string_lossy().into_owned());
     let wait = Some(args.wait).filter(|&wait| parse_duration(DEFAULT_WAIT) != Ok(wait));
     let flags = [

@@ -1,7 +1,7 @@
 //! Resolves the arguments of `get` to candidate files.
 
 use potluck_core::{
-    FileId, Problem, Reason, Sha256,
+    FileId, IdPrefix, Problem, Reason, Sha256,
     index_client::IndexClient,
     model::{Address, IndexedFile},
 };
@@ -14,7 +14,10 @@ use crate::{
     lookup,
     output::text,
     peer::ConnectedPeer,
-    views::indexed_files::{self, QueryObject},
+    views::{
+        id_matches::{self, IdMatch},
+        indexed_files::{self, QueryObject},
+    },
 };
 
 /// Number of similar names suggested for an unknown name.
@@ -43,22 +46,31 @@ pub(crate) struct Candidate {
 ///
 /// # Errors
 /// [`Reason::NotFound`] if nothing matches; [`Reason::AmbiguousName`] if several files have the
-/// name, after printing them; an index failure if the query is not an id.
+/// name or the first digits of the id, after printing them; an index failure if the query is not an
+/// id.
 pub(crate) async fn candidates(
     context: &CommandContext,
     peer: Option<&ConnectedPeer>,
     args: &GetArgs,
 ) -> Result<Vec<Candidate>, CommandError> {
     let looked_up = match context.index_for(peer) {
-        Ok(index) => look_up(&index, &args.query).await,
-        // An id and explicit peers are enough without an index.
-        Err(error) if args.from.is_empty() || !matches!(args.query, FileQuery::Id(_)) => return Err(error),
-        Err(_) => Ok(Vec::new()),
+        Ok(index) => look_up(&index, &args.query).await.map_err(Into::into),
+        Err(error) => match args.query {
+            // An id and explicit peers are enough without an index.
+            FileQuery::Id(_) if !args.from.is_empty() => Ok(Vec::new()),
+            // The running peer may know the id.
+            FileQuery::IdPrefix { .. } => Err(error),
+            _ => return Err(error),
+        },
     };
     let index = context.index_for(peer).ok();
     match (&args.query, looked_up) {
         (FileQuery::Id(id), looked_up) => Ok(vec![by_id(context, peer, args, *id, looked_up)]),
-        (_, Err(problem)) => Err(problem.into()),
+        (FileQuery::IdPrefix { prefix, text }, looked_up) => {
+            let candidate = by_prefix(context, peer, args, (prefix, text), looked_up).await?;
+            Ok(vec![candidate])
+        }
+        (_, Err(error)) => Err(error),
         (query, Ok(files)) if files.is_empty() => {
             Err(not_found_with_suggestions(index.as_ref(), query).await)
         }
@@ -83,26 +95,56 @@ fn by_id(
     peer: Option<&ConnectedPeer>,
     args: &GetArgs,
     id: FileId,
-    looked_up: Result<Vec<IndexedFile>, Problem>,
+    looked_up: Result<Vec<IndexedFile>, CommandError>,
 ) -> Candidate {
-    let (found, error) = match looked_up {
-        Ok(files) => match files.into_iter().next() {
-            Some(found) => (Some(found), None),
-            None => (None, Some(lookup::not_found(&args.query))),
-        },
-        Err(problem) => (None, Some(CommandError::from(problem))),
+    match looked_up.map(|files| files.into_iter().next()) {
+        Ok(Some(found)) => from_indexed_file(context, peer, args, &found, None, None),
+        Ok(None) => without_providers(args, id, lookup::not_found(&args.query)),
+        Err(error) => without_providers(args, id, error),
+    }
+}
+
+/// The file whose id begins with these digits, or that has them as its name, at the index or at the
+/// running peer.
+async fn by_prefix(
+    context: &CommandContext,
+    peer: Option<&ConnectedPeer>,
+    args: &GetArgs,
+    (prefix, text): (&IdPrefix, &str),
+    looked_up: Result<Vec<IndexedFile>, CommandError>,
+) -> Result<Candidate, CommandError> {
+    let (files, error) = match looked_up {
+        Ok(files) => (files, lookup::not_found(&args.query)),
+        Err(error) => (Vec::new(), error),
     };
-    match found {
-        Some(found) => from_indexed_file(context, peer, args, &found, None, None),
-        None => Candidate {
-            id,
-            name: None,
-            sha256: None,
-            providers: args.from.clone(),
-            has_providers: !args.from.is_empty(),
-            // With explicit peers, the transfer's own error is more precise.
-            error: error.filter(|_| args.from.is_empty()),
-        },
+    let mut matches: Vec<IdMatch> = files.iter().map(Into::into).collect();
+    if let Some(peer) = peer {
+        matches.extend(lookup::find_ids(&peer.control, prefix).await?);
+    }
+    id_matches::dedup(&mut matches);
+    match &matches[..] {
+        [] => Err(error),
+        [only] => Ok(match files.first() {
+            Some(found) => {
+                let name = found.names.iter().find(|name| *name == text);
+                from_indexed_file(context, peer, args, found, name.map(String::as_str), None)
+            }
+            None => without_providers(args, only.id, error),
+        }),
+        _ => Err(id_matches::ambiguous(&context.out, text, &matches)),
+    }
+}
+
+/// A file that the index does not list. With explicit peers, the transfer's own error is more
+/// precise than `error`.
+fn without_providers(args: &GetArgs, id: FileId, error: CommandError) -> Candidate {
+    Candidate {
+        id,
+        name: None,
+        sha256: None,
+        providers: args.from.clone(),
+        has_providers: !args.from.is_empty(),
+        error: Some(error).filter(|_| args.from.is_empty()),
     }
 }
 
@@ -159,7 +201,7 @@ fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> Com
         true => context.out.print_object(&QueryObject { files }),
         false => context
             .out
-            .print_lines(indexed_files::table_lines(files, context.out.width())),
+            .print_lines(indexed_files::table_lines(&context.out, files)),
     };
     if let Err(error) = printed {
         return error;

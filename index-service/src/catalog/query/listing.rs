@@ -141,10 +141,19 @@ impl Catalog {
             let files = match &listing.by {
                 QueryKey::Name(name) => self.names.find(name).map(|name| self.names.files_of(name)),
                 QueryKey::Sha256(sum) => self.by_sha256.get(sum),
-                QueryKey::Id(_) => None,
+                QueryKey::Id(_) | QueryKey::IdPrefix(_) => None,
             };
-            let files = files.map(|files| files.range_from(from)).into_iter().flatten();
-            if !self.rank(listing, files, until) {
+            let is_ranked = match listing.by {
+                QueryKey::IdPrefix(prefix) => {
+                    let files = self.files.with_prefix(&prefix).into_iter();
+                    self.rank(listing, files.filter(|&file| file >= from), until)
+                }
+                _ => {
+                    let files = files.map(|files| files.range_from(from)).into_iter().flatten();
+                    self.rank(listing, files, until)
+                }
+            };
+            if !is_ranked {
                 return false;
             }
             listing.rank_from = None;

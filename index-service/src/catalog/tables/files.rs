@@ -1,16 +1,15 @@
 //! Files with their providers and the claims that the providers make.
 
-use std::{
-    hash::BuildHasher as _,
-    ops::{Index, IndexMut},
-};
+use std::ops::{Index, IndexMut};
 
-use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
-use potluck_core::{FileId, Root, model::FileRecord};
+use potluck_core::{FileId, IdPrefix, Root, model::FileRecord};
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::catalog::tables::peers::PeerSlot;
+use crate::catalog::tables::{
+    file_slots::{FileSlots, MAX_SAME_PREFIX},
+    peers::PeerSlot,
+};
 
 /// A provider of one file: the slots of the peer and of its claim. The top bits of
 /// `claim_and_flags` are the flags below.
@@ -106,9 +105,8 @@ impl FileEntry {
 /// The files, indexed by id.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
-    hasher: DefaultHashBuilder,
     files: Slab<FileEntry>,
-    slots: HashTable<u32>,
+    slots: FileSlots,
 }
 
 impl Files {
@@ -119,43 +117,36 @@ impl Files {
 
     /// The slot of a file.
     pub(crate) fn find(&self, id: &FileId) -> Option<u32> {
-        let hash = self.hasher.hash_one(id);
+        self.slots.find(id, |slot| self.files[slot as usize].id)
+    }
+
+    /// The slots of the files whose id begins with these digits, in ascending order.
+    pub(crate) fn with_prefix(&self, prefix: &IdPrefix) -> SmallVec<[u32; MAX_SAME_PREFIX]> {
         self.slots
-            .find(hash, |&slot| self.files[slot as usize].id == *id)
-            .copied()
+            .with_prefix(prefix, |slot| self.files[slot as usize].id)
     }
 
     /// The slot of a file, which is created without providers if new; also whether it is new.
     pub(crate) fn intern(&mut self, record: &FileRecord) -> (u32, bool) {
-        let Self { hasher, files, slots } = self;
-        let entry = slots.entry(
-            hasher.hash_one(record.id),
-            |&slot| files[slot as usize].id == record.id,
-            |&slot| hasher.hash_one(files[slot as usize].id),
-        );
-        match entry {
-            Entry::Occupied(entry) => (*entry.get(), false),
-            Entry::Vacant(vacant) => {
-                let slot = files.insert(FileEntry {
-                    id: record.id,
-                    root: record.root,
-                    size: record.size,
-                    providers: SmallVec::new(),
-                    claims: SmallVec::new(),
-                }) as u32;
-                vacant.insert(slot);
-                (slot, true)
-            }
+        if let Some(slot) = self.find(&record.id) {
+            return (slot, false);
         }
+        let Self { files, slots } = self;
+        let slot = files.insert(FileEntry {
+            id: record.id,
+            root: record.root,
+            size: record.size,
+            providers: SmallVec::new(),
+            claims: SmallVec::new(),
+        }) as u32;
+        slots.insert(slot, |slot| files[slot as usize].id);
+        (slot, true)
     }
 
     /// Removes a file.
     pub(crate) fn remove(&mut self, slot: u32) {
         let file = self.files.remove(slot as usize);
-        let hash = self.hasher.hash_one(file.id);
-        if let Ok(entry) = self.slots.find_entry(hash, |&other| other == slot) {
-            entry.remove();
-        }
+        self.slots.remove(slot, &file.id);
     }
 
     /// Number of entries in the index by id.

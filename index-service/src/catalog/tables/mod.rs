@@ -3,6 +3,7 @@
 
 pub(crate) mod claims;
 pub(crate) mod cost;
+pub(crate) mod file_slots;
 pub(crate) mod files;
 pub(crate) mod hosts;
 pub(crate) mod names;
