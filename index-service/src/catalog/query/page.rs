@@ -1,7 +1,7 @@
 //! Pages of results, and the limits of one page.
 //!
 //! A caller advances a page in short slices, so that each holds the catalog's lock only briefly.
-//! The page counts its steps; a step takes some 30 nanoseconds. A page ends when it has taken
+//! The page counts its steps; a step takes about 30 nanoseconds. A page ends when it has taken
 //! [`PAGE_STEPS`] or has enough files or bytes. A page may be empty. Its cursor is the position
 //! where the next page begins. However broad the query, one call takes at most [`MAX_CALL_STEPS`].
 //!
@@ -19,7 +19,7 @@ use crate::catalog::query::{
 /// few pages.
 const PAGE_BYTES: usize = 1024 * 1024;
 
-/// Steps after which a page ends: some 4 milliseconds.
+/// Steps after which a page ends: about 4 milliseconds.
 pub(crate) const PAGE_STEPS: usize = 120_000;
 
 /// Maximum steps of a page: it finishes its current item after it reaches [`PAGE_STEPS`].
@@ -30,7 +30,7 @@ pub(crate) const MAX_CALL_STEPS: usize = PAGE_STEPS + MAX_ITEM_STEPS;
 pub(crate) const MAX_ITEM_STEPS: usize =
     2 * MAX_MATCHING_STEPS + describe::MAX_STEPS + 2 * MAX_SAMPLED + MAX_TERM_STEPS + 8_000;
 
-// Some 5 milliseconds: as long as a query may take while searches run.
+// About 5 milliseconds: as long as a query may take while searches run.
 const _: () = assert!(MAX_CALL_STEPS <= 160_000);
 
 /// Maximum steps for looking up one term in one block of names. A term that needs more is a prefix
