@@ -56,13 +56,13 @@ def listen(torrent: lt.torrent_handle) -> None:
             status = torrent.status()
             say(event="report", payload_sent=status.total_payload_upload, payload_received=status.total_payload_download,
                 wasted=status.total_redundant_bytes + status.total_failed_bytes)
-    os._exit(0)  # Nobody is left to talk to.
+    os._exit(0)  # The benchmark has closed the pipe.
 
 
 def follow(session: lt.session, torrent: lt.torrent_handle, seed: bool) -> None:
     piece = torrent.torrent_file().piece_length()
     size = torrent.torrent_file().total_size()
-    told = -1
+    reported = -1
     due = time.monotonic()
     while True:
         session.wait_for_alert(20)
@@ -75,8 +75,8 @@ def follow(session: lt.session, torrent: lt.torrent_handle, seed: bool) -> None:
         if not seed and time.monotonic() >= due:
             due = time.monotonic() + REPORT_INTERVAL
             done = min(size, torrent.status(0).num_pieces * piece)
-            if done != told:
-                told = done
+            if done != reported:
+                reported = done
                 say(event="progress", t=time.monotonic(), bytes=done)
 
 

@@ -97,7 +97,7 @@ class Processes:
     def gate(self, count: int) -> "Gate":
         return Gate(self, count)
 
-    def let_end(self, pid: int) -> None:
+    def allow_exit(self, pid: int) -> None:
         """From now on the end of this process is not a failure."""
         self._may_end.add(pid)
 

@@ -17,7 +17,7 @@ def ratios(values: dict[tuple[Hashable, int, str], float], first: str, second: s
     return found
 
 
-def told(values: list[float]) -> str:
+def format_ratios(values: list[float]) -> str:
     """Formats ratios: their median, then all of them."""
     return f"{median(values):.2f} ({', '.join(f'{v:.2f}' for v in values)})"
 

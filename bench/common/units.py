@@ -1,7 +1,7 @@
 """Parses sizes and rates that people write."""
 
 MIB = 1 << 20
-MBIT = 1_000_000  # bits a second
+MBIT = 1_000_000  # bits per second
 """Rates are in bits per second of Ethernet frames, as links are sold."""
 
 

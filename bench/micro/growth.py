@@ -3,7 +3,7 @@
 the figures as JSON, and plots the curves.
 
     python3 bench/micro/growth.py            # about two minutes; needs matplotlib for the plot
-    python3 bench/micro/growth.py --no-run   # from the figures that `cargo bench` left
+    python3 bench/micro/growth.py --no-run   # uses the figures of the last `cargo bench`
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 RESULTS = HERE / "results"
 sys.path.insert(0, str(HERE.parent))
 
-from common import machine  # noqa: E402  (found through the line above)
+from common import machine  # noqa: E402  (the line above adds its folder)
 from common.plot import figure  # noqa: E402
 
 
@@ -45,9 +45,9 @@ def main() -> int:
 def read(folder: Path) -> list[dict]:
     """The size and the median time per unit of each benchmark."""
     points = []
-    for told in folder.glob("a unit/*/*/new/benchmark.json"):
-        about = json.loads(told.read_text())
-        took = json.loads(told.with_name("estimates.json").read_text())["median"]["point_estimate"]
+    for entry in folder.glob("a unit/*/*/new/benchmark.json"):
+        about = json.loads(entry.read_text())
+        took = json.loads(entry.with_name("estimates.json").read_text())["median"]["point_estimate"]
         units, peers = int(about["function_id"].split()[0]), int(about["value_str"].split()[0])
         points.append({"units": units, "peers": peers, "nanoseconds": round(took / units, 1)})
     return points
@@ -62,7 +62,7 @@ def draw(points: list[dict]) -> None:
                 value = {"peers": 16, "units": 4000}[fixed]
                 line = [(point[grows], point["nanoseconds"]) for point in points if point[fixed] == value]
                 axes.plot([x for x, _ in line], [y for _, y in line], marker=marker, label=f"{grows} grow, {value} {fixed}")
-            axes.set(xscale="log", yscale="log", xlabel="units of the file, or peers", ylabel="nanoseconds for a unit", title="What deciding costs")
+            axes.set(xscale="log", yscale="log", xlabel="units of the file, or peers", ylabel="nanoseconds per unit", title="What deciding costs")
     except ImportError:
         print("no plot: pip install matplotlib", file=sys.stderr)
 

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from swarmbench import plot, report  # First: it tells where `common` is.
+from swarmbench import plot, report  # First: it adds the folder of `common` to the path.
 from common import machine
 from swarmbench.network import BURST, QUEUE_SECONDS, NetworkError, remove_leftovers
 from swarmbench.scenario import SCENARIOS, SETS, Scenario
@@ -155,7 +155,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     for name in options.scenarios:
         if name not in known:
-            parser.error(f"no scenario {name}: --list tells all")
+            parser.error(f"no scenario {name}: --list lists them")
     for name in options.systems:
         if name not in SYSTEMS:
             parser.error(f"no system {name}: there are {', '.join(SYSTEMS)}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the cost of moving a file on one machine, with Potluck and other programs. See
+"""Measures the cost of moving a file on run_once machine, with Potluck and other programs. See
 README.md."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from transferbench import plot, report  # First: it tells where `common` is.
+from transferbench import plot, report  # First: it adds the folder of `common` to the path.
 from common import machine
 from common.processes import TrialError
 from common.unavailable import Unavailable
@@ -72,27 +72,27 @@ def runs_of(case: Case, bench: Bench, first: int):
                     if (variant, entry.name) in skipped:
                         continue
                     try:
-                        run = one(case, variant, what, first + number, entry, bench)
+                        run = run_once(case, variant, what, first + number, entry, bench)
                     except Unavailable as error:
                         skipped.add((variant, entry.name))
                         print(f"{case.name}, {variant}: {entry.name} is skipped: {error}", file=sys.stderr)
                         continue
-                    told = run.get("error") or ", ".join(f"{report.number(value)} {name}" for name, value in run["values"].items())
-                    print(f"{case.name} {variant} round {number + 1}/{bench.options.rounds} {entry.name}: {told}", file=sys.stderr, flush=True)
+                    summary = run.get("error") or ", ".join(f"{report.number(value)} {name}" for name, value in run["values"].items())
+                    print(f"{case.name} {variant} round {number + 1}/{bench.options.rounds} {entry.name}: {summary}", file=sys.stderr, flush=True)
                     yield run
         finally:
             bench.forget()
 
 
 def warm_up(case: Case, variant: str, what: object, entry: Entry, bench: Bench) -> None:
-    """Does one run that is not counted: the first run meets cold caches."""
+    """Does run_once run that is not counted: the first run meets cold caches."""
     try:
-        one(case, variant, what, 0, entry, bench)
+        run_once(case, variant, what, 0, entry, bench)
     except Unavailable:
         pass
 
 
-def one(case: Case, variant: str, what: object, number: int, entry: Entry, bench: Bench) -> dict:
+def run_once(case: Case, variant: str, what: object, number: int, entry: Entry, bench: Bench) -> dict:
     head = {
         "case": case.name, "variant": variant, "note": case.note, "name": entry.name, "version": entry.version, "round": number,
         "compare": case.compare, "plot": case.plot, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine.describe(),

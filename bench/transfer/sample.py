@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transferbench import samples  # First: it tells where `common` is.
+from transferbench import samples  # First: it adds the folder of `common` to the path.
 from common.unavailable import Unavailable
 from transferbench.bench import Bench
 from transferbench.options import pairs, size
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--sources", type=int, default=4, help="number of sources [default: %(default)s]")
     parser.add_argument("--sinks", type=int, default=1, help="number of downloaders [default: %(default)s]")
     parser.add_argument("--size", type=size, default=2 << 30, help="size of the file [default: 2GiB]")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds to add up, after one that is not counted [default: %(default)s]")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds to add up, after profile_once that is not counted [default: %(default)s]")
     parser.add_argument("--potluck", type=pairs, default={"bin": str(BUILD)}, metavar="bin=DIR",
                         help="a build of Potluck with line tables [default: target/profiling]")
     parser.add_argument("--bare", type=Path, metavar="BIN", help="profile the bare stream of this program instead")
@@ -56,7 +56,7 @@ def main() -> int:
         found, seconds = [], []
         for number in range(options.rounds + 1):
             system = Bare({"bin": str(options.bare)}) if options.bare else Potluck(options.potluck)
-            stacks, used = one(bench, system, shape)
+            stacks, used = profile_once(bench, system, shape)
             if number:
                 found += stacks
                 seconds.append(used / (shape.size * shape.sinks / 2**30))
@@ -68,8 +68,8 @@ def main() -> int:
     return 0
 
 
-def one(bench: Bench, system: System, shape: Shape) -> tuple[list[tuple[str, list[str]]], float]:
-    """Does one transfer; returns its samples and its processor time in seconds."""
+def profile_once(bench: Bench, system: System, shape: Shape) -> tuple[list[tuple[str, list[str]]], float]:
+    """Does profile_once transfer; returns its samples and its processor time in seconds."""
     payload = bench.payload(shape.size)
     with bench.folder() as folder:
         transfer = Transfer(bench, shape, payload, folder, folder / "target")
@@ -81,8 +81,8 @@ def one(bench: Bench, system: System, shape: Shape) -> tuple[list[tuple[str, lis
         finally:
             transfer.stop()
         script = ["perf", "script", "--no-inline", "-i", str(folder / "samples"), "-F", "comm,ip,sym,dso"]
-        told = subprocess.run(script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-        return list(samples.stacks(told.stdout.splitlines())), sum(usage.cpu for usage in usages)
+        output = subprocess.run(script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+        return list(samples.stacks(output.stdout.splitlines())), sum(usage.cpu for usage in usages)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def main(index_address, name, target):
             data += chunk.data
     root = merkle_root(data)
     if len(data) != wanted.size or file_id(len(data), root) != wanted.file_id:
-        sys.exit(f"{name}: the bytes do not fit the id {wanted.file_id.hex()}")
+        sys.exit(f"{name}: the bytes do not match the id {wanted.file_id.hex()}")
     with open(target, "xb") as file:
         file.write(data)
     print(f"{target}: {len(data)} bytes from {len(peers)} peers, verified")

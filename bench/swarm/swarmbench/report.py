@@ -96,7 +96,7 @@ def table(runs: list[dict], compare_with: dict[str, str | None], first: str, sec
     ratios = pair_ratios(runs, first, second)
     if ratios:
         lines += ["", f"How many times faster {first} is than {second}, slowest peer, median of the rounds:", ""]
-        lines += [f"- {scenario}: {report.told(values)}" for scenario, values in ratios.items()]
+        lines += [f"- {scenario}: {report.format_ratios(values)}" for scenario, values in ratios.items()]
     lines += report.failures(runs, "scenario")
     return "\n".join(lines) + "\n"
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 TICK = 0.02
 """Polling interval in seconds; events may be late by this much."""
 
-PATIENCE = 10.0
-"""A run times out after this many times its bound, but not before `MIN_PATIENCE` seconds."""
-MIN_PATIENCE = 60.0
+TIMEOUT_IN_BOUNDS = 10.0
+"""A run times out after this many times its bound, but not before `MIN_TIMEOUT` seconds."""
+MIN_TIMEOUT = 60.0
 
 BLOCK = 16 * 1024
 """Block size for detecting arrived bytes."""
@@ -105,7 +105,7 @@ class Trial(Processes):
 
     def run(self, system: "System", network: Network) -> dict:
         scenario = self.scenario
-        deadline_after = max(MIN_PATIENCE, PATIENCE * scenario.bound())
+        deadline_after = max(MIN_TIMEOUT, TIMEOUT_IN_BOUNDS * scenario.bound())
         system.launch(self)
         self.meter.start()
         before = {node.name: network.traffic(node) for node in network.nodes}
@@ -189,7 +189,7 @@ class _Events:
             if self._due(event, now):
                 self._left.remove(event)
                 pid = self._system.source_pid(event.source)
-                self._trial.let_end(pid)
+                self._trial.allow_exit(pid)
                 send(pid, {Act.STALL: signal.SIGSTOP, Act.LEAVE: signal.SIGTERM, Act.DIE: signal.SIGKILL}[event.act])
                 self.fired.append({"at": round(now, 3), "source": event.source, "act": event.act.name})
 

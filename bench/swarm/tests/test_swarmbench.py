@@ -3,7 +3,7 @@
 import random
 import unittest
 
-from swarmbench import report  # First: it tells where `common` is.
+from swarmbench import report  # First: it adds the folder of `common` to the path.
 from swarmbench.scenario import SCENARIOS, SETS, Link, Scenario, Sink, Source, crowd
 from swarmbench.systems.corrupting_proxy import BitTorrent, Http2
 from common.units import MIB, seconds_for

@@ -5,7 +5,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from transferbench import bench, report, samples  # First: it tells where `common` is.
+from transferbench import bench, report, samples  # First: it adds the folder of `common` to the path.
 from common.measure import Usage, _kilobytes
 from common.units import MIB
 from transferbench.cases import CASES
@@ -13,7 +13,7 @@ from transferbench.options import pairs, parse, size
 from transferbench.slow_readers import request, varint
 from transferbench.systems import SYSTEMS
 from transferbench.systems.libtorrent import piece_size
-from transferbench.transfer import Link, Shape, rates, share_of_link, values
+from transferbench.transfer import Link, Shape, rates, fraction_of_link, values
 
 
 def run(system: str, number: int, rate: float, **more) -> dict:
@@ -58,8 +58,8 @@ class Transfers(unittest.TestCase):
 
     def test_the_start_does_not_count_for_the_share_of_a_link(self):
         points = [(0, 0), (1, 0), (2, 50), (3, 150), (4, 250), (5, 250)]
-        self.assertAlmostEqual(share_of_link(points, 4.5, Link(rate=800, delay=0)), 1.0)
-        self.assertEqual(share_of_link(points, 1.5, Link(rate=800, delay=0)), 0)
+        self.assertAlmostEqual(fraction_of_link(points, 4.5, Link(rate=800, delay=0)), 1.0)
+        self.assertEqual(fraction_of_link(points, 1.5, Link(rate=800, delay=0)), 0)
 
     def test_rates_are_between_two_looks(self):
         self.assertEqual(rates([(-1, 0), (0, 0), (1, 100), (3, 200), (9, 900)], 4), [(1, 100), (3, 50)])

@@ -144,7 +144,7 @@ def free_port() -> int:
 
 def wait_for_port(port: int, timeout: float = 20.0) -> None:
     """Waits until the port accepts connections."""
-    wait_until(lambda: _answers(port), timeout, f"nobody listens on port {port}")
+    wait_until(lambda: _answers(port), timeout, f"no program listens on port {port}")
 
 
 def wait_until(true, timeout: float, otherwise: str, interval: float = 0.02) -> None:

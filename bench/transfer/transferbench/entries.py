@@ -15,7 +15,7 @@ from .systems.potluck import Potluck
 from .transfer import TransferEntry
 
 
-def potlucks(options: argparse.Namespace) -> list[dict[str, str]]:
+def potluck_builds(options: argparse.Namespace) -> list[dict[str, str]]:
     """The settings of each build of Potluck that takes part."""
     return options.potluck or [{}]
 
@@ -26,12 +26,12 @@ def transfers(names: tuple[str, ...]) -> Callable[[argparse.Namespace], list[Ent
     def entries(options: argparse.Namespace) -> list[Entry]:
         found: list[Entry] = []
         for name in names:
-            if name not in SYSTEMS or not wanted(options, name):
+            if name not in SYSTEMS or not is_selected(options, name):
                 continue
             system = SYSTEMS[name]
-            for settings in potlucks(options) if name == "potluck" else [options.settings.get(name, {})]:
+            for settings in potluck_builds(options) if name == "potluck" else [options.settings.get(name, {})]:
                 called = label(settings) if name == Potluck.name else name
-                with told_if_absent(called):
+                with skipping_absent(called):
                     found.append(TransferEntry(lambda system=system, settings=settings: system(settings), called, system.version(settings)))
         return found
 
@@ -39,7 +39,7 @@ def transfers(names: tuple[str, ...]) -> Callable[[argparse.Namespace], list[Ent
 
 
 @contextmanager
-def told_if_absent(name: str) -> Iterator[None]:
+def skipping_absent(name: str) -> Iterator[None]:
     """Reports a program that is not installed, and continues."""
     try:
         yield
@@ -47,18 +47,18 @@ def told_if_absent(name: str) -> Iterator[None]:
         print(f"{name} is skipped: {error}", file=sys.stderr)
 
 
-def wanted(options: argparse.Namespace, name: str) -> bool:
+def is_selected(options: argparse.Namespace, name: str) -> bool:
     return not options.systems or name in options.systems
 
 
-def of_potluck(entry: Callable[[dict[str, str], str, str], Entry]) -> Callable[[argparse.Namespace], list[Entry]]:
+def for_each_build(entry: Callable[[dict[str, str], str, str], Entry]) -> Callable[[argparse.Namespace], list[Entry]]:
     """An entry for each build of Potluck; `entry` makes it from settings, name and version."""
 
     def entries(options: argparse.Namespace) -> list[Entry]:
         found: list[Entry] = []
-        if wanted(options, Potluck.name):
-            for settings in potlucks(options):
-                with told_if_absent(label(settings)):
+        if is_selected(options, Potluck.name):
+            for settings in potluck_builds(options):
+                with skipping_absent(label(settings)):
                     found.append(entry(settings, label(settings), Potluck.version(settings)))
         return found
 

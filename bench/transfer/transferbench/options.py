@@ -52,6 +52,6 @@ def parse(known: list[str], systems: list[str], results: Path, doc: str, line: l
         options.cases = known
     for name in options.cases:
         if name not in known:
-            parser.error(f"no case {name}: --list tells all")
+            parser.error(f"no case {name}: --list lists them")
     options.settings = {name: getattr(options, name) for name in SETTINGS} | {"bare": {"bin": str(options.bare)} if options.bare else {}}
     return options

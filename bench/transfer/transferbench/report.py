@@ -47,7 +47,7 @@ def _ratio_lines(runs: list[dict]) -> list[str]:
         for second in others:
             found = {value: pair_ratios(runs, value, first, second) for value in compare}
             for variant in dict.fromkeys(variant for ratios in found.values() for variant in ratios):
-                cells = [report.told(found[value][variant]) if variant in found[value] else "" for value in compare]
+                cells = [report.format_ratios(found[value][variant]) if variant in found[value] else "" for value in compare]
                 lines.append(f"| {variant} | {first} / {second} | {' | '.join(cells)} |")
     if lines:
         lines = ["", "Ratios within a round: the median, and each round.", "",

@@ -38,7 +38,7 @@ def request(file: bytes, offset: int, length: int) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
-async def connection(config: dict, told: Counter) -> None:
+async def connection(config: dict, outcomes: Counter) -> None:
     """The readers of one connection."""
     from h2.config import H2Configuration
     from h2.connection import H2Connection
@@ -64,7 +64,7 @@ async def connection(config: dict, told: Counter) -> None:
         streams.add(stream)
     writer.write(http.data_to_send())
     await writer.drain()
-    told["asked"] += len(streams)
+    outcomes["asked"] += len(streams)
 
     async def take() -> None:
         while streams:
@@ -79,19 +79,19 @@ async def connection(config: dict, told: Counter) -> None:
             for event in http.receive_data(data):
                 match event:
                     case DataReceived():
-                        told["bytes"] += len(event.data)
+                        outcomes["bytes"] += len(event.data)
                     case ResponseReceived() | TrailersReceived():
                         status = dict(event.headers).get("grpc-status")
-                        told["answered"] += isinstance(event, ResponseReceived)
+                        outcomes["answered"] += isinstance(event, ResponseReceived)
                         if status not in (None, "0"):
-                            told[f"status {status}"] += 1
+                            outcomes[f"status {status}"] += 1
                     case StreamEnded() | StreamReset():
                         streams.discard(event.stream_id)
-                        told["ended"] += 1
+                        outcomes["ended"] += 1
             writer.write(http.data_to_send())
-        told["connections closed"] += 1
+        outcomes["connections closed"] += 1
     except Exception as error:  # A connection that ends in silence would look like a patient one.
-        told[repr(error)] += 1
+        outcomes[repr(error)] += 1
     finally:
         taking.cancel()
         writer.close()
@@ -99,16 +99,16 @@ async def connection(config: dict, told: Counter) -> None:
 
 async def main() -> None:
     config = json.loads(sys.argv[1])
-    told: Counter = Counter()
-    tasks = [asyncio.create_task(connection(config, told)) for _ in range(config["connections"])]
-    while told["asked"] < config["readers"]:
+    outcomes: Counter = Counter()
+    tasks = [asyncio.create_task(connection(config, outcomes)) for _ in range(config["connections"])]
+    while outcomes["asked"] < config["readers"]:
         await asyncio.sleep(0.02)
         if all(task.done() for task in tasks):
             break
     print("ready", flush=True)
     while True:
         await asyncio.sleep(1)
-        print(json.dumps(told), flush=True)
+        print(json.dumps(outcomes), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 SAMPLING = 0.02
 """Seconds between two memory samples, short enough to see the peak of a transfer of one second."""
-MOST_SAMPLES = 600.0
+MAX_SAMPLES_PER_SECOND = 600.0
 """Maximum memory samples per second over all processes: each costs about 25 µs and must not distort
 the result."""
 
 SETTLE = 0.3
 """Seconds between the last preparation and the start."""
 
-PATIENCE = 120.0
-"""A transfer times out after this many seconds, and one more for every `SLOWEST` bytes."""
-SLOWEST = 20 * MIB
+BASE_TIMEOUT = 120.0
+"""A transfer times out after this many seconds, and one more for every `MIN_RATE` bytes."""
+MIN_RATE = 20 * MIB
 
 LINGER = 0.05
 """Seconds after the end whose processor time still counts: the kernel reports the time of some
@@ -44,7 +44,7 @@ child processes only after they end."""
 LINK = "link"
 """Role of the proxy that simulates the link; its cost is not counted."""
 
-HELD = 'read -r _ && exec "$@" </dev/null'
+WAIT_FOR_LINE = 'read -r _ && exec "$@" </dev/null'
 """Holds a command until it reads a line, so that only the command is timed."""
 
 
@@ -79,7 +79,7 @@ class Transfer(Processes):
 
     def __init__(self, bench: Bench, shape: Shape, payload: Payload, folder: Path, target: Path):
         processes = 2 + shape.sources + 2 * shape.sinks
-        super().__init__(Meter(max(SAMPLING, processes / MOST_SAMPLES)))
+        super().__init__(Meter(max(SAMPLING, processes / MAX_SAMPLES_PER_SECOND)))
         self.bench = bench
         self.shape = shape
         self.payload = payload
@@ -117,7 +117,7 @@ class Transfer(Processes):
 
     def hold(self, role: str, command: list[str], on_line=lambda *_: None, on_exit=None, environment=None) -> Child:
         """Starts a command that waits for a line of input."""
-        return self.spawn(role, ["sh", "-c", HELD, role, *command], on_line, on_exit, environment)
+        return self.spawn(role, ["sh", "-c", WAIT_FOR_LINE, role, *command], on_line, on_exit, environment)
 
     def done(self, sink: int = 0) -> None:
         """Called when the downloader reports that its file is complete, and verified if it
@@ -153,7 +153,7 @@ class Transfer(Processes):
         """Returns the seconds from `begin` until the last sink has its file, and the usage of each
         process. `arriving` is synced to the disk before the end. With `at_once` it starts
         immediately: `prepare` was called before."""
-        deadline = PATIENCE + self.shape.size * self.shape.sinks / SLOWEST
+        deadline = BASE_TIMEOUT + self.shape.size * self.shape.sinks / MIN_RATE
         if arriving:
             os.sync()
             drop_caches()
@@ -223,7 +223,7 @@ class TransferEntry(Entry):
 
     def measure(self, bench: Bench, variant: Shape) -> Outcome:
         shape = variant
-        need_room(bench, shape)
+        require_memory(bench, shape)
         if shape.files > 1:
             payload = bench.tree(shape.files, shape.size // shape.files)
         else:
@@ -246,7 +246,7 @@ class TransferEntry(Entry):
             numbers, series = values(shape, seconds, usages, transfer.meter.others_cpu()), {}
             if shape.link:
                 points = [(at - transfer.started, count) for at, count in transfer.delivered]
-                numbers["share of link"] = share_of_link(points, seconds, shape.link)
+                numbers["share of link"] = fraction_of_link(points, seconds, shape.link)
                 series["MiB/s"] = [(t, rate / MIB) for t, rate in rates(points, seconds)]
             return Outcome(numbers, series, {
                 "processes": [{"role": u.role, "cpu": round(u.cpu, 3), "peak_anonymous": u.peak_anonymous} for u in usages],
@@ -275,7 +275,7 @@ WARM = 2.0
 """Seconds after which a transfer should fill its link."""
 
 
-def share_of_link(points: list[tuple[float, int]], seconds: float, link: Link) -> float:
+def fraction_of_link(points: list[tuple[float, int]], seconds: float, link: Link) -> float:
     """The fraction of the link's rate that was used between `WARM` and the end; `points` are
     (seconds, bytes so far). Pure."""
     inside = [(t, count) for t, count in points if WARM <= t <= seconds]
@@ -291,12 +291,12 @@ def rates(points: list[tuple[float, int]], seconds: float) -> list[tuple[float, 
     return [(t, (count - before) / (t - since)) for (since, before), (t, count) in zip(inside, inside[1:]) if t > 0]
 
 
-def need_room(bench: Bench, shape: Shape) -> None:
+def require_memory(bench: Bench, shape: Shape) -> None:
     """Raises `Unavailable` if memory cannot hold the payload, the downloads and the programs."""
     need = shape.size * (1 + shape.sinks) + RESERVE
     held = sum(payload.size for payload in bench.payloads)
     if not shape.on_disk and need > available() + held:
-        raise Unavailable(f"it needs {need >> 20} MiB of memory, and {available() + held >> 20} are available")
+        raise Unavailable(f"it needs {need >> 20} MiB of memory, but only {available() + held >> 20} are available")
 
 
 RESERVE = 1 << 30

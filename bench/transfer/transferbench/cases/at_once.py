@@ -9,9 +9,9 @@ from common.processes import TrialError
 
 from ..bench import Bench, sha256, wait_until
 from ..case import Case, Entry, Outcome
-from ..entries import of_potluck
+from ..entries import for_each_build
 from ..systems.potluck import READY_TIMEOUT, Potluck
-from ..transfer import Shape, Transfer, need_room, values
+from ..transfer import Shape, Transfer, require_memory, values
 from .daemons import follow
 from .files import GIB, size_name
 
@@ -28,7 +28,7 @@ class AfterShare(Entry):
         self.name = f"{name} {'once idle' if idle else 'at once'}"
 
     def measure(self, bench: Bench, variant: Shape) -> Outcome:
-        need_room(bench, variant)
+        require_memory(bench, variant)
         payload = bench.payload(variant.size)
         system = Potluck(self._settings)
         with bench.folder() as folder:
@@ -47,7 +47,7 @@ class AfterShare(Entry):
                 system.wait_registered(system.id, variant.sources)
                 if self._idle:
                     pids = [source.pid for source in sources]
-                    wait_until(lambda: sum(follow(pids, CALM)) == 0, READY_TIMEOUT, "the sources do not come to rest")
+                    wait_until(lambda: sum(follow(pids, CALM)) == 0, READY_TIMEOUT, "the sources do not become idle")
                 seconds, usages = transfer.run(lambda: system.begin(transfer), at_once=True)
                 for path in system.arrived(transfer):
                     if sha256(path) != payload.sha256:
@@ -79,14 +79,14 @@ def share_at_all(system: Potluck, homes: list, path: str) -> None:
 
 def entries(options: argparse.Namespace) -> list[Entry]:
     """Two entries for each build: immediately, and when idle."""
-    pairs = of_potluck(lambda *of: [AfterShare(*of, idle=idle) for idle in (False, True)])(options)
+    pairs = for_each_build(lambda *of: [AfterShare(*of, idle=idle) for idle in (False, True)])(options)
     return [entry for pair in pairs for entry in pair]
 
 
 CASES = (
     Case(
         "at-once",
-        "one file from 4 sources, the moment after they have hashed it, and once they have become idle",
+        "one file from 4 sources, right after they have hashed it, and when they are idle",
         lambda options: {size_name(options.size or GIB): Shape(4, options.size or GIB)},
         entries,
         compare=("MiB/s",),

@@ -11,7 +11,7 @@ from common.units import MIB
 
 from ..bench import Bench, wait_until
 from ..case import Case, Entry, Outcome
-from ..entries import of_potluck
+from ..entries import for_each_build
 from ..systems.potluck import Potluck
 from ..transfer import Shape, Transfer
 
@@ -21,7 +21,7 @@ READY_TIMEOUT = 300.0
 IDLE_SECONDS = 10.0
 CALM_SECONDS = 3.0
 """Seconds between the start and the idle measurement: the work of the start is then done."""
-LOOK = 0.02
+POLL_INTERVAL = 0.02
 """Seconds between two checks whether a daemon is ready."""
 
 
@@ -68,8 +68,8 @@ class StartUp(Entry):
                     (home / "files" / path.name).hardlink_to(path)
         peer, _ = system.start_peer(transfer, "first", home, *([] if variant == LOOSE else ["--share", str(content)]))
         wait_ready(system, home, items, files)
-        wait_until(lambda: sum(follow([peer.pid], 1.0)) == 0, READY_TIMEOUT, "the peer does not come to rest")
-        transfer.let_end(peer.pid)
+        wait_until(lambda: sum(follow([peer.pid], 1.0)) == 0, READY_TIMEOUT, "the peer does not become idle")
+        transfer.allow_exit(peer.pid)
         peer.process.terminate()
         wait_until(lambda: peer.process.returncode is not None, 30, "the peer does not end")
 
@@ -81,7 +81,7 @@ def wait_ready(system: Potluck, home: Path, items: int, files: int) -> None:
         status = system.ask(home, "status")
         return status["peer"]["registered"] and status["peer"]["items"] >= items and status["index"]["registrations"] >= files
 
-    wait_until(ready, READY_TIMEOUT, "the peer is not ready", LOOK)
+    wait_until(ready, READY_TIMEOUT, "the peer is not ready", POLL_INTERVAL)
 
 
 class Idle(Entry):
@@ -128,8 +128,8 @@ def _idle(options: argparse.Namespace) -> dict[str, object]:
 
 
 CASES = (
-    Case("start-up", "a peer that shared 100,000 files of 4 KiB before starts again, and finds them unchanged",
-         lambda _: {FOLDER: FOLDER, LOOSE: LOOSE}, of_potluck(StartUp), compare=("listening s", "ready s")),
-    Case("idle", f"an index and a peer that nobody asks anything, for {IDLE_SECONDS:.0f} s", _idle, of_potluck(Idle),
+    Case("start-up", "restart of a peer that shares 100,000 unchanged files of 4 KiB",
+         lambda _: {FOLDER: FOLDER, LOOSE: LOOSE}, for_each_build(StartUp), compare=("listening s", "ready s")),
+    Case("idle", f"an index and a peer without clients, for {IDLE_SECONDS:.0f} s", _idle, for_each_build(Idle),
          compare=("peer anon MiB", "peer CPU ms")),
 )

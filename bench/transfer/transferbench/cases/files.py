@@ -54,7 +54,7 @@ CASES = (
     ),
     Case(
         "disk",
-        "from disk to disk, what was read not in memory before, and what was written on the disk in the end",
+        "from disk to disk, with an empty page cache at the start and a sync at the end",
         _disk,
         transfers(("potluck", "libtorrent", "rqbit", "aria2", "curl+openssl", "curl")),
     ),

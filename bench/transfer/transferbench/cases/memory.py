@@ -20,7 +20,7 @@ from common.units import MIB
 from .. import slow_readers
 from ..bench import Bench, Payload, sha256
 from ..case import Case, Entry, Outcome
-from ..entries import of_potluck
+from ..entries import for_each_build
 from ..systems.potluck import Potluck
 from ..transfer import Shape, Transfer
 from .files import GIB, size_name
@@ -32,7 +32,7 @@ BYTES_PER_SECOND = 4
 BEFORE_GET = 10.0
 """Seconds of slow reading before the `get` starts."""
 AFTER_GET = 2.0
-LOOK = 0.1
+SAMPLE_INTERVAL = 0.1
 """Seconds between two memory samples."""
 
 
@@ -49,16 +49,16 @@ class SlowReaders(Entry):
         payload = bench.payload(variant)
         with bench.folder() as folder:
             transfer = Transfer(bench, Shape(0, variant), payload, folder, folder)
-            system, told = Potluck(self._settings), {}
+            system, outcomes = Potluck(self._settings), {}
             try:
                 system.start_index(transfer)
                 _, port = system.start_peer(transfer, "source", folder / "s0", "--share", str(payload.path))
                 system.start_peer(transfer, "downloader", folder / "p0")
                 file = system.ask(folder / "s0", "id", str(payload.path))
                 system.wait_registered(file["id"], 1)
-                follow = Follow(transfer, "source")
+                follow = MemoryLog(transfer, "source")
                 before = self._get(transfer, system, file["id"], folder / "before.bin")
-                follow.look()
+                follow.sample()
                 config = {"port": port, "file": file["id"], "size": variant, "readers": READERS, "connections": CONNECTIONS,
                           "bytes_per_second": BYTES_PER_SECOND}
                 ready = transfer.gate(1)
@@ -67,7 +67,7 @@ class SlowReaders(Entry):
                     if line == "ready":
                         ready.one()
                     else:
-                        told.update(json.loads(line))
+                        outcomes.update(json.loads(line))
 
                 transfer.spawn("readers", [sys.executable, "-P", slow_readers.__file__, json.dumps(config)], on_line)
                 calm = follow.peak
@@ -80,8 +80,8 @@ class SlowReaders(Entry):
             finally:
                 transfer.stop()
         return Outcome({"get alone MiB/s": before, "get meanwhile MiB/s": meanwhile, "anon before MiB": calm / MIB, "peak anon MiB": follow.peak / MIB,
-                        "readers served": told.get("answered", 0) - sum(n for key, n in told.items() if key.startswith("status"))},
-                       {"source anon MiB": [(t, size / MIB) for t, size in follow.seen]}, {"readers": told})
+                        "readers served": outcomes.get("answered", 0) - sum(n for key, n in outcomes.items() if key.startswith("status"))},
+                       {"source anon MiB": [(t, size / MIB) for t, size in follow.seen]}, {"readers": outcomes})
 
     @staticmethod
     def _get(transfer: Transfer, system: Potluck, file: str, target: Path) -> float:
@@ -109,7 +109,7 @@ class Holes:
 class Sparse(Entry):
     """Shares a sparse file that is larger than memory, and downloads a part of it."""
 
-    PATIENCE = 150.0
+    TIMEOUT = 150.0
 
     def __init__(self, settings: dict[str, str], name: str, version: str):
         self._settings, self.name, self.version = settings, name, version
@@ -128,19 +128,19 @@ class Sparse(Entry):
                 for source in range(variant.sources):
                     system.start_peer(transfer, "source", folder / f"s{source}")
                 system.start_peer(transfer, "downloader", folder / "p0")
-                sharing = Follow(transfer, "source")
+                sharing = MemoryLog(transfer, "source")
                 start = time.monotonic()
                 share = transfer.hold("command", system.command(folder / "s0", "share", str(path)),
                                       lambda line, _: shared.append(json.loads(line)), on_exit=lambda *_: None)
                 share.tell("")
-                sharing.until(start + self.PATIENCE, lambda: shared)
+                sharing.until(start + self.TIMEOUT, lambda: shared)
                 if not shared:
-                    raise TrialError(f"not shared after {self.PATIENCE:.0f} s")
+                    raise TrialError(f"not shared after {self.TIMEOUT:.0f} s")
                 share_seconds = time.monotonic() - start
                 for source in range(1, variant.sources):
                     system.ask(folder / f"s{source}", "share", str(path))
                 system.wait_registered(shared[0]["id"], variant.sources)
-                source, downloader = Follow(transfer, "source"), Follow(transfer, "downloader")
+                source, downloader = MemoryLog(transfer, "source"), MemoryLog(transfer, "downloader")
                 start = time.monotonic()
                 get = transfer.hold("command", system.command(folder / "p0", "get", shared[0]["id"], "-o", str(target / "arrived.img")),
                                     lambda line, _: got.append(json.loads(line)), on_exit=lambda *_: None)
@@ -149,10 +149,10 @@ class Sparse(Entry):
                 def bytes_there() -> int:
                     return max((event["bytes"] for event in got if event.get("event") == "progress"), default=0)
 
-                while bytes_there() < min(variant.get, size) and time.monotonic() < start + self.PATIENCE and get.process.returncode is None:
-                    source.look()
-                    downloader.look()
-                    time.sleep(LOOK)
+                while bytes_there() < min(variant.get, size) and time.monotonic() < start + self.TIMEOUT and get.process.returncode is None:
+                    source.sample()
+                    downloader.sample()
+                    time.sleep(SAMPLE_INTERVAL)
                 get_seconds, arrived = time.monotonic() - start, bytes_there()
                 if not arrived:
                     raise TrialError(f"nothing arrived: {get.log_tail()}")
@@ -178,34 +178,34 @@ def room(folder: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-class Follow:
+class MemoryLog:
     """The anonymous memory of a role over time."""
 
     def __init__(self, transfer: Transfer, role: str):
         self._transfer, self._role, self._start = transfer, role, time.monotonic()
         self.seen: list[tuple[float, int]] = []
-        self.look()
+        self.sample()
 
     @property
     def peak(self) -> int:
         return max(size for _, size in self.seen)
 
-    def look(self) -> None:
+    def sample(self) -> None:
         self._transfer.raise_failure()
         self.seen.append((time.monotonic() - self._start, self._transfer.meter.anonymous(self._role)))
 
     def until(self, end: float, enough=lambda: False) -> None:
         """Samples until the time `end`, or until `enough()`."""
         while time.monotonic() < end and not enough():
-            self.look()
-            time.sleep(LOOK)
+            self.sample()
+            time.sleep(SAMPLE_INTERVAL)
 
 
 CASES = (
     Case("slow-readers", f"{READERS:,} readers of one peer that each take {BYTES_PER_SECOND} bytes per second, and a plain `get` from the same peer meanwhile",
-         lambda options: {size_name(options.size or 512 * MIB): options.size or 512 * MIB}, of_potluck(SlowReaders),
+         lambda options: {size_name(options.size or 512 * MIB): options.size or 512 * MIB}, for_each_build(SlowReaders),
          compare=("get meanwhile MiB/s", "peak anon MiB"), plot="series"),
     Case("sparse", "a sparse file is shared, and a part of it downloaded",
-         lambda options: {holes.name(): holes for holes in (Holes(options.size or 100 * GIB), Holes(options.size or 16 * GIB, 4, 12 * GIB))}, of_potluck(Sparse),
+         lambda options: {holes.name(): holes for holes in (Holes(options.size or 100 * GIB), Holes(options.size or 16 * GIB, 4, 12 * GIB))}, for_each_build(Sparse),
          compare=("share MiB/s", "get MiB/s"), plot="series"),
 )

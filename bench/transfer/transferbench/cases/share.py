@@ -13,7 +13,7 @@ from common.units import MIB
 
 from ..bench import Bench
 from ..case import Case, Entry, Outcome
-from ..entries import label, potlucks, told_if_absent, wanted
+from ..entries import label, potluck_builds, skipping_absent, is_selected
 from ..systems import programs
 from ..systems.bare import Bare
 from ..systems.potluck import Potluck
@@ -70,9 +70,9 @@ def outcome(seconds: float, usages: list, transfer: Transfer) -> Outcome:
 
 def entries(options: argparse.Namespace) -> list[Entry]:
     found: list[Entry] = []
-    if wanted(options, "potluck"):
-        for settings in potlucks(options):
-            with told_if_absent(label(settings)):
+    if is_selected(options, "potluck"):
+        for settings in potluck_builds(options):
+            with skipping_absent(label(settings)):
                 program = str(Potluck(settings).bin / "potluck")
                 found.append(Command(f"{label(settings)} id", Potluck.version(settings),
                                      lambda folder, _, program=program: [program, "--json", "id", str(folder)]))
@@ -86,16 +86,16 @@ def entries(options: argparse.Namespace) -> list[Entry]:
     }
     for name, line in makers.items():
         program = name.split()[0]
-        if wanted(options, name):
-            with told_if_absent(name):
+        if is_selected(options, name):
+            with skipping_absent(name):
                 programs.need(program)
                 found.append(Command(name, programs.first_line(program, "version" if program == "openssl" else "--version"), line))
-    if wanted(options, BARE_HASH):
-        with told_if_absent(BARE_HASH):
+    if is_selected(options, BARE_HASH):
+        with skipping_absent(BARE_HASH):
             version, program = Bare.version(options.settings["bare"]), str(options.settings["bare"]["bin"])
             found.append(Command(BARE_HASH, version, lambda folder, _: [program, "hash", str(folder)]))
-    if wanted(options, "libtorrent"):
-        with told_if_absent("libtorrent"):
+    if is_selected(options, "libtorrent"):
+        with skipping_absent("libtorrent"):
             found.append(Command("libtorrent", torrent.version(), lambda folder, result: [
                 "env", f"PYTHONPATH={Path(torrent.__file__).parents[1]}", sys.executable, "-c", TORRENT_V2, str(folder), f"{result}.torrent"]))
     return found

@@ -13,7 +13,7 @@ from common.units import MIB
 
 from ..bench import Bench, sha256
 from ..case import Case, Entry, Outcome
-from ..entries import of_potluck
+from ..entries import for_each_build
 from ..systems.potluck import Potluck
 from ..transfer import Shape, Transfer
 
@@ -68,6 +68,6 @@ def _variants(options: argparse.Namespace) -> dict[str, object]:
 
 
 CASES = (
-    Case("small-get", f"`potluck get` of a small file from one warm daemon to another, {REPETITIONS} times, and what starting `potluck` takes",
-         _variants, of_potluck(SmallGet), compare=("get ms", "--version ms")),
+    Case("small-get", f"`potluck get` of a small file from one warm daemon to another, {REPETITIONS} times, and the start of `potluck` alone",
+         _variants, for_each_build(SmallGet), compare=("get ms", "--version ms")),
 )

@@ -9,7 +9,7 @@ from common.units import MIB
 
 from ..bench import Bench, sha256
 from ..case import Case, Entry, Outcome
-from ..entries import of_potluck
+from ..entries import for_each_build
 from ..systems.potluck import Potluck
 from ..transfer import Shape, Transfer, values
 from .files import GIB
@@ -60,5 +60,5 @@ def _variants(options: argparse.Namespace) -> dict[str, object]:
     return {f"{number} x {size / number / MIB:g} MiB": Shape(1, size, files=number) for number in NUMBERS}
 
 
-CASES = (Case("together", "1 GiB as more and more files, all fetched at once by one peer from one other, a `potluck get` each, in memory",
-              _variants, of_potluck(Together)),)
+CASES = (Case("together", "1 GiB as a growing number of files, which one peer downloads at the same time from another, one `potluck get` each, in memory",
+              _variants, for_each_build(Together)),)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..transfer import Transfer
 from . import nginx, programs
-from .base import System, only_one
+from .base import System, require_one_sink
 
 CONNECTIONS = 16
 
@@ -24,7 +24,7 @@ class Aria2(System):
         return subprocess.run(["aria2c", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
     def launch(self, transfer: Transfer) -> None:
-        only_one(transfer, self.name)
+        require_one_sink(transfer, self.name)
         urls = nginx.serve(transfer, transfer.shape.sources)
         path = self.arrived(transfer)[0]
         options = {

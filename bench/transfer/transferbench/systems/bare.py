@@ -14,7 +14,7 @@ from common.unavailable import Unavailable
 
 from ..bench import free_port
 from ..transfer import Transfer
-from .base import System, only_one
+from .base import System, require_one_sink
 
 
 class Bare(System):
@@ -29,7 +29,7 @@ class Bare(System):
         return "bare stream"
 
     def launch(self, transfer: Transfer) -> None:
-        only_one(transfer, self.name)
+        require_one_sink(transfer, self.name)
         program = Path(self.options["bin"]).resolve()
         sources = []
         up = transfer.gate(transfer.shape.sources)

@@ -38,7 +38,7 @@ class System(ABC):
         """The complete files; none for a program that stores nothing."""
 
 
-def only_one(transfer: Transfer, who: str) -> None:
+def require_one_sink(transfer: Transfer, who: str) -> None:
     """Raises `Unavailable` if the transfer has several sinks."""
     if transfer.shape.sinks > 1:
         raise Unavailable(f"{who} is measured with one downloader only")

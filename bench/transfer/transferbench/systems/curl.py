@@ -9,7 +9,7 @@ from common.processes import Child
 
 from ..transfer import Transfer
 from . import nginx, programs
-from .base import System, only_one
+from .base import System, require_one_sink
 
 
 class Curl(System):
@@ -23,7 +23,7 @@ class Curl(System):
         return " ".join(subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split()[:2])
 
     def launch(self, transfer: Transfer) -> None:
-        only_one(transfer, self.name)
+        require_one_sink(transfer, self.name)
         [url] = nginx.serve(transfer, 1)
         self._curl = transfer.hold("downloader", ["curl", "-sSf", "-o", self.arrived(transfer)[0], url], on_exit=self.after(transfer))
 
@@ -66,4 +66,4 @@ class CurlOpenssl(Curl):
         if line.split()[0] == transfer.payload.sha256:
             transfer.done()
         else:
-            transfer.fail(f"another SHA-256 than was shared: {line}")
+            transfer.fail(f"the SHA-256 differs from the original: {line}")

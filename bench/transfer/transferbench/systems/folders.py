@@ -8,7 +8,7 @@ from pathlib import Path
 from ..bench import free_port, wait_for_port
 from ..transfer import Transfer
 from . import programs
-from .base import System, only_one
+from .base import System, require_one_sink
 
 RSYNCD = """
 use chroot = no
@@ -34,7 +34,7 @@ class Rsync(System):
         return " ".join(subprocess.run(["rsync", "--version"], capture_output=True, text=True, check=True).stdout.split()[:3])
 
     def launch(self, transfer: Transfer) -> None:
-        only_one(transfer, self.name)
+        require_one_sink(transfer, self.name)
         port = free_port()
         config = transfer.folder / "rsyncd.conf"
         config.write_text(RSYNCD.format(folder=transfer.folder, shared=transfer.payload.path))
@@ -61,12 +61,12 @@ class Tar(System):
         return subprocess.run(["tar", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
     def launch(self, transfer: Transfer) -> None:
-        only_one(transfer, self.name)
+        require_one_sink(transfer, self.name)
         port = free_port()
         self.arrived(transfer)[0].mkdir()
         # It serves only one connection, so do not probe its port.
         source = transfer.spawn("source", ["bash", "-c", f"tar -C '{transfer.payload.path}' -cf - . | socat -u - TCP-LISTEN:{port},bind=127.0.0.1"])
-        transfer.let_end(source.pid)
+        transfer.allow_exit(source.pid)
         fetch = f"set -o pipefail; socat -u TCP:127.0.0.1:{port},retry=50,interval=0.02 - | tar -C '{self.arrived(transfer)[0]}' -xf -"
         self._fetch = transfer.hold("downloader", ["bash", "-c", fetch], on_exit=transfer.done_at_exit())
 

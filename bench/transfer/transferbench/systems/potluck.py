@@ -98,7 +98,7 @@ class Potluck(System):
 
     def wait_registered(self, file: str, count: int) -> None:
         wait_until(lambda: potluck.providers(self.bin, file, "--index", self.index) >= count, READY_TIMEOUT,
-                   f"the index does not know all {count} sources")
+                   f"the index does not have all {count} sources")
 
     @staticmethod
     def _on_line(transfer: Transfer, sink: int):
