@@ -12,7 +12,7 @@ use std::{
 
 /// How long no bytes must move before the peer counts as idle: longer than the gaps within a
 /// running download.
-const CALM: Duration = Duration::from_millis(500);
+const IDLE_AFTER: Duration = Duration::from_millis(500);
 
 /// Byte counters since the peer started. Cheap to clone; all clones share the same counters.
 #[derive(Debug, Clone, Default)]
@@ -49,14 +49,14 @@ impl<'a> ActivityWatch<'a> {
         }
     }
 
-    /// Whether bytes moved since the last call, or within the last [`CALM`].
+    /// Whether bytes moved since the last call, or within the last [`IDLE_AFTER`].
     pub(crate) fn is_busy(&mut self, now: Instant) -> bool {
         let moved = self.activity.moved();
         if moved != self.moved {
             (self.moved, self.changed) = (moved, Some(now));
         }
         self.changed
-            .is_some_and(|changed| now.saturating_duration_since(changed) < CALM)
+            .is_some_and(|changed| now.saturating_duration_since(changed) < IDLE_AFTER)
     }
 }
 
@@ -65,17 +65,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_is_busy_until_nothing_moved_for_a_while() {
+    fn a_peer_is_busy_until_no_bytes_moved_for_a_while() {
         let activity = Activity::default();
         let mut watch = ActivityWatch::new(&activity);
         let start = Instant::now();
         assert!(!watch.is_busy(start));
         activity.uploaded.fetch_add(1, Ordering::Relaxed);
         assert!(watch.is_busy(start));
-        assert!(watch.is_busy(start + CALM / 2));
+        assert!(watch.is_busy(start + IDLE_AFTER / 2));
         activity.downloaded.fetch_add(1, Ordering::Relaxed);
-        assert!(watch.is_busy(start + CALM));
-        assert!(watch.is_busy(start + 3 * CALM / 2));
-        assert!(!watch.is_busy(start + 2 * CALM));
+        assert!(watch.is_busy(start + IDLE_AFTER));
+        assert!(watch.is_busy(start + 3 * IDLE_AFTER / 2));
+        assert!(!watch.is_busy(start + 2 * IDLE_AFTER));
     }
 }

@@ -8,7 +8,7 @@
 //! | [`content`] | what can be served: the interface between library, downloads and uploads |
 //! | [`control`] | the service for the peer's owner, on its own endpoint |
 //! | [`download`] | downloads, from the request to the verified file |
-//! | `fs` | blocking file system work, and reads from the page cache |
+//! | `fs` | blocking work, durable writes, reads from the page cache |
 //! | [`home`] | the peer's home folder, its lock and its token |
 //! | [`library`] | shared files and collections, their hashes, and change detection |
 //! | [`limits`] | rate limits, upload slots and the in-flight budget |
@@ -24,8 +24,6 @@ mod catalog;
 pub mod content;
 pub mod control;
 pub mod download;
-mod durable;
-mod file_system;
 pub(crate) mod fs;
 pub mod home;
 pub mod library;

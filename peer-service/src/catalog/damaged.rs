@@ -15,12 +15,12 @@ use crate::catalog::{
 };
 
 /// Maximum number of damaged files listed for one item.
-const MAX_NAMED: usize = 16;
+const MAX_SHOWN: usize = 16;
 
 impl Catalog {
     /// Withdraws a damaged entry and the manifest that lists it. Returns whether the damage is new.
     pub(crate) fn set_damaged(&mut self, location: Location, delta: &mut Delta) -> bool {
-        let Some(shared) = self.items.remove(&location.item) else {
+        let Some(item) = self.items.remove(&location.item) else {
             return false;
         };
         let entries = [
@@ -28,10 +28,10 @@ impl Catalog {
             Some(location.entry).filter(|&entry| entry != WHOLE_ITEM),
         ];
         for entry in entries.into_iter().flatten() {
-            self.drop_copy(location.item, &shared, entry, delta);
+            self.drop_copy(location.item, &item, entry, delta);
         }
-        self.items.insert(location.item, shared);
-        self.stale_items.remove(&location.item);
+        self.items.insert(location.item, item);
+        self.stale.remove(&location.item);
         let is_new = self
             .damaged
             .entry(location.item)
@@ -48,14 +48,14 @@ impl Catalog {
     /// Restores damage that was stored before the last stop. If the file changed since, the damage
     /// is dropped and the item is checked again.
     pub(crate) fn restore_damaged(&mut self, location: Location, delta: &mut Delta) {
-        let Some(shared) = self.items.get(&location.item) else {
+        let Some(item) = self.items.get(&location.item) else {
             return;
         };
-        let is_unchanged = shared.id(location.entry).is_some_and(|id| {
+        let is_unchanged = item.id(location.entry).is_some_and(|id| {
             // Of the entries with the same content, only the first has a copy.
-            let entry = shared.entry(&id);
+            let entry = item.entry(&id);
             self.located_copies(&id)
-                .any(|(item, _, known)| item == location.item && Some(known) == entry)
+                .any(|(number, _, known)| number == location.item && Some(known) == entry)
         });
         match is_unchanged {
             true => drop(self.set_damaged(location, delta)),
@@ -67,7 +67,7 @@ impl Catalog {
     /// again.
     pub(crate) fn forget_damage(&mut self, number: u64, delta: &mut Delta) {
         if self.damaged.remove(&number).is_some() {
-            self.stale_items.insert(number);
+            self.stale.insert(number);
             delta.changes.push(CatalogChange::RemoveDamaged(number));
         }
     }
@@ -91,12 +91,12 @@ impl Catalog {
 
     /// The item as shown to its owner.
     pub(crate) fn shown(&self, number: u64) -> Option<Item> {
-        let shared = self.item(number)?;
+        let item = self.item(number)?;
         let damaged = self.damaged.get(&number).into_iter().flatten();
-        let paths = damaged.filter_map(|&entry| shared.locate(entry));
+        let paths = damaged.filter_map(|&entry| item.locate(entry));
         Some(Item {
-            damaged: paths.take(MAX_NAMED).collect::<Vec<PathBuf>>(),
-            ..shared.to_item()
+            damaged: paths.take(MAX_SHOWN).collect::<Vec<PathBuf>>(),
+            ..item.to_item()
         })
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Location {
 pub(crate) struct SharedItem {
     pub(crate) path: Arc<Path>,
     /// Whether it is a download that its owner did not ask to share.
-    pub(crate) downloaded: bool,
+    pub(crate) is_unrequested: bool,
     /// The label that others see, if it is not derived from the path.
     pub(crate) label: Option<Label>,
     /// The record of the file, or of the collection's manifest.
@@ -99,7 +99,7 @@ pub(crate) struct SharedCollection {
 pub(crate) struct NewItem {
     pub(crate) path: Arc<Path>,
     /// As in [`SharedItem`]. An item that was requested once stays requested.
-    pub(crate) downloaded: bool,
+    pub(crate) is_unrequested: bool,
     /// As in [`SharedItem`].
     pub(crate) label: Option<Label>,
     pub(crate) record: FileRecord,
@@ -113,7 +113,7 @@ impl NewItem {
     pub(crate) fn new(path: impl Into<Arc<Path>>, record: FileRecord, body: ItemBody) -> Self {
         Self {
             path: path.into(),
-            downloaded: false,
+            is_unrequested: false,
             label: None,
             record,
             body,
@@ -205,10 +205,10 @@ impl SharedItem {
     }
 
     /// Sets the SHA-256 of an entry.
-    pub(crate) fn set_sha256(&mut self, entry: EntryIndex, sum: Sha256) {
+    pub(crate) fn set_sha256(&mut self, entry: EntryIndex, sha256: Sha256) {
         match entry {
-            WHOLE_ITEM => self.record.sha256 = Some(sum),
-            entry => drop(self.sha256s.insert(entry, sum)),
+            WHOLE_ITEM => self.record.sha256 = Some(sha256),
+            entry => drop(self.sha256s.insert(entry, sha256)),
         }
     }
 
@@ -242,7 +242,7 @@ impl SharedItem {
     pub(crate) fn to_row(&self) -> ItemRow {
         ItemRow {
             path: self.path.clone(),
-            downloaded: self.downloaded,
+            is_unrequested: self.is_unrequested,
             label: self.label.clone(),
             id: self.record.id,
             root: self.record.root,

@@ -35,7 +35,7 @@ use std::{
 
 use potluck_core::{
     FileId, FileLayout, Sha256,
-    collection::path::Label,
+    collection::{manifest::EntryContent, path::Label},
     identity::merkle::LEAF_SIZE,
     model::{FileKind, FileRecord, Registration},
 };
@@ -99,7 +99,7 @@ pub(crate) struct Catalog {
     files: u64,
     bytes: u64,
     /// Items that lost a copy and wait to be checked again.
-    stale_items: BTreeSet<u64>,
+    stale: BTreeSet<u64>,
     /// The stale items whose paths do not exist now.
     offline: BTreeSet<u64>,
     /// Entries whose bytes are not what was hashed while their stamps are unchanged, by item. See
@@ -109,15 +109,16 @@ pub(crate) struct Catalog {
     offline_copies: BTreeSet<FileCopy>,
     /// Paths in the files folder that the owner unshared.
     tombstones: HashSet<PathBuf>,
-    next: u64,
+    /// The number of the next new item.
+    next_number: u64,
 }
 
 impl Catalog {
     /// Whether an item relies on a piece layer that is no longer stored.
     pub(crate) fn lacks_layer(&self, item: &NewItem) -> bool {
         let lacks = |id: FileId, size| {
-            let is_held = || self.record(&id).is_some() || self.has_offline_copy(&id);
-            has_layer(size) && !item.layers.contains_key(&id) && !is_held()
+            let is_stored = || self.record(&id).is_some() || self.has_offline_copy(&id);
+            has_layer(size) && !item.layers.contains_key(&id) && !is_stored()
         };
         let listed = match &item.body {
             ItemBody::File(_) => None,
@@ -126,37 +127,39 @@ impl Catalog {
         let mut listed = listed.into_iter().flatten();
         lacks(item.record.id, item.record.size)
             || listed.any(|entry| match entry.content {
-                potluck_core::collection::manifest::EntryContent::File { id, size, .. } => lacks(id, size),
+                EntryContent::File { id, size, .. } => lacks(id, size),
                 _ => false,
             })
     }
 
     /// Puts an item in place of the one at its path, or as the newest. The item must not [lack a
     /// layer](Catalog::lacks_layer).
-    pub(crate) fn put(&mut self, mut item: NewItem, delta: &mut Delta) -> u64 {
-        let old = self.by_path.get(&item.path).copied();
+    pub(crate) fn put(&mut self, mut new: NewItem, delta: &mut Delta) -> u64 {
+        let old = self.by_path.get(&new.path).copied();
         let before = old.and_then(|number| self.items.get(&number));
         // A download that its owner did not ask to share keeps the label that it came with: the
         // last component of its path may be private.
-        if item.downloaded && item.label.is_none() {
-            item.label = before.and_then(|before| before.label.clone());
+        if new.is_unrequested && new.label.is_none() {
+            new.label = before.and_then(|before| before.label.clone());
         }
-        item.downloaded &= before.is_none_or(|before| before.downloaded);
-        if let Some(number) = old.filter(|&number| self.is_same(number, &item)) {
+        new.is_unrequested &= before.is_none_or(|before| before.is_unrequested);
+        if let Some(number) = old.filter(|&number| self.is_same(number, &new)) {
             return number;
         }
-        let number = old.unwrap_or(self.next);
-        self.insert(number, item, delta);
-        if let Some(shared) = self.items.get(&number) {
-            delta
-                .changes
-                .push(CatalogChange::PutItem(number, shared.to_row()));
-            let mut sha256s: Vec<_> = shared.sha256s.iter().map(|(&entry, &sum)| (entry, sum)).collect();
-            let whole = &shared.record;
+        let number = old.unwrap_or(self.next_number);
+        self.insert(number, new, delta);
+        if let Some(item) = self.items.get(&number) {
+            delta.changes.push(CatalogChange::PutItem(number, item.to_row()));
+            let mut sha256s: Vec<_> = item
+                .sha256s
+                .iter()
+                .map(|(&entry, &sha256)| (entry, sha256))
+                .collect();
+            let whole = &item.record;
             let own = whole
                 .sha256
                 .filter(|_| small_file_sha256(whole.size, &whole.root).is_none());
-            sha256s.extend(own.map(|sum| (WHOLE_ITEM, sum)));
+            sha256s.extend(own.map(|sha256| (WHOLE_ITEM, sha256)));
             if !sha256s.is_empty() {
                 delta.changes.push(CatalogChange::PutSha256s(number, sha256s));
             }
@@ -165,23 +168,22 @@ impl Catalog {
     }
 
     /// Whether the same item is already there under this number, and trusted as a whole.
-    fn is_same(&self, number: u64, item: &NewItem) -> bool {
-        let Some(shared) = self.items.get(&number) else {
+    fn is_same(&self, number: u64, new: &NewItem) -> bool {
+        let Some(item) = self.items.get(&number) else {
             return false;
         };
-        let same = shared.body.is(&item.body)
-            && shared.record == item.record
-            && shared.downloaded == item.downloaded;
-        same && shared.label == item.label
-            && !self.stale_items.contains(&number)
+        let same =
+            item.body.is(&new.body) && item.record == new.record && item.is_unrequested == new.is_unrequested;
+        same && item.label == new.label
+            && !self.stale.contains(&number)
             && !self.is_damaged(number)
-            && !self.tombstones.contains(&*item.path)
+            && !self.tombstones.contains(&*new.path)
     }
 
     /// Puts an item under a number and replaces the item that has it.
-    pub(crate) fn insert(&mut self, number: u64, item: NewItem, delta: &mut Delta) {
-        self.next = self.next.max(number + 1);
-        for (id, layer) in item.layers {
+    pub(crate) fn insert(&mut self, number: u64, new: NewItem, delta: &mut Delta) {
+        self.next_number = self.next_number.max(number + 1);
+        for (id, layer) in new.layers {
             delta.changes.push(CatalogChange::PutLayer(id, layer));
         }
         let replaced = self.items.remove(&number);
@@ -189,42 +191,42 @@ impl Catalog {
             self.drop_offline_copies(number, replaced, delta);
         }
         // A file whose copy is only replaced is announced again only if its record or name differs.
-        let untold = delta.touched.len();
+        let dropped_from = delta.touched.len();
         if let Some(replaced) = &replaced {
             self.drop_copies(number, replaced, delta);
         }
-        let mut dropped = delta.touched.split_off(untold);
+        let mut dropped = delta.touched.split_off(dropped_from);
         dropped.sort_unstable();
         let before = |id: &FileId| {
             let old = replaced.as_deref()?;
             let entry = old.entry(id)?;
             Some((old, entry, old.record(entry)?))
         };
-        let mut shared = SharedItem {
-            path: item.path,
-            downloaded: item.downloaded,
-            label: item.label,
-            record: item.record,
-            body: item.body,
-            sha256s: item.sha256s,
+        let mut item = SharedItem {
+            path: new.path,
+            is_unrequested: new.is_unrequested,
+            label: new.label,
+            record: new.record,
+            body: new.body,
+            sha256s: new.sha256s,
         };
-        let entries: Vec<EntryIndex> = shared.entries().collect();
+        let entries: Vec<EntryIndex> = item.entries().collect();
         delta.touched.reserve(entries.len());
         let mut copies = Vec::with_capacity(entries.len());
         for entry in entries {
-            let Some(mut record) = shared.record(entry) else {
+            let Some(mut record) = item.record(entry) else {
                 continue;
             };
             // If another copy has the SHA-256, it need not be computed again.
             if lacks_sha256(&record)
                 && let known = self.record(&record.id)
                 && let known = known.or_else(|| before(&record.id).map(|(.., known)| known))
-                && let Some(sum) = known.and_then(|known| known.sha256)
+                && let Some(sha256) = known.and_then(|known| known.sha256)
             {
-                shared.set_sha256(entry, sum);
-                record.sha256 = Some(sum);
+                item.set_sha256(entry, sha256);
+                record.sha256 = Some(sha256);
             }
-            if !shared.is_manifest(entry) && !self.has_file(&record.id) {
+            if !item.is_manifest(entry) && !self.has_file(&record.id) {
                 self.files += 1;
                 self.bytes += record.size;
             }
@@ -232,26 +234,26 @@ impl Catalog {
                 prefix: record.id.prefix(),
                 location: Location { item: number, entry },
             });
-            let is_known = dropped.binary_search(&record.id).is_ok();
-            let is_as_it_was = |(old, before, known): (&SharedItem, EntryIndex, FileRecord)| {
-                known == record && old.name_of(before) == shared.name_of(entry)
+            let was_present = dropped.binary_search(&record.id).is_ok();
+            let is_unchanged = |(old, before, known): (&SharedItem, EntryIndex, FileRecord)| {
+                known == record && old.name_of(before) == item.name_of(entry)
             };
-            if !(is_known && before(&record.id).is_some_and(is_as_it_was)) {
+            if !(was_present && before(&record.id).is_some_and(is_unchanged)) {
                 delta.touched.push(record.id);
             }
         }
-        let gone = dropped.into_iter().filter(|id| shared.entry(id).is_none());
+        let gone = dropped.into_iter().filter(|id| item.entry(id).is_none());
         delta.touched.extend(gone);
         self.add_copies(copies);
-        if self.tombstones.remove(&*shared.path) {
+        if self.tombstones.remove(&*item.path) {
             delta
                 .changes
-                .push(CatalogChange::RemoveTombstone(shared.path.to_path_buf()));
+                .push(CatalogChange::RemoveTombstone(item.path.to_path_buf()));
         }
-        self.stale_items.remove(&number);
+        self.stale.remove(&number);
         self.damaged.remove(&number);
-        self.by_path.insert(shared.path.clone(), number);
-        self.items.insert(number, Box::new(shared));
+        self.by_path.insert(item.path.clone(), number);
+        self.items.insert(number, Box::new(item));
     }
 
     /// Adds many copies in one step: a tree that is built as a whole has full nodes, one that grows
@@ -264,18 +266,18 @@ impl Catalog {
         }
     }
 
-    /// Withdraws all copies of an item. `shared` was already removed from the items.
-    fn drop_copies(&mut self, number: u64, shared: &SharedItem, delta: &mut Delta) {
-        for entry in shared.entries() {
-            self.drop_copy(number, shared, entry, delta);
+    /// Withdraws all copies of an item. `item` was already removed from them.
+    fn drop_copies(&mut self, number: u64, item: &SharedItem, delta: &mut Delta) {
+        for entry in item.entries() {
+            self.drop_copy(number, item, entry, delta);
         }
     }
 
-    fn drop_copy(&mut self, item: u64, shared: &SharedItem, entry: EntryIndex, delta: &mut Delta) {
-        let Some((_, record)) = self.take_copy(item, shared, entry, delta) else {
+    fn drop_copy(&mut self, number: u64, item: &SharedItem, entry: EntryIndex, delta: &mut Delta) {
+        let Some((_, record)) = self.take_copy(number, item, entry, delta) else {
             return;
         };
-        if shared.is_manifest(entry) {
+        if item.is_manifest(entry) {
             delta.manifests.push(record.id);
         }
         if has_layer(record.size) {
@@ -286,21 +288,21 @@ impl Catalog {
     /// Withdraws a copy if it exists. Keeps its piece layer and manifest.
     fn take_copy(
         &mut self,
-        item: u64,
-        shared: &SharedItem,
+        number: u64,
+        item: &SharedItem,
         entry: EntryIndex,
         delta: &mut Delta,
     ) -> Option<(FileCopy, FileRecord)> {
-        let record = shared.record(entry)?;
+        let record = item.record(entry)?;
         let copy = FileCopy {
             prefix: record.id.prefix(),
-            location: Location { item, entry },
+            location: Location { item: number, entry },
         };
         if !self.copies.remove(&copy) {
             return None;
         }
         delta.lost_copies = true;
-        if !shared.is_manifest(entry) && !self.has_file(&record.id) {
+        if !item.is_manifest(entry) && !self.has_file(&record.id) {
             self.files -= 1;
             self.bytes -= record.size;
         }
@@ -310,77 +312,77 @@ impl Catalog {
 
     /// Whether a copy exists that is not a manifest.
     fn has_file(&self, id: &FileId) -> bool {
-        self.copies(id).any(|(shared, entry)| !shared.is_manifest(entry))
+        self.copies(id).any(|(item, entry)| !item.is_manifest(entry))
     }
 
     /// Removes an item.
     pub(crate) fn remove(&mut self, number: u64, delta: &mut Delta) -> Option<Item> {
-        let shared = self.items.remove(&number)?;
-        self.by_path.remove(&shared.path);
-        self.stale_items.remove(&number);
+        let item = self.items.remove(&number)?;
+        self.by_path.remove(&item.path);
+        self.stale.remove(&number);
         self.damaged.remove(&number);
-        self.drop_offline_copies(number, &shared, delta);
-        self.drop_copies(number, &shared, delta);
+        self.drop_offline_copies(number, &item, delta);
+        self.drop_copies(number, &item, delta);
         delta.changes.push(CatalogChange::RemoveItem(number));
-        Some(shared.to_item())
+        Some(item.to_item())
     }
 
     /// Restores a stored item without any copy. Used for an item that cannot be trusted at start.
     pub(crate) fn put_stale(
         &mut self,
         number: u64,
-        (path, downloaded, label): (Arc<Path>, bool, Option<Label>),
+        (path, is_unrequested, label): (Arc<Path>, bool, Option<Label>),
         record: FileRecord,
         body: ItemBody,
     ) {
         self.by_path.insert(path.clone(), number);
         let sha256s = BTreeMap::new();
-        let shared = SharedItem {
+        let item = SharedItem {
             path,
-            downloaded,
+            is_unrequested,
             label,
             record,
             body,
             sha256s,
         };
-        self.items.insert(number, Box::new(shared));
-        self.stale_items.insert(number);
-        self.next = self.next.max(number + 1);
+        self.items.insert(number, Box::new(item));
+        self.stale.insert(number);
+        self.next_number = self.next_number.max(number + 1);
     }
 
     /// Withdraws a copy that changed, and the manifest that lists it. The item waits to be checked
     /// again.
     pub(crate) fn invalidate(&mut self, location: Location, delta: &mut Delta) {
-        let Some(shared) = self.items.remove(&location.item) else {
+        let Some(item) = self.items.remove(&location.item) else {
             return;
         };
         // Entries with the same content share one copy.
-        let entry = shared.id(location.entry).and_then(|id| shared.entry(&id));
+        let entry = item.id(location.entry).and_then(|id| item.entry(&id));
         for entry in [Some(WHOLE_ITEM), entry.filter(|&entry| entry != WHOLE_ITEM)]
             .into_iter()
             .flatten()
         {
-            self.drop_copy(location.item, &shared, entry, delta);
+            self.drop_copy(location.item, &item, entry, delta);
         }
-        self.items.insert(location.item, shared);
+        self.items.insert(location.item, item);
         // A damaged item waits for its owner.
         if !self.is_damaged(location.item) {
-            self.stale_items.insert(location.item);
+            self.stale.insert(location.item);
         }
     }
 
     /// Stores a SHA-256, unless the file was removed meanwhile.
-    pub(crate) fn set_sha256(&mut self, id: FileId, sum: Sha256, delta: &mut Delta) {
+    pub(crate) fn set_sha256(&mut self, id: FileId, sha256: Sha256, delta: &mut Delta) {
         let locations = self.locations(&id);
         if locations.is_empty() {
             return;
         }
         for location in locations {
-            if let Some(shared) = self.items.get_mut(&location.item) {
-                shared.set_sha256(location.entry, sum);
+            if let Some(item) = self.items.get_mut(&location.item) {
+                item.set_sha256(location.entry, sha256);
                 delta.changes.push(CatalogChange::PutSha256s(
                     location.item,
-                    vec![(location.entry, sum)],
+                    vec![(location.entry, sha256)],
                 ));
             }
         }
@@ -390,8 +392,8 @@ impl Catalog {
     /// The registration of a file for the index.
     pub(crate) fn registration(&self, id: &FileId) -> Option<Registration> {
         let mut names: Vec<String> = Vec::with_capacity(1);
-        let record = self.record_with(id, |shared, entry| {
-            if let Some(name) = shared.name_of(entry)
+        let record = self.record_with(id, |item, entry| {
+            if let Some(name) = item.name_of(entry)
                 && names.len() < MAX_NAMES
                 && !names.contains(&name)
             {
@@ -410,11 +412,11 @@ impl Catalog {
         self.record_with(id, |_, _| {})
     }
 
-    /// The record of this file. Calls `see` with each copy that it reads.
-    fn record_with(&self, id: &FileId, mut see: impl FnMut(&SharedItem, EntryIndex)) -> Option<FileRecord> {
+    /// The record of this file. Calls `visit` with each copy that it reads.
+    fn record_with(&self, id: &FileId, mut visit: impl FnMut(&SharedItem, EntryIndex)) -> Option<FileRecord> {
         let copies = self.copies(id).take(MAX_COPIES);
-        let copies = copies.inspect(|(shared, entry)| see(shared, *entry));
-        let mut records = copies.filter_map(|(shared, entry)| shared.record(entry));
+        let copies = copies.inspect(|(item, entry)| visit(item, *entry));
+        let mut records = copies.filter_map(|(item, entry)| item.record(entry));
         let mut record = records.next()?;
         for other in records {
             record.sha256 = record.sha256.or(other.sha256);
@@ -427,7 +429,7 @@ impl Catalog {
 
     /// The copies of a file: the items that have one, and the entry within each.
     pub(crate) fn copies(&self, id: &FileId) -> impl Iterator<Item = (&SharedItem, EntryIndex)> {
-        self.located_copies(id).map(|(_, shared, entry)| (shared, entry))
+        self.located_copies(id).map(|(_, item, entry)| (item, entry))
     }
 
     fn located_copies(&self, id: &FileId) -> impl Iterator<Item = (u64, &SharedItem, EntryIndex)> {
@@ -440,22 +442,23 @@ impl Catalog {
         id: &FileId,
     ) -> impl Iterator<Item = (u64, &'a SharedItem, EntryIndex)> + use<'a> {
         let (id, prefix) = (*id, id.prefix());
-        let copy = |item, entry| FileCopy {
+        let copy = |number, entry| FileCopy {
             prefix,
-            location: Location { item, entry },
+            location: Location { item: number, entry },
         };
         let copies = copies.range(copy(0, 0)..=copy(u64::MAX, EntryIndex::MAX));
         copies.filter_map(move |copy| {
-            let Location { item, entry } = copy.location;
-            let shared: &SharedItem = self.items.get(&item)?;
-            (shared.id(entry) == Some(id)).then_some((item, shared, entry))
+            let Location { item: number, entry } = copy.location;
+            let item: &SharedItem = self.items.get(&number)?;
+            (item.id(entry) == Some(id)).then_some((number, item, entry))
         })
     }
 
     /// The locations of a file's copies.
     pub(crate) fn locations(&self, id: &FileId) -> Vec<Location> {
-        let placed = self.located_copies(id);
-        placed.map(|(item, _, entry)| Location { item, entry }).collect()
+        let copies = self.located_copies(id);
+        let locations = copies.map(|(number, _, entry)| Location { item: number, entry });
+        locations.collect()
     }
 
     /// The item with this number.
@@ -466,9 +469,7 @@ impl Catalog {
     /// Items after the one numbered `after`, oldest first.
     pub(crate) fn items_after(&self, after: Option<u64>) -> impl Iterator<Item = (u64, &SharedItem)> {
         let start = after.map_or(0, |after| after.saturating_add(1));
-        self.items
-            .range(start..)
-            .map(|(&number, shared)| (number, &**shared))
+        self.items.range(start..).map(|(&number, item)| (number, &**item))
     }
 
     /// The number of the item at a path.
@@ -478,10 +479,10 @@ impl Catalog {
 
     /// The collection at a path, if all of it is trusted.
     pub(crate) fn folder_at(&self, path: &Path) -> Option<(FileRecord, &Arc<SharedCollection>)> {
-        let is_trusted = |number: &u64| !self.stale_items.contains(number) && !self.is_damaged(*number);
+        let is_trusted = |number: &u64| !self.stale.contains(number) && !self.is_damaged(*number);
         let number = self.item_at(path).filter(is_trusted)?;
-        let shared = self.items.get(&number)?;
-        Some((shared.record, shared.folder()?))
+        let item = self.items.get(&number)?;
+        Some((item.record, item.folder()?))
     }
 
     /// The record of the file at a path, if it was hashed with this stamp and its copy is trusted
@@ -489,8 +490,8 @@ impl Catalog {
     pub(crate) fn known_file(&self, path: &Path, stamp: &Stamp) -> Option<FileRecord> {
         path.ancestors().find_map(|ancestor| {
             let number = self.item_at(ancestor)?;
-            let shared = self.items.get(&number)?;
-            let entry = match &shared.body {
+            let item = self.items.get(&number)?;
+            let entry = match &item.body {
                 ItemBody::File(_) if ancestor == path => WHOLE_ITEM,
                 ItemBody::File(_) => return None,
                 ItemBody::Collection(folder) => {
@@ -498,11 +499,11 @@ impl Catalog {
                     folder.manifest.find(below)?
                 }
             };
-            if shared.stamp(entry) != Some(*stamp) || self.is_entry_damaged(number, entry) {
+            if item.stamp(entry) != Some(*stamp) || self.is_entry_damaged(number, entry) {
                 return None;
             }
-            let trusted = self.record(&shared.id(entry)?);
-            trusted.or_else(|| self.offline_record(number, shared, entry))
+            let trusted = self.record(&item.id(entry)?);
+            trusted.or_else(|| self.offline_record(number, item, entry))
         })
     }
 
@@ -516,29 +517,29 @@ impl Catalog {
 
     /// Items that wait to be checked again.
     pub(crate) fn stale_numbers(&self) -> Vec<u64> {
-        self.stale_items.iter().copied().collect()
+        self.stale.iter().copied().collect()
     }
 
     /// Whether an item waits to be checked again.
     pub(crate) fn is_stale(&self, number: u64) -> bool {
-        self.stale_items.contains(&number)
+        self.stale.contains(&number)
     }
 
     /// At most `max` files after this location whose SHA-256 is not known, roughly in their order
     /// on the disk.
     pub(crate) fn without_sha256(&self, after: Option<Location>, max: usize) -> Vec<(Location, FileId)> {
         let first = after.map_or(0, |after| after.item);
-        let locations = self.items.range(first..).flat_map(|(&item, shared)| {
-            let entries = shared
+        let locations = self.items.range(first..).flat_map(|(&number, item)| {
+            let entries = item
                 .folder()
                 .map_or(0, |folder| folder.manifest.len() as EntryIndex);
             let entries = (0..entries).chain([WHOLE_ITEM]);
-            entries.map(move |entry| (Location { item, entry }, shared))
+            entries.map(move |entry| (Location { item: number, entry }, item))
         });
         locations
             .skip_while(|(location, _)| after.is_some_and(|after| *location <= after))
-            .filter_map(|(location, shared)| {
-                let record = shared.record(location.entry).filter(lacks_sha256)?;
+            .filter_map(|(location, item)| {
+                let record = item.record(location.entry).filter(lacks_sha256)?;
                 let copy = FileCopy {
                     prefix: record.id.prefix(),
                     location,
@@ -618,9 +619,9 @@ impl Catalog {
         }
     }
 
-    /// The tombstones whose paths are not in `there`.
-    pub(crate) fn tombstones_besides(&self, there: &HashSet<PathBuf>) -> Vec<PathBuf> {
-        self.tombstones.difference(there).cloned().collect()
+    /// The tombstones whose paths are not in `listing`.
+    pub(crate) fn tombstones_not_in(&self, listing: &HashSet<PathBuf>) -> Vec<PathBuf> {
+        self.tombstones.difference(listing).cloned().collect()
     }
 
     /// Removes a tombstone.

@@ -21,16 +21,16 @@ impl Catalog {
         if self.offline.contains(&number) {
             return false;
         }
-        let Some(shared) = self.items.remove(&number) else {
+        let Some(item) = self.items.remove(&number) else {
             return false;
         };
-        for entry in shared.entries() {
-            if let Some((copy, _)) = self.take_copy(number, &shared, entry, delta) {
+        for entry in item.entries() {
+            if let Some((copy, _)) = self.take_copy(number, &item, entry, delta) {
                 self.offline_copies.insert(copy);
             }
         }
-        self.items.insert(number, shared);
-        self.stale_items.insert(number);
+        self.items.insert(number, item);
+        self.stale.insert(number);
         self.offline.insert(number)
     }
 
@@ -53,14 +53,14 @@ impl Catalog {
     /// The record of an entry, if it has an offline copy.
     pub(crate) fn offline_record(
         &self,
-        item: u64,
-        shared: &SharedItem,
+        number: u64,
+        item: &SharedItem,
         entry: EntryIndex,
     ) -> Option<FileRecord> {
-        let record = shared.record(entry)?;
+        let record = item.record(entry)?;
         let location = Location {
-            item,
-            entry: shared.entry(&record.id)?,
+            item: number,
+            entry: item.entry(&record.id)?,
         };
         let prefix = record.id.prefix();
         self.offline_copies
@@ -74,20 +74,20 @@ impl Catalog {
     }
 
     /// Removes the offline copies of an item that was already removed from the items.
-    pub(crate) fn drop_offline_copies(&mut self, number: u64, shared: &SharedItem, delta: &mut Delta) {
+    pub(crate) fn drop_offline_copies(&mut self, number: u64, item: &SharedItem, delta: &mut Delta) {
         self.offline.remove(&number);
         if self.offline_copies.is_empty() {
             return;
         }
-        for entry in shared.entries() {
-            let Some(record) = self.offline_record(number, shared, entry) else {
+        for entry in item.entries() {
+            let Some(record) = self.offline_record(number, item, entry) else {
                 continue;
             };
             self.offline_copies.remove(&FileCopy {
                 prefix: record.id.prefix(),
                 location: Location { item: number, entry },
             });
-            if shared.is_manifest(entry) {
+            if item.is_manifest(entry) {
                 delta.manifests.push(record.id);
             }
             if has_layer(record.size) {

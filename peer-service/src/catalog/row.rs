@@ -26,7 +26,7 @@ pub(crate) struct ItemRow {
     /// An absolute path.
     pub(crate) path: Arc<Path>,
     /// Whether it is a download that nobody asked to share.
-    pub(crate) downloaded: bool,
+    pub(crate) is_unrequested: bool,
     /// The name that it is shared under; `None` for the last component of the path.
     pub(crate) label: Option<Label>,
     /// The id of the file or manifest.

@@ -59,7 +59,7 @@ fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
     };
     NewItem {
         path: path(at),
-        downloaded: false,
+        is_unrequested: false,
         label: None,
         record,
         body,
@@ -76,7 +76,7 @@ enum CatalogOp {
     Invalidate(usize, usize),
     Offline(usize),
     Online(usize),
-    Sum(usize),
+    SetSha256(usize),
 }
 
 fn op() -> impl Strategy<Value = CatalogOp> {
@@ -88,7 +88,7 @@ fn op() -> impl Strategy<Value = CatalogOp> {
         (0..3_usize, 0..4_usize).prop_map(|(at, entry)| CatalogOp::Invalidate(at, entry)),
         (0..3_usize).prop_map(CatalogOp::Offline),
         (0..3_usize).prop_map(CatalogOp::Online),
-        (2..SIZES.len()).prop_map(CatalogOp::Sum),
+        (2..SIZES.len()).prop_map(CatalogOp::SetSha256),
     ]
 }
 
@@ -97,24 +97,24 @@ fn op() -> impl Strategy<Value = CatalogOp> {
 struct ModelItem {
     manifest: Option<FileId>,
     names: Vec<(usize, String)>,
-    distrusted: BTreeSet<usize>,
+    invalidated: BTreeSet<usize>,
     is_stale: bool,
 }
 
 #[derive(Debug, Default)]
 struct Model {
     items: BTreeMap<usize, ModelItem>,
-    sums: BTreeSet<usize>,
+    sha256s: BTreeSet<usize>,
 }
 
 impl Model {
     /// The names of each content that has a trusted copy.
     fn there(&self) -> BTreeMap<usize, BTreeSet<String>> {
         let mut there: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
-        for plain in self.items.values() {
+        for model_item in self.items.values() {
             let mut seen = BTreeSet::new();
-            for (n, name) in &plain.names {
-                if !plain.distrusted.contains(n) && seen.insert(n) {
+            for (n, name) in &model_item.names {
+                if !model_item.invalidated.contains(n) && seen.insert(n) {
                     there.entry(*n).or_default().insert(name.clone());
                 }
             }
@@ -123,8 +123,8 @@ impl Model {
     }
 
     fn manifests(&self) -> BTreeSet<FileId> {
-        let items = self.items.values().filter(|plain| !plain.is_stale);
-        items.filter_map(|plain| plain.manifest).collect()
+        let items = self.items.values().filter(|model_item| !model_item.is_stale);
+        items.filter_map(|model_item| model_item.manifest).collect()
     }
 }
 
@@ -146,13 +146,13 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &CatalogOp) -> Delta {
         CatalogOp::Folder(at, contents) => {
             let new = item(*at, contents, true);
             let names = (0..).zip(contents).map(|(entry, &n)| (n, format!("e{entry}")));
-            let plain = ModelItem {
+            let model_item = ModelItem {
                 manifest: Some(new.record.id),
                 names: names.collect(),
                 ..ModelItem::default()
             };
             catalog.put(new, &mut delta);
-            model.items.insert(*at, plain);
+            model.items.insert(*at, model_item);
         }
         CatalogOp::Remove(at) => {
             if let Some(number) = catalog.item_at(&path(*at)) {
@@ -161,24 +161,24 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &CatalogOp) -> Delta {
             model.items.remove(at);
         }
         CatalogOp::Invalidate(at, entry) => {
-            if let (Some(item), Some(plain)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
-                let entry = match plain.manifest {
-                    Some(_) => *entry as EntryIndex % plain.names.len() as EntryIndex,
+            if let (Some(item), Some(model_item)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
+                let entry = match model_item.manifest {
+                    Some(_) => *entry as EntryIndex % model_item.names.len() as EntryIndex,
                     None => WHOLE_ITEM,
                 };
                 catalog.invalidate(Location { item, entry }, &mut delta);
                 let index = if entry == WHOLE_ITEM { 0 } else { entry as usize };
-                plain.distrusted.insert(plain.names[index].0);
-                plain.is_stale = true;
+                model_item.invalidated.insert(model_item.names[index].0);
+                model_item.is_stale = true;
             }
         }
         CatalogOp::Offline(at) => {
-            if let (Some(number), Some(plain)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
+            if let (Some(number), Some(model_item)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
                 catalog.set_offline(number, &mut delta);
-                plain
-                    .distrusted
-                    .extend(plain.names.iter().map(|(content, _)| *content));
-                plain.is_stale = true;
+                model_item
+                    .invalidated
+                    .extend(model_item.names.iter().map(|(content, _)| *content));
+                model_item.is_stale = true;
             }
         }
         CatalogOp::Online(at) => {
@@ -186,15 +186,15 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &CatalogOp) -> Delta {
                 catalog.set_online(number);
             }
         }
-        CatalogOp::Sum(n) => {
+        CatalogOp::SetSha256(n) => {
             // Also for files that were removed while their SHA-256 was computed.
             catalog.set_sha256(content(*n).id, Sha256([*n as u8; 32]), &mut delta);
-            model.sums.insert(*n);
+            model.sha256s.insert(*n);
         }
     }
     // A file without a copy loses its SHA-256.
     let there = model.there();
-    model.sums.retain(|n| there.contains_key(n));
+    model.sha256s.retain(|n| there.contains_key(n));
     delta
 }
 
@@ -202,14 +202,14 @@ proptest! {
     /// After any operations, the files, their names and the announced registrations equal those of
     /// a plain list of the items.
     #[test]
-    fn the_catalog_is_its_items(ops in proptest::collection::vec(op(), 0..40)) {
+    fn the_catalog_equals_a_plain_list_of_its_items(ops in proptest::collection::vec(op(), 0..40)) {
         let (mut catalog, mut model) = (Catalog::default(), Model::default());
-        let mut told: BTreeMap<FileId, Option<Registration>> = BTreeMap::new();
+        let mut announced: BTreeMap<FileId, Option<Registration>> = BTreeMap::new();
         for op in ops {
             let delta = apply(&mut catalog, &mut model, &op);
             let effects = catalog.effects_of(delta);
-            told.extend(effects.present.iter().map(|id| (*id, catalog.registration(id))));
-            told.retain(|id, _| !effects.removed.contains(id));
+            announced.extend(effects.present.iter().map(|id| (*id, catalog.registration(id))));
+            announced.retain(|id, _| !effects.removed.contains(id));
             let there = model.there();
             for n in 0..SIZES.len() {
                 let record = catalog.record(&content(n).id);
@@ -228,17 +228,17 @@ proptest! {
             prop_assert_eq!(totals.bytes, there.keys().map(|&n| SIZES[n]).sum::<u64>());
             ids.extend(model.manifests());
             let known = ids.into_iter().map(|id| (id, catalog.registration(&id))).collect();
-            prop_assert_eq!(&told, &known, "what others were told");
-            let unsummed: BTreeSet<_> = catalog.without_sha256(None, usize::MAX).into_iter().map(|(_, id)| id).collect();
-            let expected = there.keys().filter(|&&n| SIZES[n] > LEAF_SIZE as u64 && !model.sums.contains(&n));
+            prop_assert_eq!(&announced, &known, "the announced registrations");
+            let without_sha256: BTreeSet<_> = catalog.without_sha256(None, usize::MAX).into_iter().map(|(_, id)| id).collect();
+            let expected = there.keys().filter(|&&n| SIZES[n] > LEAF_SIZE as u64 && !model.sha256s.contains(&n));
             let expected: BTreeSet<_> = expected.map(|&n| content(n).id).collect();
-            prop_assert!(unsummed.is_subset(&expected), "{:?} {:?}", unsummed, expected);
+            prop_assert!(without_sha256.is_subset(&expected), "{:?} {:?}", without_sha256, expected);
         }
     }
 }
 
 #[test]
-fn a_layer_goes_with_the_last_copy() {
+fn a_layer_is_removed_with_the_last_copy() {
     let mut catalog = Catalog::default();
     let mut delta = Delta::default();
     let first = catalog.put(item(0, &[4], false), &mut delta);
@@ -262,7 +262,7 @@ fn a_layer_goes_with_the_last_copy() {
 }
 
 #[test]
-fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
+fn an_offline_item_keeps_its_layers_until_it_is_unshared_or_replaced() {
     let mut catalog = Catalog::default();
     let lost = |catalog: &Catalog, delta| {
         let DeltaEffects {
@@ -279,13 +279,17 @@ fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
     let other = catalog.put(item(1, &[4], false), &mut Delta::default());
     let mut delta = Delta::default();
     assert!(catalog.set_offline(number, &mut delta) && catalog.is_stale(number));
-    assert!(!catalog.set_offline(number, &mut delta), "it is away already");
+    assert!(!catalog.set_offline(number, &mut delta), "it is offline already");
     assert_eq!(lost(&catalog, delta), (vec![], vec![]));
     let mut delta = Delta::default();
     catalog.remove(other, &mut delta);
-    assert_eq!(lost(&catalog, delta), (vec![], vec![]), "the other needs it");
+    assert_eq!(
+        lost(&catalog, delta),
+        (vec![], vec![]),
+        "the offline item needs it"
+    );
     assert_eq!(catalog.record(&content(4).id), None);
-    // It is back unchanged: put from the known records.
+    // It is online again and unchanged: put from the known records.
     let below = path(0).join("e1");
     assert_eq!(catalog.known_file(&below, &Stamp::default()), Some(content(4)));
     let again = NewItem {
@@ -314,7 +318,7 @@ fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
 }
 
 #[test]
-fn an_item_that_stands_as_it_did_changes_nothing() {
+fn putting_an_unchanged_item_changes_nothing() {
     let mut catalog = Catalog::default();
     let folder = item(0, &[0, 2, 4], true);
     let number = catalog.put(folder.clone(), &mut Delta::default());
@@ -333,9 +337,9 @@ fn an_item_that_stands_as_it_did_changes_nothing() {
 }
 
 #[test]
-fn of_a_folder_that_changed_only_what_changed_is_told() {
+fn only_the_changed_files_of_a_folder_are_announced() {
     let mut catalog = Catalog::default();
-    let told = |catalog: &mut Catalog, new: NewItem| {
+    let announced = |catalog: &mut Catalog, new: NewItem| {
         let mut delta = Delta::default();
         catalog.put(new, &mut delta);
         let DeltaEffects {
@@ -350,21 +354,21 @@ fn of_a_folder_that_changed_only_what_changed_is_told() {
     let [before, after] = [&[0, 1, 2][..], &[0, 3, 2][..]].map(|contents| item(0, contents, true));
     let [first, second] = [&before, &after].map(|new| new.record.id);
     let all = ids(&[0, 1, 2]).chain([first]).collect();
-    assert_eq!(told(&mut catalog, before), (all, BTreeSet::new()));
+    assert_eq!(announced(&mut catalog, before), (all, BTreeSet::new()));
     let new = ids(&[3]).chain([second]).collect();
     let gone = ids(&[1]).chain([first]).collect();
-    assert_eq!(told(&mut catalog, after.clone()), (new, gone));
+    assert_eq!(announced(&mut catalog, after.clone()), (new, gone));
     // A withdrawn file is announced again.
     let entry = |entry| Location { item: 0, entry };
     let mut delta = Delta::default();
     catalog.invalidate(entry(2), &mut delta);
     assert_eq!(catalog.effects_of(delta).removed.len(), 2);
     let back = ids(&[2]).chain([second]).collect();
-    assert_eq!(told(&mut catalog, after), (back, BTreeSet::new()));
+    assert_eq!(announced(&mut catalog, after), (back, BTreeSet::new()));
 }
 
 #[test]
-fn an_item_that_counts_on_a_layer_lacks_it_once_that_is_gone() {
+fn an_item_lacks_a_layer_once_it_is_removed() {
     let mut catalog = Catalog::default();
     let mut without = item(1, &[4], true);
     without.layers.clear();
@@ -376,7 +380,7 @@ fn an_item_that_counts_on_a_layer_lacks_it_once_that_is_gone() {
 }
 
 #[test]
-fn nothing_is_known_where_no_item_is() {
+fn no_file_is_known_outside_of_items() {
     let mut catalog = Catalog::default();
     assert!(!catalog.may_know(Path::new("/shared"), 1));
     catalog.put(item(0, &[0, 1], true), &mut Delta::default());
@@ -386,6 +390,6 @@ fn nothing_is_known_where_no_item_is() {
     }
     for folder in ["/shared/p", "/shared/p00", "/other"] {
         assert!(!catalog.may_know(Path::new(folder), 1), "{folder}");
-        assert!(catalog.may_know(Path::new(folder), 0), "not looked for");
+        assert!(catalog.may_know(Path::new(folder), 0), "it is not looked up");
     }
 }

@@ -15,7 +15,7 @@ use potluck_core::{Problem, Reason, Token, grpc::transport::Endpoint};
 use tokio::net::{TcpListener, UnixListener};
 use tonic::{Request, Status};
 
-use crate::{home::Home, options::ControlAt};
+use crate::{fs::durable, home::Home, options::ControlAt};
 
 /// Name of the file in the home's state folder that holds the token for TCP.
 const TOKEN_FILE: &str = "control-token";
@@ -161,7 +161,7 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
 /// Creates a token for this run, and writes it to a file that only the owner can read.
 fn create_token(path: &Path) -> Result<String, Problem> {
     let token = hex::encode(Token::generate().expose());
-    crate::home::write_durably(path, format!("{token}\n").as_bytes(), 0o600).map_err(|error| {
+    durable::write(path, format!("{token}\n").as_bytes(), 0o600).map_err(|error| {
         Problem::new(
             Reason::Internal,
             format!("cannot write the control token {}: {error}", path.display()),

@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_file_in_memory_is_read_at_once() {
+    fn a_file_in_memory_is_read_without_waiting() {
         let file = rustix::fs::memfd_create("file", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let mut file = File::from(file);
         std::io::Write::write_all(&mut file, b"content").unwrap();
@@ -85,6 +85,6 @@ mod tests {
         let mut bytes = [0; 4];
         assert!(read_cached(&file, 3, &mut bytes));
         assert_eq!(&bytes, b"tent");
-        assert!(!read_cached(&file, 4, &mut bytes), "there is less");
+        assert!(!read_cached(&file, 4, &mut bytes), "the file is shorter");
     }
 }

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_make_the_whole() {
+    fn the_results_of_all_parts_are_returned_in_order() {
         for count in [0, 1, MIN_PART, MIN_PART + 1, 10 * MIN_PART + 3] {
             for threads in [0, 1, 2, 7] {
                 assert_eq!(

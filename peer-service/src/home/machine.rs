@@ -58,7 +58,7 @@ impl MachineId {
     }
 
     /// Whether a text has the format of a [`MachineId`].
-    pub(crate) fn is_one(text: &str) -> bool {
+    pub(crate) fn is_valid(text: &str) -> bool {
         text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
     }
 
@@ -72,10 +72,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn machines_are_told_apart_and_not_told() {
+    fn machine_ids_differ_and_do_not_reveal_the_source() {
         let [a, b] = ["a", "b"].map(|text| MachineId::from_text(text).unwrap());
         assert_ne!(a, b);
-        assert!(MachineId::is_one(a.as_str()) && !MachineId::is_one("a"));
+        assert!(MachineId::is_valid(a.as_str()) && !MachineId::is_valid("a"));
         for none in ["", "uninitialized"] {
             assert_eq!(MachineId::from_text(none), None);
         }

@@ -4,7 +4,7 @@
 //! HOME/           mode 0700
 //!   files/        shared; downloads land here
 //!   state/        token (mode 0600), machine, lock, database, manifests
-//!   control.sock  made by the control service
+//!   control.sock  created by the control service
 //! ```
 //!
 //! Invariants:
@@ -30,7 +30,7 @@ mod machine;
 
 use machine::MachineId;
 
-use crate::durable::create_folders;
+use crate::fs::durable;
 
 /// Name of the folder for the peer's own state.
 pub(crate) const STATE: &str = "state";
@@ -52,8 +52,10 @@ const OTHERS_WRITE: u32 = 0o002;
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
     /// Another peer uses the home.
-    #[error("{home} is in use by another peer{}: stop that one, or give this one a folder of its own with --home",
-        pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    #[error(
+        "{home} is in use by another peer{}: stop it, or choose another folder with --home",
+        pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
     Locked {
         /// The home folder.
         home: PathBuf,
@@ -61,7 +63,10 @@ pub enum HomeError {
         pid: Option<u32>,
     },
     /// The operating system denies access.
-    #[error("no permission to use {path}: give this user access to it, or choose another folder with --home")]
+    #[error(
+        "no permission to use {path}: give this user access to it, or choose another folder with \
+         --home"
+    )]
     Permission {
         /// The path that cannot be accessed.
         path: PathBuf,
@@ -74,7 +79,8 @@ pub enum HomeError {
     },
     /// Other users can write there, and could thereby share any of the owner's files.
     #[error(
-        "{path} {why}, who could have any of your files shared: {remedy}, or choose another folder with --home"
+        "{path} {why}, who could make the peer share any of your files: {remedy}, or choose another \
+         folder with --home"
     )]
     WritableByOthers {
         /// The path that others can write to.
@@ -86,7 +92,8 @@ pub enum HomeError {
     },
     /// The token file is malformed.
     #[error(
-        "{path} does not hold a token of 64 hex digits: restore it from a copy, or remove it and become a new peer"
+        "{path} does not contain a token of 64 hex digits: restore it from a copy, or remove it to \
+         become a new peer"
     )]
     Token {
         /// The token file.
@@ -154,10 +161,10 @@ impl Home {
         create_dir(&files)?;
         create_dir(&state)?;
         for folder in [&path, &files, &state] {
-            keep_others_out(folder)?;
+            ensure_private(folder)?;
         }
         let lock = lock(&path, &state.join(LOCK))?;
-        let token = load_or_make_token(&state)?;
+        let token = load_or_create_token(&state)?;
         let (token, previous) = match machine {
             Some(machine) => token_of_machine(&state, token, machine)?,
             None => (token, None),
@@ -213,7 +220,7 @@ fn create_dir(path: &Path) -> Result<(), HomeError> {
             path: path.to_owned(),
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            create_folders(path, 0o700).map_err(|error| HomeError::io(path, error))
+            durable::create_folders(path, 0o700).map_err(|error| HomeError::io(path, error))
         }
         Err(error) => Err(HomeError::io(path, error)),
     }
@@ -221,42 +228,48 @@ fn create_dir(path: &Path) -> Result<(), HomeError> {
 
 /// Makes sure that only this user and root can write to a folder; others could place links or a
 /// token there. Removes such rights if possible.
-fn keep_others_out(path: &Path) -> Result<(), HomeError> {
+fn ensure_private(path: &Path) -> Result<(), HomeError> {
     let metadata = path.metadata().map_err(|error| HomeError::io(path, error))?;
-    let (owner, me) = (metadata.uid(), geteuid().as_raw());
+    let (owner, user) = (metadata.uid(), geteuid().as_raw());
     let refuse = |why: String, remedy: String| HomeError::WritableByOthers {
         path: path.to_owned(),
         why,
         remedy,
     };
-    if owner != me && owner != 0 {
+    if owner != user && owner != 0 {
         // Root may use folders of other users; a container gets its volume like that.
-        if me == 0 {
-            tracing::warn!(path = %path.display(), owner, "this folder of the peer belongs to a user who could have any file of root shared");
+        if user == 0 {
+            tracing::warn!(
+                path = %path.display(), owner,
+                "this folder of the peer belongs to a user who could make it share any file of root"
+            );
             return Ok(());
         }
         let why = format!("belongs to another user (number {owner})");
-        return Err(refuse(why, "make yourself its owner".to_owned()));
+        return Err(refuse(why, "become its owner".to_owned()));
     }
     let writers = metadata.mode() & (GROUP_WRITES | OTHERS_WRITE);
     if writers == 0 {
         return Ok(());
     }
-    if owner == me {
+    if owner == user {
         let mode = metadata.mode() & 0o7777 & !writers;
-        let closed = std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        let is_private = std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
             .and_then(|()| path.metadata())
             .is_ok_and(|now| now.mode() & writers == 0);
-        if closed {
-            tracing::warn!(path = %path.display(), "other users could write in this folder of the peer: its mode is set to {mode:04o}");
+        if is_private {
+            tracing::warn!(
+                path = %path.display(),
+                "other users could write to this folder of the peer: its mode is now {mode:04o}"
+            );
             return Ok(());
         }
     } else if writers == GROUP_WRITES && is_in_group(metadata.gid()) {
         // A container's volume may belong to root and be writable by the container's group.
         return Ok(());
     }
-    let remedy = format!("take that right away (chmod go-w {})", path.display());
-    Err(refuse("can be written by other users".to_owned(), remedy))
+    let remedy = format!("remove their write permission (chmod go-w {})", path.display());
+    Err(refuse("is writable by other users".to_owned(), remedy))
 }
 
 fn is_in_group(group: u32) -> bool {
@@ -275,7 +288,7 @@ fn token_of_machine(
 ) -> Result<(Token, Option<PeerId>), HomeError> {
     let path = state.join(MACHINE);
     let write = |path: &Path, text: &str| {
-        write_durably(path, text.as_bytes(), 0o600).map_err(|error| HomeError::io(path, error))
+        durable::write(path, text.as_bytes(), 0o600).map_err(|error| HomeError::io(path, error))
     };
     let known = match std::fs::read_to_string(&path) {
         Ok(text) => Some(text),
@@ -287,7 +300,7 @@ fn token_of_machine(
     match known.as_deref().map(str::trim) {
         Some(known) if known == machine.as_str() => return Ok((token, None)),
         // Malformed: record this machine, as if the file did not exist.
-        Some(known) if !MachineId::is_one(known) => {}
+        Some(known) if !MachineId::is_valid(known) => {}
         None => {}
         Some(_) => {
             let (new, previous) = (Token::generate(), token.peer_id());
@@ -296,8 +309,8 @@ fn token_of_machine(
             write(&path, &format!("{}\n", machine.as_str()))?;
             tracing::warn!(
                 peer = %new.peer_id().short(), previous = %previous.short(),
-                "this home was copied from another machine or moved here: the peer has a new identity, so that it does not \
-                 get in the way of the one on the other machine"
+                "this home was copied or moved from another machine: the peer has a new id, so that it does \
+                 not conflict with a peer on the other machine"
             );
             return Ok((new, Some(previous)));
         }
@@ -347,7 +360,7 @@ fn lock(home: &Path, path: &Path) -> Result<HomeLock, HomeError> {
     Ok(lock)
 }
 
-fn load_or_make_token(state: &Path) -> Result<Token, HomeError> {
+fn load_or_create_token(state: &Path) -> Result<Token, HomeError> {
     let path = state.join(TOKEN);
     let failed = |error| HomeError::io(&path, error);
     let damaged = || HomeError::Token { path: path.clone() };
@@ -355,7 +368,7 @@ fn load_or_make_token(state: &Path) -> Result<Token, HomeError> {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let token = Token::generate();
-            write_durably(&path, token_text(&token).as_bytes(), 0o600).map_err(failed)?;
+            durable::write(&path, token_text(&token).as_bytes(), 0o600).map_err(failed)?;
             return Ok(token);
         }
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(damaged()),
@@ -363,7 +376,9 @@ fn load_or_make_token(state: &Path) -> Result<Token, HomeError> {
     };
     let metadata = file.metadata().map_err(failed)?;
     if metadata.mode() & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "the token could be read by other users: its mode is set to 0600");
+        tracing::warn!(
+            path = %path.display(), "the token was readable by other users: its mode is now 0600"
+        );
         file.set_permissions(std::fs::Permissions::from_mode(0o600))
             .map_err(failed)?;
     }
@@ -372,8 +387,6 @@ fn load_or_make_token(state: &Path) -> Result<Token, HomeError> {
     let bytes = hex::decode(text.trim_ascii()).map_err(|_| damaged())?;
     Token::try_from(bytes.as_slice()).map_err(|_| damaged())
 }
-
-pub(crate) use crate::durable::write as write_durably;
 
 #[cfg(test)]
 mod tests {
@@ -394,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_peer_is_refused_naming_the_first() {
+    fn a_second_peer_is_refused_and_the_first_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let _first = Home::open(dir.path()).unwrap();
         let error = Home::open(dir.path()).unwrap_err();
@@ -403,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_started_meanwhile_does_not_keep_the_lock() {
+    fn a_child_process_does_not_keep_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path()).unwrap();
         // The copy of the descriptor that a child process has while it starts.
@@ -424,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_open_to_others_is_closed() {
+    fn a_token_that_others_can_read_becomes_private() {
         let dir = tempfile::tempdir().unwrap();
         drop(Home::open(dir.path()).unwrap());
         let path = dir.path().join("state/token");
@@ -455,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_whose_machine_is_not_known_stays_what_it_is() {
+    fn a_home_without_a_known_machine_keeps_its_id() {
         let dir = tempfile::tempdir().unwrap();
         let machine = MachineId::from_text("1").unwrap();
         let id = Home::open_on(None, dir.path()).unwrap().peer_id();
@@ -471,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_that_others_may_write_is_closed_to_them() {
+    fn a_home_that_others_can_write_to_becomes_private() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().join("home");
         drop(Home::open(&home).unwrap());
@@ -491,13 +504,13 @@ mod tests {
             return;
         }
         // /tmp belongs to root and is writable by everyone.
-        let error = keep_others_out(Path::new("/tmp")).unwrap_err();
+        let error = ensure_private(Path::new("/tmp")).unwrap_err();
         assert!(matches!(error, HomeError::WritableByOthers { .. }), "{error}");
         assert!(error.to_string().contains("chmod go-w /tmp"), "{error}");
     }
 
     #[test]
-    fn a_file_in_its_place_is_named() {
+    fn a_file_in_place_of_a_folder_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("files"), "").unwrap();
         assert!(matches!(

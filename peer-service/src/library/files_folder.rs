@@ -33,12 +33,12 @@ impl FilesFolder {
     /// Whether an item at this path stays in the library if the path does not exist. In the files
     /// folder, removing a path unshares it. A download that its owner did not share does not stay
     /// either.
-    pub(crate) fn survives_offline(&self, path: &Path, downloaded: bool) -> bool {
-        !downloaded && !path.starts_with(&self.0)
+    pub(crate) fn survives_offline(&self, path: &Path, is_unrequested: bool) -> bool {
+        !is_unrequested && !path.starts_with(&self.0)
     }
 
     /// Whether the path does not exist now and its item stays. Reads the disk.
-    pub(crate) fn is_offline(&self, path: &Path, downloaded: bool) -> bool {
-        self.survives_offline(path, downloaded) && path.metadata().is_err_and(|error| is_gone(&error))
+    pub(crate) fn is_offline(&self, path: &Path, is_unrequested: bool) -> bool {
+        self.survives_offline(path, is_unrequested) && path.metadata().is_err_and(|error| is_gone(&error))
     }
 }

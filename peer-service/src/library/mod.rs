@@ -384,7 +384,7 @@ impl Library {
 
     /// Shares a finished download.
     fn adopt(&self, mut item: NewItem) -> Result<Item, Problem> {
-        item.downloaded = true;
+        item.is_unrequested = true;
         self.sha256s.on_download();
         let result = self.catalog.put_items(vec![item], PutCause::Requested).pop();
         result

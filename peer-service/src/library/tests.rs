@@ -91,7 +91,7 @@ impl LibraryFixture {
 }
 
 #[tokio::test]
-async fn what_is_unshared_while_it_is_hashed_again_stays_unshared() {
+async fn an_item_unshared_while_it_is_hashed_again_stays_unshared() {
     let fixture = LibraryFixture::new();
     let path = fixture.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, "before").unwrap();
@@ -118,7 +118,7 @@ async fn what_is_unshared_while_it_is_hashed_again_stays_unshared() {
 }
 
 #[tokio::test]
-async fn what_is_unshared_while_it_is_hashed_in_the_files_folder_stays_unshared() {
+async fn a_file_unshared_while_the_files_folder_is_scanned_stays_unshared() {
     let fixture = LibraryFixture::new();
     let path = fixture.library.files_folder.path().join("file");
     fs::write(&path, "content").unwrap();
@@ -136,31 +136,31 @@ async fn what_is_unshared_while_it_is_hashed_in_the_files_folder_stays_unshared(
 }
 
 #[tokio::test]
-async fn what_was_shared_anew_is_not_withdrawn_for_what_it_was_before() {
+async fn an_item_that_was_replaced_is_not_withdrawn() {
     let fixture = LibraryFixture::new();
     let path = fixture.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, "content").unwrap();
     let id = fixture.share(&path).record.id;
-    let look = || {
+    let check = || {
         let catalog = fixture.library.catalog.read();
         let location = catalog.locations(&id)[0];
         (location, catalog.item(location.item).unwrap().body.clone())
     };
-    let (location, before) = look();
+    let (location, before) = check();
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(60))
         .unwrap();
     assert_eq!(fixture.share(&path).record.id, id);
     fixture.library.reconciler.withdraw(location, &before);
     assert!(fixture.is_shared(&id));
-    let (location, now) = look();
+    let (location, now) = check();
     fixture.library.reconciler.withdraw(location, &now);
     assert!(!fixture.is_shared(&id));
     fixture.end().await;
 }
 
 #[tokio::test]
-async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
+async fn a_path_created_after_the_listing_is_not_removed() {
     let fixture = LibraryFixture::new();
     let (path, tombstones) = (
         fixture.library.files_folder.path().join("file"),
@@ -173,7 +173,7 @@ async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
     }
     fixture.unshare(&tombstones);
     let number = fixture.number(&path);
-    let look = || {
+    let check = || {
         fixture.library.reconciler.remove_gone(vec![number]);
         fixture.library.reconciler.remove_gone_tombstones(&listing);
         let catalog = fixture.library.catalog.read();
@@ -182,10 +182,10 @@ async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
             catalog.is_tombstoned(&tombstones),
         )
     };
-    assert_eq!(look(), (true, true));
+    assert_eq!(check(), (true, true));
     fs::remove_file(&path).unwrap();
     fs::remove_file(&tombstones).unwrap();
-    assert_eq!(look(), (false, false));
+    assert_eq!(check(), (false, false));
     fixture.end().await;
 }
 
@@ -200,7 +200,7 @@ fn fill(disk: &Path) -> [PathBuf; 2] {
 }
 
 #[tokio::test]
-async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashing() {
+async fn offline_items_are_not_served_and_come_back_without_hashing() {
     let fixture = LibraryFixture::new();
     let dir = fixture.dir.path().canonicalize().unwrap();
     let (disk, elsewhere) = (dir.join("disk"), dir.join("elsewhere"));
@@ -235,7 +235,7 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
         for id in [&ids[0], &large] {
             assert!(
                 fixture.library.catalog.layer(id).unwrap().is_some(),
-                "what hashing it gave"
+                "its piece hashes are kept"
             );
         }
         assert!(fixture.library.catalog.manifests().path(&ids[1]).is_file());
@@ -244,9 +244,9 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
         }
         fs::rename(&elsewhere, &disk).unwrap();
         let again = fixture.build(&paths[0]);
-        assert!(again.layers.is_empty(), "hashed anew");
+        assert!(again.layers.is_empty(), "it was hashed again");
         let again = fixture.build(&paths[1]);
-        assert!(!again.layers.contains_key(&large), "hashed anew");
+        assert!(!again.layers.contains_key(&large), "it was hashed again");
         for number in numbers {
             wait_until(|| {
                 fixture.library.reconciler.refresh_item(number);
@@ -272,13 +272,13 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
 async fn wait_until(mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !done() {
-        assert!(Instant::now() < deadline, "it hangs");
+        assert!(Instant::now() < deadline, "timed out");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 #[tokio::test]
-async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
+async fn paths_offline_at_start_stay_shared_except_in_the_files_folder() {
     let fixture = LibraryFixture::new();
     let dir = fixture.dir.path().canonicalize().unwrap();
     let (disk, elsewhere) = (dir.join("disk"), dir.join("elsewhere"));
@@ -315,7 +315,7 @@ async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
 }
 
 #[tokio::test]
-async fn another_file_where_one_was_away_is_hashed_anew() {
+async fn another_file_at_an_offline_path_is_hashed() {
     let fixture = LibraryFixture::new();
     let path = fixture.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, vec![3; 600_000]).unwrap();
@@ -341,14 +341,14 @@ async fn another_file_where_one_was_away_is_hashed_anew() {
 }
 
 #[tokio::test]
-async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
+async fn a_removed_download_is_forgotten_unless_its_owner_shared_it() {
     let fixture = LibraryFixture::new();
     let dir = fixture.dir.path().canonicalize().unwrap();
     let paths = ["fetched", "shared"].map(|name| dir.join(name));
     for path in &paths {
         fs::write(path, path.as_os_str().as_encoded_bytes()).unwrap();
         let mut item = fixture.build(path);
-        item.downloaded = true;
+        item.is_unrequested = true;
         fixture.put(item, PutCause::Requested).unwrap();
     }
     fixture.share(&paths[1]);
@@ -373,7 +373,7 @@ async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
 }
 
 #[tokio::test]
-async fn a_collection_is_put_although_the_last_that_had_its_manifest_went() {
+async fn a_manifest_is_written_again_if_its_last_collection_was_unshared() {
     let fixture = LibraryFixture::new();
     let dir = fixture.dir.path().canonicalize().unwrap();
     let (one, other) = (dir.join("one"), dir.join("other"));
@@ -391,7 +391,7 @@ async fn a_collection_is_put_although_the_last_that_had_its_manifest_went() {
 }
 
 #[tokio::test]
-async fn one_collection_is_shared_from_two_places_at_once() {
+async fn two_folders_with_the_same_content_are_shared_at_once() {
     let fixture = LibraryFixture::new();
     let dir = fixture.dir.path().canonicalize().unwrap();
     for round in 0..20 {
@@ -414,7 +414,7 @@ async fn one_collection_is_shared_from_two_places_at_once() {
 }
 
 #[tokio::test]
-async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
+async fn a_report_of_bad_pieces_counts_only_if_they_are_bad() {
     let fixture = LibraryFixture::new();
     let path = fixture.dir.path().canonicalize().unwrap().join("file");
     let content = vec![7; 300_000];
@@ -446,7 +446,7 @@ async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
         fixture.library.reconciler.refresh_item(number),
         RefreshOutcome::Done
     );
-    assert!(!fixture.is_shared(&changed), "not shared by itself");
+    assert!(!fixture.is_shared(&changed), "not shared automatically");
     // A change that shows in the stamp is handled.
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(60))
@@ -462,7 +462,7 @@ async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damaged_piece_hashes_are_never_given_and_made_again() {
+async fn damaged_piece_hashes_are_not_served_and_are_computed_again() {
     let fixture = LibraryFixture::new();
     let path = fixture.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, vec![7; 300_000]).unwrap();
@@ -472,14 +472,14 @@ async fn damaged_piece_hashes_are_never_given_and_made_again() {
     wrong[1][0] ^= 1;
     let change = CatalogChange::PutLayer(id, wrong.into());
     fixture.library.catalog.store().apply(&[change]).unwrap();
-    let given = || fixture.library.find(&id).map(|content| content.piece_hashes());
-    let refused = given().unwrap().unwrap_err();
+    let served = || fixture.library.find(&id).map(|content| content.piece_hashes());
+    let refused = served().unwrap().unwrap_err();
     assert_eq!(refused.reason, Reason::PieceNotAvailable);
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        match given() {
+        match served() {
             Some(Ok(layer)) => break assert_eq!(layer, good),
-            _ => assert!(Instant::now() < deadline, "they are not made again"),
+            _ => assert!(Instant::now() < deadline, "they are not computed again"),
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -487,7 +487,7 @@ async fn damaged_piece_hashes_are_never_given_and_made_again() {
 }
 
 #[tokio::test]
-async fn what_could_not_be_kept_in_the_files_folder_is_tried_again() {
+async fn a_folder_that_could_not_be_stored_is_tried_again() {
     let fixture = LibraryFixture::new();
     let folder = fixture.library.files_folder.path().join("folder");
     fs::create_dir(&folder).unwrap();
@@ -504,7 +504,7 @@ async fn what_could_not_be_kept_in_the_files_folder_is_tried_again() {
         assert!(Instant::now() < deadline, "it is not tried");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let again = scanner.scan(&scan).expect("it is tried again by the clock");
+    let again = scanner.scan(&scan).expect("a retry is scheduled");
     assert!(again <= Duration::from_secs(5), "{again:?}");
     fs::remove_file(&manifests).unwrap();
     fs::create_dir(&manifests).unwrap();

@@ -366,9 +366,9 @@ fn items(read: &ReadTransaction, after: Option<u64>, max: usize) -> Result<Vec<S
         }
         let (mut known, mut last) = (Vec::new(), None);
         for row in sha256s.range(all)? {
-            let (key, sum) = row?;
+            let (key, sha256) = row?;
             check_ascends(&mut last, key.value())?;
-            known.push((key.value().1, Sha256(*sum.value())));
+            known.push((key.value().1, Sha256(*sha256.value())));
         }
         found.push((number, item, known));
     }

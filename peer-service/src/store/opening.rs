@@ -8,7 +8,7 @@ use std::{
 use redb::{Database, ReadableTable as _, TableDefinition, TableHandle as _, WriteTransaction};
 
 use crate::{
-    durable,
+    fs::durable,
     store::{
         error::{catch_panics, is_damage},
         rows::from_first_version,

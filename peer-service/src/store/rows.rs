@@ -83,13 +83,13 @@ pub(crate) fn path_of(bytes: &[u8]) -> PathBuf {
     std::ffi::OsStr::from_bytes(bytes).into()
 }
 
-/// Flag in the first byte of an item's row: the item is a download.
-const DOWNLOADED: u8 = 2;
+/// Flag in the first byte of an item's row: the item is a download that nobody asked to share.
+const UNREQUESTED: u8 = 2;
 
 /// Flag in the first byte of an item's row: a label follows the id, after one byte with its length.
 const LABELLED: u8 = 4;
 
-/// Encodes an item. The first byte is 0 for a file or 1 for a collection, plus [`DOWNLOADED`] and
+/// Encodes an item. The first byte is 0 for a file or 1 for a collection, plus [`UNREQUESTED`] and
 /// [`LABELLED`]. A file has the id, root, stamp and path; a collection has the id, root and path.
 pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + 2 * 32 + STAMP_LEN + row.path.as_os_str().len());
@@ -97,8 +97,8 @@ pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let label = row.label.as_ref().map(|label| label.as_str().as_bytes());
     // A label has at most 255 bytes.
     let label = label.and_then(|label| Some((u8::try_from(label.len()).ok()?, label)));
-    let downloaded = if row.downloaded { DOWNLOADED } else { 0 };
-    out.push(kind | downloaded | if label.is_some() { LABELLED } else { 0 });
+    let unrequested = if row.is_unrequested { UNREQUESTED } else { 0 };
+    out.push(kind | unrequested | if label.is_some() { LABELLED } else { 0 });
     out.extend_from_slice(row.id.as_bytes());
     if let Some((len, label)) = label {
         out.push(len);
@@ -126,7 +126,7 @@ pub(crate) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
         }
     };
     let (root, rest) = rest.split_first_chunk::<32>()?;
-    let (body, rest) = match kind & !(DOWNLOADED | LABELLED) {
+    let (body, rest) = match kind & !(UNREQUESTED | LABELLED) {
         0 => {
             let (stamp, rest) = rest.split_first_chunk::<STAMP_LEN>()?;
             (RowBody::File(decode_stamp(stamp)), rest)
@@ -137,7 +137,7 @@ pub(crate) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     let path = path_of(rest);
     path.is_absolute().then(|| ItemRow {
         path: path.into(),
-        downloaded: kind & DOWNLOADED != 0,
+        is_unrequested: kind & UNREQUESTED != 0,
         label,
         id: FileId(*id),
         root: Root(*root),

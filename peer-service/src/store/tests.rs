@@ -24,7 +24,7 @@ fn stamp(n: u64) -> Stamp {
 fn file(path: &[u8], n: u8) -> ItemRow {
     ItemRow {
         path: path_of(path).into(),
-        downloaded: false,
+        is_unrequested: false,
         label: None,
         id: id(n),
         root: Root([n + 100; 32]),
@@ -48,16 +48,16 @@ fn all(store: &Store) -> Vec<StoredItem> {
 }
 
 #[test]
-fn what_is_put_is_there_after_a_restart() {
+fn stored_rows_are_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let layer: Arc<[Hash]> = Arc::from([[1; 32], [2; 32]]);
     let long = collection(b"/long", 4, 2 * rows::MEMBERS_PER_ROW + 1);
     let odd = ItemRow {
-        label: Some(Label::parse("what others say").unwrap()),
-        downloaded: true,
+        label: Some(Label::parse("label from another peer").unwrap()),
+        is_unrequested: true,
         ..collection(b"/not utf-8 \xff", 3, 2)
     };
-    let sum = |n: u8| Sha256([n; 32]);
+    let sha256 = |n: u8| Sha256([n; 32]);
     {
         let store = Store::open_in(dir.path()).unwrap();
         store
@@ -65,13 +65,13 @@ fn what_is_put_is_there_after_a_restart() {
                 CatalogChange::PutItem(1, file(b"/a/b", 1)),
                 CatalogChange::PutItem(2, odd.clone()),
                 CatalogChange::PutItem(3, file(b"/a/b", 1)),
-                CatalogChange::PutSha256s(3, vec![(WHOLE_ITEM, sum(9))]),
+                CatalogChange::PutSha256s(3, vec![(WHOLE_ITEM, sha256(9))]),
                 CatalogChange::RemoveItem(3),
                 CatalogChange::PutItem(4, long.clone()),
-                CatalogChange::PutSha256s(4, vec![(2000, sum(1)), (7, sum(2))]),
-                CatalogChange::PutSha256s(1, vec![(WHOLE_ITEM, sum(3))]),
+                CatalogChange::PutSha256s(4, vec![(2000, sha256(1)), (7, sha256(2))]),
+                CatalogChange::PutSha256s(1, vec![(WHOLE_ITEM, sha256(3))]),
                 CatalogChange::PutItem(5, long),
-                CatalogChange::PutSha256s(5, vec![(0, sum(4))]),
+                CatalogChange::PutSha256s(5, vec![(0, sha256(4))]),
                 CatalogChange::PutItem(5, odd.clone()),
                 CatalogChange::PutLayer(id(3), layer.clone()),
                 CatalogChange::PutLayer(id(2), layer.clone()),
@@ -84,9 +84,9 @@ fn what_is_put_is_there_after_a_restart() {
     let store = Store::open_in(dir.path()).unwrap();
     let long = collection(b"/long", 4, 2 * rows::MEMBERS_PER_ROW + 1);
     let expected = [
-        (1, file(b"/a/b", 1), vec![(WHOLE_ITEM, sum(3))]),
+        (1, file(b"/a/b", 1), vec![(WHOLE_ITEM, sha256(3))]),
         (2, odd.clone(), vec![]),
-        (4, long, vec![(7, sum(2)), (2000, sum(1))]),
+        (4, long, vec![(7, sha256(2)), (2000, sha256(1))]),
         (5, odd, vec![]),
     ];
     assert_eq!(all(&store), expected);
@@ -103,7 +103,7 @@ fn what_is_put_is_there_after_a_restart() {
 }
 
 #[test]
-fn what_the_first_version_shared_is_still_known() {
+fn items_of_the_first_version_are_migrated() {
     let dir = tempfile::tempdir().unwrap();
     {
         let database = Database::create(dir.path().join(FILE_NAME)).unwrap();
@@ -123,7 +123,7 @@ fn what_the_first_version_shared_is_still_known() {
 #[test]
 fn a_damaged_database_is_moved_aside() {
     for damage in [
-        &b"not a database at all, but long enough to be looked at"[..],
+        &b"not a database, but long enough to be read as one"[..],
         b"x",
         &[0; 1 << 16],
     ] {
@@ -137,7 +137,7 @@ fn a_damaged_database_is_moved_aside() {
 }
 
 #[test]
-fn keys_that_lead_back_are_damage() {
+fn keys_out_of_order_are_damage() {
     let mut last = Some(3);
     assert!(check_ascends(&mut last, 4).is_ok());
     for back in [4, 2] {
@@ -170,7 +170,7 @@ fn use_all(store: &Store) -> Result<(), StoreError> {
 }
 
 #[test]
-fn whatever_bytes_are_damaged_the_peer_starts_and_nothing_panics_or_hangs() {
+fn the_store_opens_whatever_bytes_are_damaged() {
     let whole = {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_in(dir.path()).unwrap();
@@ -226,7 +226,7 @@ fn whatever_bytes_are_damaged_the_peer_starts_and_nothing_panics_or_hangs() {
         let aside = receiver.recv_timeout(std::time::Duration::from_secs(60));
         moved += usize::from(aside.unwrap_or_else(|error| panic!("seed {seed}: {error}")));
     }
-    assert!(moved > 0, "no damage was met");
+    assert!(moved > 0, "no damage was found");
 }
 
 #[test]

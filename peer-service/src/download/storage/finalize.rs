@@ -19,8 +19,7 @@ use crate::{
         part_file::{PartFile, PartStorage},
         target,
     },
-    durable,
-    fs::blocking::continue_unless,
+    fs::{blocking::continue_unless, durable},
     library::{Stamp, stamp_of, stamps_at},
 };
 

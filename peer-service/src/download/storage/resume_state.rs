@@ -17,7 +17,7 @@ use std::{
 use potluck_core::{FileId, bitfield::Bitfield, files::open_own};
 use sha2::{Digest as _, Sha256};
 
-use crate::durable;
+use crate::fs::durable;
 
 /// First bytes of a state file; the digit is the version.
 const MAGIC: &[u8; 8] = b"PLPART2\n";

@@ -33,8 +33,10 @@ use crate::{
             target::{self, DownloadTarget},
         },
     },
-    file_system::may_lack_modes,
-    fs::blocking::{blocking_cancellable, continue_unless},
+    fs::{
+        blocking::{blocking_cancellable, continue_unless},
+        modes::may_lack_modes,
+    },
     library::{EntryHashes, stamp_of, stamps_at},
 };
 

@@ -23,7 +23,7 @@ use potluck_core::{
     problem::RAISE_OPEN_FILES,
 };
 
-use crate::{catalog::record::record_of, durable, home};
+use crate::{catalog::record::record_of, fs::durable, home};
 
 /// The folder of the manifests, in the peer's state.
 const MANIFESTS: &str = "manifests";

@@ -435,7 +435,7 @@ fn put_item(
     delta: &mut Delta,
 ) -> Result<Item, Problem> {
     // Only a request turns a download into a shared item.
-    item.downloaded |= !matches!(cause, PutCause::Requested);
+    item.is_unrequested |= !matches!(cause, PutCause::Requested);
     if !cause.holds(catalog, &item.path) {
         let path = item.path.display();
         return Err(Problem::new(

@@ -11,7 +11,7 @@ use potluck_core::{
 
 use crate::{
     catalog::record::record_of,
-    file_system::may_lack_modes,
+    fs::modes::may_lack_modes,
     library::{
         hash::{folder::hash_snapshot, hasher::hash_one, observer::HashObserver},
         problems::{Refused, not_a_regular_file, single_refusal, unreadable},

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_that_is_no_longer_a_file_is_refused_as_changed_while_hashing() {
+    fn a_path_that_is_no_longer_a_file_is_refused_as_changed() {
         let dir = tempfile::tempdir().unwrap();
         let (path, link) = (dir.path().join("file"), dir.path().join("link"));
         std::fs::write(&path, "1").unwrap();
@@ -167,8 +167,8 @@ mod tests {
     fn a_pipe_is_refused_without_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pipe");
-        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
-        assert!(made.success());
+        let status = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(status.success());
         assert_eq!(open_regular(&path).unwrap_err().reason, Reason::UnsafePath);
     }
 }

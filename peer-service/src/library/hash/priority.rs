@@ -111,9 +111,9 @@ impl<'a> BackgroundTurns<'a> {
 
     /// Waits while the peer uploads or downloads, at most [`MAX_PAUSE`].
     fn wait_until_idle(&mut self) {
-        let began = Instant::now();
+        let started = Instant::now();
         while self.activity.is_busy(Instant::now())
-            && began.elapsed() < MAX_PAUSE
+            && started.elapsed() < MAX_PAUSE
             && !self.stop.is_cancelled()
         {
             std::thread::sleep(IDLE_POLL);

@@ -178,18 +178,18 @@ impl Loader<'_> {
                 RowBody::File(stamp) => ItemBody::File(stamp),
                 RowBody::Collection(_) => ItemBody::Collection(Arc::default()),
             };
-            return catalog.put_stale(number, (path, row.downloaded, row.label), record, body);
+            return catalog.put_stale(number, (path, row.is_unrequested, row.label), record, body);
         };
         let state = state.unwrap_or_else(|| self.state_of_folder(&path, &body, probe));
         let item = NewItem {
-            downloaded: row.downloaded,
+            is_unrequested: row.is_unrequested,
             label: row.label,
             sha256s,
             ..NewItem::new(path.clone(), record, body)
         };
         catalog.insert(number, item, delta);
         match state {
-            PathState::Gone if self.files_folder.survives_offline(&path, row.downloaded) => {
+            PathState::Gone if self.files_folder.survives_offline(&path, row.is_unrequested) => {
                 catalog.set_offline(number, delta);
             }
             PathState::Gone => {

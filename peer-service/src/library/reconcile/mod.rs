@@ -158,8 +158,8 @@ impl Reconciler {
 
     /// Checks one stale item again, and hashes it if it changed.
     pub(crate) fn refresh_item(&self, number: u64) -> RefreshOutcome {
-        let (path, downloaded) = match self.catalog.read().item(number) {
-            Some(item) => (item.path.clone(), item.downloaded),
+        let (path, is_unrequested) = match self.catalog.read().item(number) {
+            Some(item) => (item.path.clone(), item.is_unrequested),
             None => return RefreshOutcome::Done,
         };
         if self.files_folder.has_item_at(&path) {
@@ -169,7 +169,7 @@ impl Reconciler {
         }
         let metadata = match path.metadata() {
             Ok(metadata) => metadata,
-            Err(error) if is_gone(&error) && self.files_folder.survives_offline(&path, downloaded) => {
+            Err(error) if is_gone(&error) && self.files_folder.survives_offline(&path, is_unrequested) => {
                 let is_offline = self.catalog.read().is_offline(number);
                 if !is_offline {
                     self.mark_offline(number);
@@ -246,10 +246,12 @@ impl Reconciler {
             let catalog = self.catalog.read();
             let item = catalog.item(location.item).filter(|item| item.body.is(seen));
             item.filter(|_| !catalog.is_offline(location.item))
-                .map(|item| (item.path.clone(), item.downloaded))
+                .map(|item| (item.path.clone(), item.is_unrequested))
         };
-        let Some((path, downloaded)) = item else { return };
-        if self.files_folder.is_offline(&path, downloaded) && self.mark_offline(location.item) {
+        let Some((path, is_unrequested)) = item else {
+            return;
+        };
+        if self.files_folder.is_offline(&path, is_unrequested) && self.mark_offline(location.item) {
             return;
         }
         // A failure is logged there. At the next start `stat` shows the same.
@@ -304,9 +306,9 @@ impl Reconciler {
             .catalog
             .read()
             .item(number)
-            .map(|item| (item.path.clone(), item.downloaded));
-        let is_offline = |path: &Path, downloaded| self.files_folder.is_offline(path, downloaded);
-        let Some((path, _)) = item.filter(|(path, downloaded)| is_offline(path, *downloaded)) else {
+            .map(|item| (item.path.clone(), item.is_unrequested));
+        let is_offline = |path: &Path, is_unrequested| self.files_folder.is_offline(path, is_unrequested);
+        let Some((path, _)) = item.filter(|(path, is_unrequested)| is_offline(path, *is_unrequested)) else {
             return false;
         };
         // A failure is logged there. At the next start `stat` shows the same.
@@ -346,7 +348,7 @@ impl Reconciler {
     /// Removes tombstones whose paths are gone: not in `listing`, and not created since.
     pub(crate) fn remove_gone_tombstones(&self, listing: &HashSet<PathBuf>) {
         let writer = self.catalog.writer();
-        let mut gone = self.catalog.read().tombstones_besides(listing);
+        let mut gone = self.catalog.read().tombstones_not_in(listing);
         gone.retain(|path| path.symlink_metadata().is_err_and(|error| is_gone(&error)));
         // A failure is logged there. The next scan finds the same.
         let _ = writer.apply(|catalog, delta| {

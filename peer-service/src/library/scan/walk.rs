@@ -11,8 +11,7 @@ use potluck_core::{
 };
 
 use crate::{
-    file_system::may_lack_modes,
-    fs::parallel::run_parallel,
+    fs::{modes::may_lack_modes, parallel::run_parallel},
     library::{
         problems::{MAX_PROBLEMS, Refused, not_a_regular_file, unreadable},
         scan::snapshot::{EntryKind, Snapshot},
@@ -160,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_found_is_sorted_and_folders_with_content_are_left_out() {
+    fn entries_are_sorted_and_only_empty_folders_are_listed() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         for folder in ["b/e", "b/f/g", "b-", "a", "a-"] {
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_refused_says_so_once() {
+    fn a_refused_folder_is_reported_once() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("bad\nname/below")).unwrap();
         std::fs::write(dir.path().join("good"), "").unwrap();

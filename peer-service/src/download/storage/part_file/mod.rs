@@ -50,8 +50,7 @@ use crate::{
             target::{self, DownloadTarget},
         },
     },
-    durable,
-    fs::page_cache,
+    fs::{durable, page_cache},
 };
 
 /// Bytes left free on the disk, because a full disk harms every other program.

@@ -13,7 +13,7 @@ fn observer<'a>(on_progress: &'a OnProgress<'a>, is_cancelled: &'a IsCancelled<'
 }
 
 #[test]
-fn many_are_hashed_in_order_and_failures_stay_apart() {
+fn a_failure_does_not_affect_the_other_files() {
     let dir = tempfile::tempdir().unwrap();
     let mut paths = Vec::new();
     for n in 0..20u64 {
@@ -64,7 +64,7 @@ fn many_are_hashed_in_order_and_failures_stay_apart() {
 }
 
 #[test]
-fn files_of_any_size_come_out_as_they_are_alone() {
+fn files_hashed_together_have_the_hashes_that_they_have_alone() {
     let dir = tempfile::tempdir().unwrap();
     let leaf = LEAF_SIZE as u64;
     let sizes = [
@@ -173,7 +173,7 @@ fn a_fresh_file_settles_first() {
 }
 
 #[test]
-fn a_file_that_changes_while_it_settles_settles_again_or_is_refused() {
+fn a_file_that_keeps_changing_is_waited_for_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("written to");
     std::fs::write(&path, "").unwrap();
@@ -197,7 +197,7 @@ fn a_file_that_changes_while_it_settles_settles_again_or_is_refused() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
+fn a_file_of_another_length_than_its_file_system_reports_is_refused() {
     // The first reports 0 bytes and has some; the second reports a page and has less.
     let odd = ["/proc/self/status", "/sys/kernel/mm/transparent_hugepage/enabled"];
     for path in odd.map(Path::new) {

@@ -19,8 +19,8 @@ pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
     let mut name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
     name.push(".new");
-    let beside = folder.join(name);
-    match fs::remove_file(&beside) {
+    let temporary = folder.join(name);
+    match fs::remove_file(&temporary) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
@@ -29,11 +29,11 @@ pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         .write(true)
         .create_new(true)
         .mode(mode)
-        .open(&beside)?;
+        .open(&temporary)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    if let Err(error) = written.and_then(|()| fs::rename(&beside, path)) {
+    if let Err(error) = written.and_then(|()| fs::rename(&temporary, path)) {
         // Remove the incomplete file: on a full disk it takes up space.
-        let _ = fs::remove_file(&beside);
+        let _ = fs::remove_file(&temporary);
         return Err(error);
     }
     sync_folder(folder)
@@ -49,9 +49,9 @@ pub(crate) fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
             && matches!(folder.symlink_metadata(),
             Err(error) if error.kind() == ErrorKind::NotFound)
     });
-    let made = missing.last().map(Path::to_owned);
+    let highest_missing = missing.last().map(Path::to_owned);
     fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
-    let Some(highest) = made else {
+    let Some(highest) = highest_missing else {
         return Ok(());
     };
     // Each new folder's name is stored in its parent, so the parent is synced.
@@ -72,15 +72,15 @@ pub(crate) fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
 /// if this user may not read the folder.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     match File::open(path).and_then(|folder| folder.sync_all()) {
-        Err(error) if is_no_matter(&error) => {
-            tracing::debug!(path = %path.display(), %error, "the folder could not be flushed");
+        Err(error) if is_harmless(&error) => {
+            tracing::debug!(path = %path.display(), %error, "a folder could not be synced");
             Ok(())
         }
         synced => synced,
     }
 }
 
-fn is_no_matter(error: &io::Error) -> bool {
+fn is_harmless(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::PermissionDenied | ErrorKind::InvalidInput | ErrorKind::Unsupported
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_are_made_at_any_depth_and_those_that_are_there_are_kept() {
+    fn missing_folders_are_created_at_any_depth_and_existing_ones_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("a/b/c");
         create_folders(&deep, 0o700).unwrap();
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
+    fn a_file_is_replaced_atomically_and_no_temporary_file_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         for text in ["one", "another"] {

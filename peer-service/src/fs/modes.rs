@@ -31,7 +31,7 @@ pub(crate) fn may_lack_modes(path: &Path) -> bool {
         rustix::fs::major(metadata.dev()),
         rustix::fs::minor(metadata.dev())
     );
-    kind_of(&mounts, device.as_bytes()).is_some_and(|kind| WITHOUT_MODES.contains(&kind))
+    file_system_type(&mounts, device.as_bytes()).is_some_and(|kind| WITHOUT_MODES.contains(&kind))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -41,7 +41,7 @@ pub(crate) fn may_lack_modes(_path: &Path) -> bool {
 
 /// The file system type with this device number, from `mountinfo`; see proc_pid_mountinfo(5).
 #[cfg(target_os = "linux")]
-fn kind_of<'a>(mounts: &'a [u8], device: &[u8]) -> Option<&'a [u8]> {
+fn file_system_type<'a>(mounts: &'a [u8], device: &[u8]) -> Option<&'a [u8]> {
     mounts.split(|&byte| byte == b'\n').find_map(|line| {
         let mut words = line.split(|&byte| byte == b' ');
         // A dash ends the optional fields; the type follows it.
@@ -54,16 +54,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kind_is_found_by_the_device() {
+    fn the_type_is_found_by_the_device_number() {
         let mounts = b"27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
             43 27 7:0 / /mnt/a\\040b rw,nosuid - fuseblk /dev/loop0 rw,user_id=0\n\
             44 27 0:50 / /tmp rw shared:2 master:1 - tmpfs tmpfs rw\n";
-        let kind = |device: &str| kind_of(mounts, device.as_bytes());
+        let kind = |device: &str| file_system_type(mounts, device.as_bytes());
         assert_eq!(kind("254:0"), Some(&b"ext4"[..]));
         assert_eq!(kind("7:0"), Some(&b"fuseblk"[..]));
         assert_eq!(kind("0:50"), Some(&b"tmpfs"[..]));
         assert_eq!(kind("7:1"), None);
-        assert_eq!(kind_of(b"", b"7:0"), None);
-        assert_eq!(kind_of(b"27 1 7:0 / / rw", b"7:0"), None);
+        assert_eq!(file_system_type(b"", b"7:0"), None);
+        assert_eq!(file_system_type(b"27 1 7:0 / / rw", b"7:0"), None);
     }
 }
