@@ -79,8 +79,8 @@ pub enum HomeError {
     },
     /// Other users can write there, and could thereby share any of the owner's files.
     #[error(
-        "{path} {why}, who could make the peer share any of your files: {remedy}, or choose another \
-         folder with --home"
+        "{path} {why}, who could make the peer share any of your files: {remedy}, or choose \
+         another folder with --home"
     )]
     WritableByOthers {
         /// The path that others can write to.
@@ -309,8 +309,8 @@ fn token_of_machine(
             write(&path, &format!("{}\n", machine.as_str()))?;
             tracing::warn!(
                 peer = %new.peer_id().short(), previous = %previous.short(),
-                "this home was copied or moved from another machine: the peer has a new id, so that it does \
-                 not conflict with a peer on the other machine"
+                "this home was copied or moved from another machine: the peer has a new id, so that \
+                 it does not conflict with a peer on the other machine"
             );
             return Ok((new, Some(previous)));
         }

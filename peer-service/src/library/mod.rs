@@ -5,14 +5,14 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | `problems`, `files_folder` | why a path cannot be shared; the rules for paths in the files folder |
+//! | `problems`, `files_folder` | why a path cannot be shared; rules for the files folder |
 //! | `scan` | walks of folders, their snapshots, and comparisons by `stat` |
 //! | `hash` | files to hashes and manifests, and which hashing goes first |
 //! | `catalog_store` | `CatalogStore`: the catalog and its rows on disk; publishes every change |
 //! | `share` | `ItemBuilder`: paths to items; share calls |
 //! | `reconcile` | `Reconciler`: brings the catalog and the disk together again |
 //! | `serve` | `CopyOpener`: opens files for uploads, never one that changed |
-//! | `check` | `Checker`: hashes shared files again to find silent corruption, also when other peers report bad pieces |
+//! | `check` | `Checker`: hashes shared files again to find silent corruption |
 //! | `sha256`, `maintenance` | background work |
 //!
 //! Invariants:

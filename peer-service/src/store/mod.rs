@@ -172,8 +172,8 @@ impl Store {
             let path = self.folder.join(FILE_NAME);
             tracing::error!(
                 path = %path.display(), %error,
-                "the peer's database is damaged: restart the peer, which renames the file and creates \
-                 a new database"
+                "the peer's database is damaged: restart the peer, which renames the file and \
+                 creates a new database"
             );
             mark_suspect(&path);
         }

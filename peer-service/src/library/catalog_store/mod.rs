@@ -372,7 +372,7 @@ impl CatalogStore {
     pub(crate) fn save_unsaved(&self) {
         let _writer = self.writer();
         match self.save() {
-            Ok(()) => tracing::info!("stored the changes of the library that could not be stored before"),
+            Ok(()) => tracing::info!("stored changes of the library that could not be stored before"),
             Err(error) => tracing::debug!(%error, "changes of the library still cannot be stored"),
         }
     }
@@ -520,7 +520,7 @@ fn unshare_not_stored(error: &StoreError) -> Problem {
         ),
         false => Problem::new(
             Reason::StoreUnavailable,
-            format!("{until}: the change could not be stored; see the peer's log and unshare it again"),
+            format!("{until}: it could not be stored; see the peer's log and unshare it again"),
         ),
     }
 }

@@ -1,11 +1,11 @@
 //! Finds silent corruption: bytes on the disk that changed while the file's stamp did not.
 //!
 //! A damaged file is withdrawn immediately and its owner is notified. A check also verifies the
-//! stored piece hashes of each file; a report of bad pieces also verifies the manifest. Damaged ones
-//! are written again.
+//! stored piece hashes of each file; a report of bad pieces also verifies the manifest. If those
+//! are damaged, they are written again.
 //!
-//! Invariant: a damaged file is not hashed again automatically, because that would share the damaged
-//! bytes under a new id. See the catalog's `damaged`.
+//! Invariant: a damaged file is not hashed again automatically, because that would share the
+//! damaged bytes under a new id. See the catalog's `damaged`.
 //!
 //! Blocks: run it off the async threads.
 
@@ -296,8 +296,8 @@ impl Checker {
             tracing::error!(
                 path = %path.display(), %id,
                 "a shared file is damaged: its bytes differ from what was hashed although its size \
-                 and times did not change. It is no longer offered: restore it from a copy, or share \
-                 it again as it is"
+                 and times did not change. It is no longer offered: restore it from a copy, or \
+                 share it again as it is"
             );
             // The file may have another copy, and the handle may be of this one.
             self.catalog.handles().close(&[id]);
@@ -321,7 +321,9 @@ impl Checker {
         let result = self.builder.build_and_put(&path, cause, &observer);
         let path = path.display();
         match result {
-            Ok(item) => tracing::info!(%path, id = %item.record.id, "a repaired path is offered again"),
+            Ok(item) => {
+                tracing::info!(%path, id = %item.record.id, "a repaired path is offered again");
+            }
             Err(_) => tracing::warn!(%path, "a repaired path cannot be offered again"),
         }
     }

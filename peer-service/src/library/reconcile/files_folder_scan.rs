@@ -167,7 +167,7 @@ impl FilesFolderScan {
                 };
                 tracing::warn!(
                     folder = %folder.display(), %error,
-                    "the files folder cannot be watched: it is scanned every {SCAN_INTERVAL:?} instead{hint}"
+                    "the files folder cannot be watched: it is scanned every {SCAN_INTERVAL:?}{hint}"
                 );
             })
             .ok()
@@ -270,7 +270,8 @@ impl FolderScanner {
         let listing = match list(scan.files_folder.path()) {
             Ok(listing) => listing,
             Err(error) => {
-                tracing::warn!(folder = %scan.files_folder.path().display(), %error, "the files folder cannot be read");
+                let folder = scan.files_folder.path().display();
+                tracing::warn!(%folder, %error, "the files folder cannot be read");
                 return Some(SCAN_INTERVAL);
             }
         };

@@ -219,7 +219,8 @@ impl Loader<'_> {
     fn read_collection(&self, id: &FileId, members: &Arc<Members>) -> Option<(FileRecord, ItemBody)> {
         let Some((record, manifest)) = self.catalog.manifests().read(id) else {
             tracing::warn!(
-                %id, "the stored manifest of a collection is missing or damaged: its folder is hashed again"
+                %id,
+                "the stored manifest of a collection is missing or damaged: its folder is hashed again"
             );
             return None;
         };

@@ -2,14 +2,14 @@
 //! paths are offline, hashes changed items again, and forgets what is gone for good.
 //!
 //! A copy that changed is withdrawn as soon as anything notices: a read, the periodic check, or a
-//! check of the files. Its item is then stale, and [`Reconciler::run`] hashes it again. Items at the
-//! top level of the files folder are left to `files_folder_scan`.
+//! check of the files. Its item is then stale, and [`Reconciler::run`] hashes it again. Items at
+//! the top level of the files folder are left to `files_folder_scan`.
 //!
 //! Invariants:
-//! - Nothing is withdrawn for what it was before: each change is made only if the item is still the
-//!   one that was checked.
-//! - An item outside the files folder whose path does not exist is offline, not gone, unless it is a
-//!   download that nobody asked to share.
+//! - Each change is made only if the item is still the one that was checked. Otherwise an item
+//!   that was replaced meanwhile would be withdrawn for the changes of its predecessor.
+//! - An item outside the files folder whose path does not exist is offline, not gone, unless it is
+//!   a download that nobody asked to share.
 //! - A damaged item is never hashed again automatically.
 //!
 //! Blocks, except for [`Reconciler::run`].
@@ -40,7 +40,7 @@ use crate::{
         catalog_store::{CatalogStore, PutCause},
         files_folder::FilesFolder,
         hash::observer::HashObserver,
-        problems::{is_gone, warn_offline},
+        problems::{Refused, is_gone, warn_offline},
         scan::{changed_entries::changed_entries, snapshot::latest_change, walk::walk},
         share::builder::ItemBuilder,
     },
@@ -214,10 +214,11 @@ impl Reconciler {
             }
             Err(refused) => {
                 for (path, problem) in refused.iter().take(MAX_LOGGED) {
-                    tracing::warn!(path = %path.display(), %problem, "a path that changed cannot be shared");
+                    let path = path.display();
+                    tracing::warn!(%path, %problem, "a path that changed cannot be shared");
                 }
-                let is_changing = |problem: &potluck_core::Problem| problem.reason == Reason::FileChanged;
-                match refused.iter().all(|(_, problem)| is_changing(problem)) {
+                let is_changing = |(_, problem): &Refused| problem.reason == Reason::FileChanged;
+                match refused.iter().all(is_changing) {
                     true => RefreshOutcome::Changing,
                     false => RefreshOutcome::Failed,
                 }

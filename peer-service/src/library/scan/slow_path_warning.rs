@@ -47,8 +47,8 @@ impl SlowPathWarning {
             for path in self.slow_paths() {
                 tracing::warn!(
                     path = %path.display(),
-                    "checking a shared path takes long, and the peer starts only after it: its disk or \
-                     machine may not respond"
+                    "checking a shared path takes long, and the peer starts only after it: its disk \
+                     or machine may not respond"
                 );
             }
         }

@@ -27,7 +27,7 @@ use crate::{
 /// file.
 const MAX_LAZY_STATS: usize = 128 * 1024;
 
-/// All entries of a folder, sorted by path as in a manifest. All paths are in entry string: a hundred
+/// All entries of a folder, sorted by path as in a manifest. All paths are in one string: a hundred
 /// thousand strings would take several times the memory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot {

@@ -38,7 +38,7 @@ pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>
             problems.extend(walk.problems);
             // Each folder yields at least one entry: its content, or itself if it is empty.
             if !snapshot.append(walk.snapshot) || snapshot.len() + level.len() > MAX_ENTRIES {
-                let message = format!("it has more than {MAX_ENTRIES} entries: share its subfolders instead");
+                let message = format!("it has more than {MAX_ENTRIES} entries: share its subfolders");
                 return Err(vec![(root.to_owned(), Problem::new(Reason::OutOfRange, message))]);
             }
         }

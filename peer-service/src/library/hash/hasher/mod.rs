@@ -122,8 +122,8 @@ pub(crate) fn is_other_length(error: &io::Error) -> bool {
 fn unsized_file() -> Problem {
     Problem::new(
         Reason::UnsizedFile,
-        "its length differs from what its file system reports, so a change would not be noticed: share \
-         a copy of it",
+        "its length differs from what its file system reports, so a change would not be noticed: \
+         share a copy of it",
     )
 }
 
@@ -181,7 +181,8 @@ fn settle_delay_at(stamp: &Stamp, now: Duration) -> Option<Duration> {
 /// - `is_wanted` is called for each other file once it is open and decides whether to hash it.
 /// - `on_done` receives the results.
 ///
-/// All callbacks run on any thread. False if `is_cancelled` stopped it before all files were hashed.
+/// All callbacks run on any thread. False if `is_cancelled` stopped it before all files were
+/// hashed.
 pub(crate) fn hash_many<'f>(
     base: &BaseFolder,
     count: usize,
