@@ -363,22 +363,22 @@ mod tests {
             steps in proptest::collection::vec((0u8..6, any::<bool>()), 0..200),
             percent in 1u8..=100,
         ) {
-            let places = PerAddressLimiter::new(20, MaxShare::from_percent(percent).unwrap());
+            let limiter = PerAddressLimiter::new(20, MaxShare::from_percent(percent).unwrap());
             let mut held: Vec<(u8, Permit)> = Vec::new();
             for (host, takes) in steps {
                 let source = ClientAddress::from(IpAddr::from([192, 0, 2, host]));
                 match takes {
-                    true => match places.try_acquire(source) {
-                        Ok(place) => held.push((host, place)),
+                    true => match limiter.try_acquire(source) {
+                        Ok(permit) => held.push((host, permit)),
                         Err(LimitError::Full) => prop_assert_eq!(held.len(), 20),
                         Err(LimitError::AddressShare) => prop_assert!(held.iter().any(|(other, _)| *other == host)),
                     },
                     false => held.retain(|(other, _)| *other != host),
                 }
-                prop_assert_eq!(places.in_use(), held.len());
+                prop_assert_eq!(limiter.in_use(), held.len());
             }
             drop(held);
-            prop_assert!(places.state().by_source.is_empty());
+            prop_assert!(limiter.state().by_source.is_empty());
         }
     }
 }

@@ -96,8 +96,8 @@ pub fn hash_each<'a>(mut leaves: impl Iterator<Item = &'a [u8]>, hashes: &mut Ve
     }
     loop {
         let mut run: [&[u8]; BATCH] = [&[]; BATCH];
-        let places = run.iter_mut().zip(&mut leaves);
-        let count = places.map(|(place, leaf)| *place = leaf).count();
+        let slots = run.iter_mut().zip(&mut leaves);
+        let count = slots.map(|(slot, leaf)| *slot = leaf).count();
         if count == 0 {
             return;
         }

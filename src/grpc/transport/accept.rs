@@ -245,7 +245,7 @@ mod tests {
     use super::*;
     use crate::grpc::limiter::MaxShare;
 
-    fn places(max: usize) -> PerAddressLimiter {
+    fn limiter_of(max: usize) -> PerAddressLimiter {
         PerAddressLimiter::new(max, MaxShare::ALL)
     }
 
@@ -278,7 +278,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_above_the_limit_is_closed_and_a_permit_is_reused() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
+        let mut incoming = Box::pin(connections(listener, limiter_of(1), CancellationToken::new()));
         let _first = call();
         let open = incoming.next().await.unwrap().unwrap();
         let mut second = call();
@@ -306,7 +306,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_listener_evicts_an_idle_connection() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, places(2), CancellationToken::new()));
+        let mut incoming = Box::pin(connections(listener, limiter_of(2), CancellationToken::new()));
         let _callers = (call(), call());
         let mut idle = incoming.next().await.unwrap().unwrap();
         let busy = incoming.next().await.unwrap().unwrap();
@@ -323,7 +323,7 @@ mod tests {
     async fn a_pending_write_fails_when_the_connection_must_close() {
         let (call, listener) = listener();
         let disconnect = CancellationToken::new();
-        let mut incoming = Box::pin(connections(listener, places(1), disconnect.clone()));
+        let mut incoming = Box::pin(connections(listener, limiter_of(1), disconnect.clone()));
         let _silent = call();
         let mut open = incoming.next().await.unwrap().unwrap();
         let writing = tokio::spawn(async move { open.write_all(&[0; 4096]).await.unwrap_err() });
@@ -335,7 +335,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_a_preface_is_closed() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
+        let mut incoming = Box::pin(connections(listener, limiter_of(1), CancellationToken::new()));
         let mut caller = call();
         let mut open = incoming.next().await.unwrap().unwrap();
         caller.write_all(&[0; PREFACE - 1]).await.unwrap();
@@ -348,7 +348,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_may_be_silent_after_the_preface() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
+        let mut incoming = Box::pin(connections(listener, limiter_of(1), CancellationToken::new()));
         let mut caller = call();
         let mut open = incoming.next().await.unwrap().unwrap();
         caller.write_all(&[0; PREFACE]).await.unwrap();
@@ -362,7 +362,7 @@ mod tests {
     async fn all_connections_are_closed_at_shutdown() {
         let (call, listener) = listener();
         let disconnect = CancellationToken::new();
-        let mut incoming = Box::pin(connections(listener, places(2), disconnect.clone()));
+        let mut incoming = Box::pin(connections(listener, limiter_of(2), disconnect.clone()));
         let _callers = (call(), call());
         for _ in 0..2 {
             let mut open = incoming.next().await.unwrap().unwrap();

@@ -47,7 +47,7 @@ const SLOWEST: u64 = 8 * 1024;
 
 /// Minimum time that a response is unread before its connection may be closed to free budget for
 /// others.
-const HOARDED: Duration = Duration::from_secs(2);
+const EVICTABLE_UNREAD: Duration = Duration::from_secs(2);
 
 /// Maximum concurrent calls per connection; further calls wait.
 const CALLS_AT_ONCE: usize = 64;
@@ -123,7 +123,7 @@ impl ConnectionRecord {
         self.unread.lock()
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<Permit>> {
+    fn lock_permit(&self) -> MutexGuard<'_, Option<Permit>> {
         self.permit.lock()
     }
 
@@ -142,7 +142,7 @@ impl ConnectionRecord {
     }
 
     /// Age of the oldest unread part.
-    fn hoards(&self, now: Instant) -> Duration {
+    fn unread_age(&self, now: Instant) -> Duration {
         let unread = self.unread();
         let oldest = unread.parts.values().next();
         oldest.map_or(Duration::ZERO, |part| now.duration_since(part.since))
@@ -162,14 +162,14 @@ impl Clients {
         &self,
         source: ClientAddress,
         address: Option<SocketAddr>,
-        place: Permit,
+        permit: Permit,
         disconnect: CancellationToken,
     ) -> OpenConnectionGuard {
         let shared = Arc::new(ConnectionRecord {
             client: source,
             address,
             disconnect,
-            permit: Mutex::new(Some(place)),
+            permit: Mutex::new(Some(permit)),
             table: Arc::downgrade(&self.shared),
             opened_at: Instant::now(),
             active: AtomicUsize::new(0),
@@ -218,11 +218,11 @@ impl Clients {
         let (_, evicted) = idle
             .into_iter()
             .max_by_key(|(idle, connection)| (connections.get(&connection.client).copied(), *idle))?;
-        let place = evicted.place().take();
+        let permit = evicted.lock_permit().take();
         evicted.disconnect.cancel();
         drop(state);
         tracing::debug!(?source, "closed an idle connection to make room for another");
-        place
+        permit
     }
 
     /// Closes connections that are idle for too long or have an overdue response part.
@@ -257,8 +257,8 @@ impl Drop for OpenConnectionGuard {
         let connection = self.table.state().open.remove(&self.number);
         drop(connection);
         // Clones of the handle may outlive the connection; its permit must not.
-        let place = self.client.shared.place().take();
-        drop(place);
+        let permit = self.client.shared.lock_permit().take();
+        drop(permit);
     }
 }
 
@@ -335,7 +335,7 @@ impl ClientConnection {
     }
 
     /// Closes the listener's connection with the oldest unread response, if that is older than
-    /// [`HOARDED`].
+    /// [`EVICTABLE_UNREAD`].
     pub(crate) fn evict_hoarder(&self) {
         let Some(table) = self.shared.table.upgrade() else {
             return;
@@ -343,8 +343,9 @@ impl ClientConnection {
         let now = Instant::now();
         let state = table.state();
         let open = state.open.values().filter(|open| !open.disconnect.is_cancelled());
-        let longest = open.max_by_key(|connection| connection.hoards(now));
-        if let Some(connection) = longest.filter(|connection| connection.hoards(now) >= HOARDED) {
+        let longest = open.max_by_key(|connection| connection.unread_age(now));
+        if let Some(connection) = longest.filter(|connection| connection.unread_age(now) >= EVICTABLE_UNREAD)
+        {
             connection.disconnect.cancel();
         }
     }
@@ -394,8 +395,8 @@ mod tests {
 
     fn connect(clients: &Clients, limiter: &PerAddressLimiter, port: u16) -> OpenConnectionGuard {
         let address = SocketAddr::from(([192, 0, 2, (port >> 8) as u8], port));
-        let place = limiter.try_acquire(address.into()).unwrap();
-        clients.open(address.into(), Some(address), place, CancellationToken::new())
+        let permit = limiter.try_acquire(address.into()).unwrap();
+        clients.open(address.into(), Some(address), permit, CancellationToken::new())
     }
 
     fn is_cut(open: &OpenConnectionGuard) -> bool {
@@ -430,25 +431,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_listener_evicts_from_the_client_with_most_connections() {
         let (clients, limiter) = (Clients::default(), PerAddressLimiter::new(4, MaxShare::ALL));
-        let lone = connect(&clients, &limiter, 0x100);
+        let single = connect(&clients, &limiter, 0x100);
         tokio::time::advance(EVICTABLE).await;
         let many = [0x200, 0x201, 0x202].map(|port| connect(&clients, &limiter, port));
         let _call = many[0].client().activity();
-        let newcomer = ClientAddress::from(SocketAddr::from(([192, 0, 2, 9], 1)));
+        let new_client = ClientAddress::from(SocketAddr::from(([192, 0, 2, 9], 1)));
         assert!(
-            clients.evict(newcomer, LimitError::AddressShare).is_none(),
+            clients.evict(new_client, LimitError::AddressShare).is_none(),
             "the new client has no connection to close"
         );
         tokio::time::advance(EVICTABLE).await;
-        let place = clients.evict(newcomer, LimitError::Full).expect("some are idle");
+        let permit = clients
+            .evict(new_client, LimitError::Full)
+            .expect("some are idle");
         let disconnect: Vec<bool> = many.iter().map(is_cut).collect();
         assert!(
-            !is_cut(&lone) && !disconnect[0] && (disconnect[1] || disconnect[2]),
+            !is_cut(&single) && !disconnect[0] && (disconnect[1] || disconnect[2]),
             "{disconnect:?}"
         );
         drop(many);
         assert_eq!(limiter.in_use(), 2, "the new client got the permit");
-        drop((place, lone));
+        drop((permit, single));
         assert_eq!(limiter.in_use(), 0);
     }
 
@@ -479,7 +482,7 @@ mod tests {
         let _first = one.client().count_unread(Bytes::from_static(b"x"), budget(1));
         other.client().evict_hoarder();
         assert!(!is_cut(&one), "the client may be about to read it");
-        tokio::time::advance(HOARDED).await;
+        tokio::time::advance(EVICTABLE_UNREAD).await;
         let _second = other.client().count_unread(Bytes::from_static(b"x"), budget(1));
         other.client().evict_hoarder();
         assert!(is_cut(&one) && !is_cut(&other));

@@ -229,13 +229,13 @@ fn link_local_connector(
 
 /// The endpoint for `uri`, with `from` as the local address if that can reach it.
 fn leaving(uri: &Uri, from: Option<IpAddr>) -> tonic::transport::Endpoint {
-    let from = from.filter(|&from| can_leave(from, uri.host().unwrap_or_default()));
+    let from = from.filter(|&from| can_use_as_local(from, uri.host().unwrap_or_default()));
     configure(Channel::builder(uri.clone())).local_address(from)
 }
 
 /// Whether connections to `host` can use `from` as their local address, and would not use it by
 /// default.
-fn can_leave(from: IpAddr, host: &str) -> bool {
+fn can_use_as_local(from: IpAddr, host: &str) -> bool {
     if from.is_unspecified() || from == Ipv4Addr::LOCALHOST || from == Ipv6Addr::LOCALHOST {
         return false;
     }
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_local_address_is_used_only_if_it_can_reach_the_host() {
-        let can = |from: &str, host: &str| can_leave(from.parse().unwrap(), host);
+        let can = |from: &str, host: &str| can_use_as_local(from.parse().unwrap(), host);
         assert!(can("127.0.0.10", "127.0.0.1") && can("127.0.0.10", "localhost"));
         assert!(can("192.0.2.1", "192.0.2.2") && can("192.0.2.1", "index.example"));
         assert!(
