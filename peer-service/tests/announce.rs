@@ -21,7 +21,10 @@ use potluck_core::{
     model::{Address, FileKind, FileRecord, Registration},
     proto::v1::{self, index_service_server::IndexServiceServer},
 };
-use potluck_peer::announce::{registrar::Registrar, set::AnnounceSet};
+use potluck_peer::announce::{
+    registrar::{IndexConnection, Registrar},
+    set::AnnounceSet,
+};
 use served_library::{DEADLINE, wait_until};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -68,15 +71,8 @@ impl Rig {
             host: String::new(),
             port: 4,
         };
-        let registrar = Registrar::start(
-            client,
-            Token::generate(),
-            own,
-            None,
-            holdings.clone(),
-            shutdown.clone(),
-            &tracker,
-        );
+        let index = IndexConnection::new(client, Token::generate(), own, None);
+        let registrar = Registrar::start(index, holdings.clone(), shutdown.clone(), &tracker);
         Self {
             fake,
             address,

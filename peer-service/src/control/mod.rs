@@ -318,7 +318,7 @@ impl ControlService for ControlApi {
         _request: Request<v1::GetLimitsRequest>,
     ) -> Result<Response<v1::GetLimitsResponse>, Status> {
         Ok(Response::new(v1::GetLimitsResponse {
-            limits: Some((&self.context.limits).into()),
+            limits: Some((&self.context.resources.limits).into()),
         }))
     }
 
@@ -330,7 +330,7 @@ impl ControlService for ControlApi {
             .into_inner()
             .limits
             .ok_or_else(|| missing_field("limits"))?;
-        let limits = &self.context.limits;
+        let limits = &self.context.resources.limits;
         limits.set(
             requested.upload_bytes_per_second,
             requested.download_bytes_per_second,
@@ -350,8 +350,8 @@ impl ControlService for ControlApi {
         let registrar = self.registrar.as_ref().map(Registrar::status).unwrap_or_default();
         let totals = context.library.totals();
         Ok(Response::new(v1::GetStatusResponse {
-            peer_id: context.peer_id.to_bytes(),
-            listening: Some((&context.local_addr).into()),
+            peer_id: context.local.id.to_bytes(),
+            listening: Some((&context.local.address).into()),
             advertised: registrar.advertised.as_ref().map(Into::into),
             index: context
                 .index

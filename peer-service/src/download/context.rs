@@ -24,36 +24,50 @@ pub struct DownloadContext {
     pub library: Library,
     /// The files that this peer announces to the index.
     pub announce_set: AnnounceSet,
-    /// Limits of the whole peer.
-    pub limits: Limits,
-    /// Bounds the bytes in flight over all downloads.
-    pub budget: InFlightBudget,
     /// The client of the index; `None` if the peer has no index.
     pub index: Option<IndexClient>,
     /// Persists unfinished downloads.
     pub store: Store,
     /// The folder for downloads without a target path.
     pub files_folder: PathBuf,
-    /// The id of this peer.
-    pub peer_id: PeerId,
-    /// The address on which this peer listens.
-    pub local_addr: Address,
-    /// The local address for outgoing connections, so that peers and the index see the address on
-    /// which this peer listens. `None`: the system chooses.
-    pub leave_from: Option<IpAddr>,
-    /// Number of hashing threads.
-    pub hash_threads: usize,
-    /// Thread pools that verify and write units, shared by all downloads.
-    pub disk_pools: DiskPools,
+    /// How other peers see this peer.
+    pub local: LocalPeer,
+    /// What all downloads share of this machine.
+    pub resources: SharedResources,
     /// Verified bytes downloaded since the process started.
     pub downloaded_bytes: Arc<AtomicU64>,
     /// Tracks every task of every download.
     pub tracker: TaskTracker,
 }
 
-impl DownloadContext {
+/// How other peers see this peer.
+#[derive(Debug)]
+pub struct LocalPeer {
+    /// The id of this peer.
+    pub id: PeerId,
+    /// The address on which this peer listens.
+    pub address: Address,
+    /// The local address for outgoing connections, so that peers and the index see the address on
+    /// which this peer listens. `None`: the system chooses.
+    pub leave_from: Option<IpAddr>,
+}
+
+impl LocalPeer {
     /// Whether a provider with this id and address is this peer itself.
     pub(crate) fn is_self(&self, peer: Option<&PeerId>, address: &Address) -> bool {
-        peer == Some(&self.peer_id) || *address == self.local_addr
+        peer == Some(&self.id) || *address == self.address
     }
+}
+
+/// What all downloads share of this machine.
+#[derive(Debug)]
+pub struct SharedResources {
+    /// Limits of the whole peer.
+    pub limits: Limits,
+    /// Bounds the bytes in flight over all downloads.
+    pub budget: InFlightBudget,
+    /// Number of hashing threads.
+    pub hash_threads: usize,
+    /// Thread pools that verify and write units.
+    pub disk_pools: DiskPools,
 }

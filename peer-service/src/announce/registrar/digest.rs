@@ -1,93 +1,96 @@
-//! Compares the index's registrations with this peer's, by their digests.
+//! Compares the index's registrations with this peer's, by their digests. Pure.
 //!
-//! The digest of the announce set is computed at most once per change, when the lease is renewed.
 //! If the index reports a different digest, it is asked again a moment later, because the set may
 //! be changing. Only a second mismatch makes the registrar register everything again.
+#![deny(
+    clippy::disallowed_methods,
+    reason = "pure: time, randomness and I/O come in from outside"
+)]
 
-use std::time::Duration;
+use potluck_core::SetDigest;
 
-use potluck_core::{SetDigest, model::Lease};
-use tokio::time::Instant;
+/// What a comparison shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DigestVerdict {
+    /// The digests match, or the difference was accepted before.
+    Fine,
+    /// The digests differ for the first time: ask again.
+    AskAgain,
+    /// The index reported the same wrong digest twice: register everything again.
+    RegisterAgain,
+    /// Registering everything again did not help: the digest is accepted from now on.
+    Accepted,
+}
 
-use crate::announce::registrar::RegistrarTask;
-
-/// When the index is asked again after a mismatch.
-const AGAIN: Duration = Duration::from_secs(1);
-
-/// The digest that the index should report, and the mismatches so far.
-#[derive(Debug)]
-pub(crate) struct Expectation {
-    /// The digest of the announce set, and the number of the last change in it.
-    held: Option<(u64, SetDigest)>,
+/// The mismatches so far.
+#[derive(Debug, Default)]
+pub(crate) struct DigestCheck {
     /// The digest of the last mismatch; `None` after a match.
-    differed: Option<SetDigest>,
+    mismatch: Option<SetDigest>,
     /// Whether everything was registered again because of a mismatch, without a match since.
-    replaced: bool,
+    has_registered_again: bool,
     /// A digest that the index still reported after that. It is accepted: registering again would
     /// not change it.
-    believed: Option<SetDigest>,
+    accepted: Option<SetDigest>,
 }
 
-impl Expectation {
-    pub(crate) const fn new() -> Self {
-        Self {
-            held: None,
-            differed: None,
-            replaced: false,
-            believed: None,
+impl DigestCheck {
+    /// Compares this peer's own digest with the one that the index reports.
+    pub(crate) fn compare(&mut self, own: SetDigest, reported: SetDigest) -> DigestVerdict {
+        if own == reported {
+            *self = Self::default();
+            return DigestVerdict::Fine;
         }
+        if self.accepted == Some(reported) {
+            return DigestVerdict::Fine;
+        }
+        if self.mismatch.replace(reported) != Some(reported) {
+            return DigestVerdict::AskAgain;
+        }
+        self.mismatch = None;
+        if std::mem::replace(&mut self.has_registered_again, true) {
+            self.has_registered_again = false;
+            self.accepted = Some(reported);
+            return DigestVerdict::Accepted;
+        }
+        DigestVerdict::RegisterAgain
     }
 }
 
-impl RegistrarTask {
-    /// Whether the index reported the same wrong digest twice, so that everything must be
-    /// registered again.
-    pub(crate) async fn differs(&mut self, lease: &Lease) -> bool {
-        // If files were refused or are not announced yet, the digests cannot be compared.
-        let is_told = self.expected_files == Some(lease.file_count) && self.skipped == 0;
-        let (Some(found), true) = (lease.digest, is_told) else {
-            return false;
-        };
-        let Some(held) = self.held_digest().await else {
-            return false;
-        };
-        if held == found {
-            self.digest.differed = None;
-            self.digest.replaced = false;
-            self.digest.believed = None;
-            return false;
-        }
-        if self.digest.believed == Some(found) {
-            return false;
-        }
-        if self.digest.differed.replace(found) != Some(found) {
-            let again = Instant::now() + AGAIN;
-            self.renew_at = Some(self.renew_at.map_or(again, |at| at.min(again)));
-            return false;
-        }
-        self.digest.differed = None;
-        if std::mem::replace(&mut self.digest.replaced, true) {
-            tracing::warn!(
-                "the index still gives another digest of this peer's registrations, which is believed"
-            );
-            self.digest.replaced = false;
-            self.digest.believed = Some(found);
-            return false;
-        }
-        true
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(n: u8) -> SetDigest {
+        SetDigest::try_from(&[n; 32][..]).unwrap()
     }
 
-    /// The digest of the announce set, if the index has acknowledged all of it.
-    async fn held_digest(&mut self) -> Option<SetDigest> {
-        let told = self.synced_version;
-        if self.digest.held.is_none_or(|(upto, _)| upto != told) {
-            let announce_set = self.listener.holdings();
-            // `None` if the runtime is shutting down.
-            self.digest.held = tokio::task::spawn_blocking(move || announce_set.digest())
-                .await
-                .unwrap_or_default();
-        }
-        let (upto, digest) = self.digest.held?;
-        (upto == told && self.listener.version() == told).then_some(digest)
+    #[test]
+    fn a_mismatch_must_repeat_before_everything_is_registered_again() {
+        let mut check = DigestCheck::default();
+        assert_eq!(check.compare(digest(1), digest(2)), DigestVerdict::AskAgain);
+        assert_eq!(check.compare(digest(1), digest(3)), DigestVerdict::AskAgain);
+        assert_eq!(check.compare(digest(1), digest(3)), DigestVerdict::RegisterAgain);
+        assert_eq!(check.compare(digest(1), digest(1)), DigestVerdict::Fine);
+        assert_eq!(check.compare(digest(1), digest(3)), DigestVerdict::AskAgain);
+    }
+
+    #[test]
+    fn a_digest_that_registering_again_does_not_change_is_accepted() {
+        let mut check = DigestCheck::default();
+        let verdicts = [(); 5].map(|()| check.compare(digest(1), digest(2)));
+        assert_eq!(
+            verdicts,
+            [
+                DigestVerdict::AskAgain,
+                DigestVerdict::RegisterAgain,
+                DigestVerdict::AskAgain,
+                DigestVerdict::Accepted,
+                DigestVerdict::Fine,
+            ]
+        );
+        // A match forgets what was accepted.
+        assert_eq!(check.compare(digest(1), digest(1)), DigestVerdict::Fine);
+        assert_eq!(check.compare(digest(1), digest(2)), DigestVerdict::AskAgain);
     }
 }

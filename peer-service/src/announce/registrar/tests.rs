@@ -2,8 +2,9 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use potluck_core::{
-    FileId, Root,
-    model::{FileKind, FileRecord, Registration},
+    FileId, Root, Token,
+    index_client::IndexClient,
+    model::{Address, FileKind, FileRecord, Registration},
 };
 use tokio::net::TcpListener;
 
@@ -38,7 +39,7 @@ fn registration(n: u8) -> Registration {
 }
 
 #[tokio::test]
-async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all() {
+async fn a_file_removed_while_it_is_announced_does_not_cause_a_full_replacement() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
@@ -48,35 +49,31 @@ async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all()
     };
     let served = potluck_index::serve(listener, config, stop.clone());
     tracker.spawn(async move { served.await.unwrap() });
-    let (stays, goes) = (registration(1), registration(2));
+    let (kept, removed) = (registration(1), registration(2));
     let announce_set = AnnounceSet::new();
-    let content_source = Arc::new(ListLibrary::default());
-    let source: Weak<ListLibrary> = Arc::downgrade(&content_source);
+    let library = Arc::new(ListLibrary::default());
+    let source: Weak<ListLibrary> = Arc::downgrade(&library);
     announce_set.set_source(source);
-    let index = IndexConnection {
-        client: IndexClient::new(endpoint),
-        token: Token::generate(),
-        address: Address {
-            host: String::new(),
-            port: 4,
-        },
-        ttl: None,
+    let address = Address {
+        host: String::new(),
+        port: 4,
     };
-    let (status, acknowledged) = (watch::Sender::default(), watch::Sender::default());
-    let mut task = RegistrarTask::new(index, announce_set.subscribe(), status, acknowledged);
+    let index = IndexConnection::new(IndexClient::new(endpoint), Token::generate(), address, None);
+    let (mut task, reports) = RegistrarTask::new(index, announce_set.subscribe());
     // As if the library had removed a file, but not yet reported it.
-    content_source.0.lock().push(stays.clone());
-    announce_set.announce_complete(&[stays.file.id, goes.file.id]);
-    let count = |task: &RegistrarTask| task.status.borrow().file_count;
+    library.0.lock().push(kept.clone());
+    announce_set.announce_complete(&[kept.file.id, removed.file.id]);
     task.sync().await.unwrap();
     assert_eq!(
-        (task.replace, task.synced_version, count(&task)),
-        (false, announce_set.version(), 1)
+        (task.sync_state().must_replace, task.sync_state().acknowledged),
+        (false, announce_set.version())
     );
-    announce_set.remove(&[goes.file.id]);
+    assert_eq!(reports.status.borrow().file_count, 1);
+    announce_set.remove(&[removed.file.id]);
     task.sync().await.unwrap();
+    let state = task.sync_state();
     assert_eq!(
-        (task.replace, task.replaced, task.expected_files),
+        (state.must_replace, state.has_replaced, state.expected_files),
         (false, false, Some(1))
     );
     drop(task);

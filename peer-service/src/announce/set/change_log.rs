@@ -59,19 +59,19 @@ impl ChangeLog {
 
     /// The changes after this version, oldest first.
     pub(crate) fn after(&self, version: u64) -> impl Iterator<Item = &LogEntry> {
-        let start = self.entries.partition_point(|line| line.version <= version);
+        let start = self.entries.partition_point(|entry| entry.version <= version);
         self.entries[start..]
             .iter()
-            .filter(|line| line.kind != ChangeKind::Obsolete)
+            .filter(|entry| entry.kind != ChangeKind::Obsolete)
     }
 
     /// Reserves room for `all` entries exactly: doubling would briefly take twice the memory.
     pub(crate) fn reserve(&mut self, all: usize) {
-        let (lines, hasher) = (&mut self.entries, &self.hasher);
-        let more = all.saturating_sub(lines.len());
-        lines.reserve_exact(more);
+        let (entries, hasher) = (&mut self.entries, &self.hasher);
+        let more = all.saturating_sub(entries.len());
+        entries.reserve_exact(more);
         self.positions
-            .reserve(more, |&at| hasher.hash_one(lines[at as usize].id));
+            .reserve(more, |&at| hasher.hash_one(entries[at as usize].id));
     }
 
     /// Adds or replaces an entry; false if this would replace a complete file with a partial one.
@@ -79,7 +79,7 @@ impl ChangeLog {
         if kind == ChangeKind::Partial
             && self
                 .entry(&id)
-                .is_some_and(|line| line.kind == ChangeKind::Complete)
+                .is_some_and(|entry| entry.kind == ChangeKind::Complete)
         {
             return false;
         }
@@ -89,7 +89,10 @@ impl ChangeLog {
 
     /// Removes a file. With `remember`, the log keeps an entry of the removal.
     pub(crate) fn remove(&mut self, id: &FileId, remember: bool) {
-        if self.entry(id).is_none_or(|line| line.kind == ChangeKind::Removed) {
+        if self
+            .entry(id)
+            .is_none_or(|entry| entry.kind == ChangeKind::Removed)
+        {
             return;
         }
         if remember {
@@ -101,32 +104,32 @@ impl ChangeLog {
     }
 
     /// Drops the entries of removals up to this version.
-    pub(crate) fn forget_removed(&mut self, upto: u64) {
+    pub(crate) fn forget_removed(&mut self, up_to: u64) {
         if self.removed == 0 {
             return;
         }
-        let gone = self.entries.iter().take_while(|line| line.version <= upto);
-        let gone = gone.filter(|line| line.kind == ChangeKind::Removed);
-        for id in gone.map(|line| line.id).collect::<Vec<_>>() {
+        let gone = self.entries.iter().take_while(|entry| entry.version <= up_to);
+        let gone = gone.filter(|entry| entry.kind == ChangeKind::Removed);
+        for id in gone.map(|entry| entry.id).collect::<Vec<_>>() {
             self.retire_id(&id);
         }
         self.compact();
     }
 
     fn entry(&self, id: &FileId) -> Option<&LogEntry> {
-        let lines = &self.entries;
+        let entries = &self.entries;
         let at = self
             .positions
-            .find(self.hasher.hash_one(id), |&at| lines[at as usize].id == *id)?;
-        lines.get(*at as usize)
+            .find(self.hasher.hash_one(id), |&at| entries[at as usize].id == *id)?;
+        entries.get(*at as usize)
     }
 
     /// Makes the entry of an id obsolete, if it has one.
     fn retire_id(&mut self, id: &FileId) {
-        let lines = &self.entries;
+        let entries = &self.entries;
         let found = self
             .positions
-            .find_entry(self.hasher.hash_one(id), |&at| lines[at as usize].id == *id);
+            .find_entry(self.hasher.hash_one(id), |&at| entries[at as usize].id == *id);
         if let Ok(found) = found {
             let (at, _) = found.remove();
             self.retire(at);
@@ -152,11 +155,11 @@ impl ChangeLog {
         }
         // A peer has far fewer than 2^32 files.
         let at = self.entries.len() as u32;
-        let (lines, hasher) = (&self.entries, &self.hasher);
+        let (entries, hasher) = (&self.entries, &self.hasher);
         let position = self.positions.entry(
             hasher.hash_one(id),
-            |&at| lines[at as usize].id == id,
-            |&at| hasher.hash_one(lines[at as usize].id),
+            |&at| entries[at as usize].id == id,
+            |&at| hasher.hash_one(entries[at as usize].id),
         );
         match position {
             Entry::Vacant(position) => drop(position.insert(at)),
@@ -173,8 +176,8 @@ impl ChangeLog {
     }
 
     fn index(&mut self, at: u32) {
-        let (lines, hasher) = (&self.entries, &self.hasher);
-        let hash = |&at: &u32| hasher.hash_one(lines[at as usize].id);
+        let (entries, hasher) = (&self.entries, &self.hasher);
+        let hash = |&at: &u32| hasher.hash_one(entries[at as usize].id);
         self.positions.insert_unique(hash(&at), at, hash);
     }
 
@@ -183,7 +186,7 @@ impl ChangeLog {
         if self.obsolete <= self.entries.len() / OBSOLETE_FRACTION {
             return;
         }
-        self.entries.retain(|line| line.kind != ChangeKind::Obsolete);
+        self.entries.retain(|entry| entry.kind != ChangeKind::Obsolete);
         self.entries
             .shrink_to(self.entries.len() + self.entries.len() / OBSOLETE_FRACTION);
         self.obsolete = 0;

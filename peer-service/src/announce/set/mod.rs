@@ -197,8 +197,11 @@ impl AnnounceSet {
     /// All registrations, in no particular order.
     pub fn snapshot(&self) -> Vec<Registration> {
         let state = self.state();
-        let ids = state.log.after(0).filter(|line| line.kind != ChangeKind::Removed);
-        let ids: Vec<FileId> = ids.map(|line| line.id).collect();
+        let ids = state
+            .log
+            .after(0)
+            .filter(|entry| entry.kind != ChangeKind::Removed);
+        let ids: Vec<FileId> = ids.map(|entry| entry.id).collect();
         let announcements: Vec<_> = ids.into_iter().map(|id| state.announcement(id)).collect();
         let source = state.source();
         drop(state);
@@ -214,8 +217,11 @@ impl AnnounceSet {
     pub(crate) fn digest(&self) -> Option<(u64, SetDigest)> {
         let state = self.state();
         let version = state.log.last();
-        let there = state.log.after(0).filter(|line| line.kind != ChangeKind::Removed);
-        let ids: Vec<FileId> = there.map(|line| line.id).collect();
+        let present = state
+            .log
+            .after(0)
+            .filter(|entry| entry.kind != ChangeKind::Removed);
+        let ids: Vec<FileId> = present.map(|entry| entry.id).collect();
         let source = state.source();
         drop(state);
         let mut digest = SetDigest::default();
@@ -307,21 +313,21 @@ pub(crate) struct AnnounceListener {
 }
 
 impl AnnounceListener {
-    /// The changes after the number `since`, at most `most_files` entries and about `most_bytes`
+    /// The changes after the number `since`, at most `max_files` entries and about `max_bytes`
     /// bytes of names.
-    pub(crate) fn changes(&self, since: u64, most_files: usize, most_bytes: usize) -> AnnounceChanges {
+    pub(crate) fn changes(&self, since: u64, max_files: usize, max_bytes: usize) -> AnnounceChanges {
         let state = self.announce_set.state();
-        let mut lines = state.log.after(since);
-        let announcements: Vec<_> = lines
+        let mut entries = state.log.after(since);
+        let announcements: Vec<_> = entries
             .by_ref()
-            .take(most_files)
-            .map(|line| {
-                let announcement = (line.kind != ChangeKind::Removed).then(|| state.announcement(line.id));
-                (line.version, line.id, announcement)
+            .take(max_files)
+            .map(|entry| {
+                let announcement = (entry.kind != ChangeKind::Removed).then(|| state.announcement(entry.id));
+                (entry.version, entry.id, announcement)
             })
             .collect();
-        let more = lines.next().is_some();
-        drop(lines);
+        let more = entries.next().is_some();
+        drop(entries);
         let mut changes = AnnounceChanges {
             up_to: state.log.last().max(since),
             total: state.log.present(),
@@ -331,9 +337,9 @@ impl AnnounceListener {
         // Release the lock first, because the source has a lock of its own.
         drop(state);
         let mut bytes = 0;
-        let mut upto = since;
-        let mut announcement = announcements.into_iter();
-        for (version, id, announcement) in announcement.by_ref() {
+        let mut up_to = since;
+        let mut announcements = announcements.into_iter();
+        for (version, id, announcement) in announcements.by_ref() {
             match announcement {
                 None => changes.removed.push(id),
                 Some(announcement) => match announcement.resolve(&source) {
@@ -344,27 +350,27 @@ impl AnnounceListener {
                     None => changes.stale = true,
                 },
             }
-            upto = version;
-            if bytes >= most_bytes {
+            up_to = version;
+            if bytes >= max_bytes {
                 break;
             }
         }
-        if more || announcement.len() > 0 {
-            (changes.up_to, changes.more) = (upto, true);
+        if more || announcements.len() > 0 {
+            (changes.up_to, changes.more) = (up_to, true);
         }
         changes
     }
 
     /// The set that it listens to.
-    pub(crate) fn holdings(&self) -> AnnounceSet {
+    pub(crate) fn announce_set(&self) -> AnnounceSet {
         self.announce_set.clone()
     }
 
     /// Forgets removals up to this number, because the index has acknowledged them.
-    pub(crate) fn acknowledged(&self, upto: u64) {
+    pub(crate) fn forget_removals(&self, up_to: u64) {
         let mut state = self.announce_set.state();
         if state.listeners == 1 {
-            state.log.forget_removed(upto);
+            state.log.forget_removed(up_to);
         }
     }
 

@@ -38,7 +38,7 @@ impl RegistrationSource for FakeLibrary {
 #[derive(Debug, Clone)]
 enum AnnounceOp {
     Put(u8, u8),
-    Hold(u8, u8),
+    Complete(u8, u8),
     Remove(u8),
     /// A download begins.
     Begin(u8, u8),
@@ -51,7 +51,7 @@ fn op() -> impl Strategy<Value = AnnounceOp> {
     prop_oneof![
         2 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Put(n, name)),
         3 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Begin(n, name)),
-        4 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Hold(n, name)),
+        4 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Complete(n, name)),
         3 => (0u8..8).prop_map(AnnounceOp::Remove),
         2 => (0u8..8).prop_map(AnnounceOp::End),
         2 => Just(AnnounceOp::Sync),
@@ -62,17 +62,17 @@ proptest! {
     /// A listener that applies all changes ends with exactly the announce set.
     #[test]
     fn a_listener_misses_nothing(ops in proptest::collection::vec(op(), 0..80), most in 1usize..5) {
-        let holdings = AnnounceSet::new();
-        let shelf = Arc::new(FakeLibrary::default());
-        let source: Weak<FakeLibrary> = Arc::downgrade(&shelf);
-        holdings.set_source(source);
+        let announce_set = AnnounceSet::new();
+        let library = Arc::new(FakeLibrary::default());
+        let source: Weak<FakeLibrary> = Arc::downgrade(&library);
+        announce_set.set_source(source);
         // The expected set, updated without any shortcuts.
         let mut model = HashMap::new();
-        let mut parts: HashMap<u8, Vec<PartialAnnouncement>> = HashMap::new();
+        let mut downloads: HashMap<u8, Vec<PartialAnnouncement>> = HashMap::new();
         let first = registration(1, "before", true);
         model.insert(first.file.id, first.clone());
-        holdings.put(vec![first]);
-        let listener = holdings.subscribe();
+        announce_set.put(vec![first]);
+        let listener = announce_set.subscribe();
         let mut copy = HashMap::new();
         let mut seen = 0;
         let mut sync = |seen: &mut u64| {
@@ -85,7 +85,7 @@ proptest! {
                     copy.remove(&id);
                 }
                 *seen = changes.up_to;
-                listener.acknowledged(*seen);
+                listener.forget_removals(*seen);
                 if !changes.more {
                     break;
                 }
@@ -97,31 +97,31 @@ proptest! {
                 AnnounceOp::Put(n, name) => {
                     let one = registration(n, &name.to_string(), true);
                     model.insert(one.file.id, one.clone());
-                    holdings.put(vec![one]);
+                    announce_set.put(vec![one]);
                 }
                 AnnounceOp::Begin(n, name) => {
                     let one = registration(n, &name.to_string(), false);
                     if model.get(&one.file.id).is_none_or(|old| !old.is_complete) {
                         model.insert(one.file.id, one.clone());
                     }
-                    parts.entry(n).or_default().push(holdings.announce_partial(one));
+                    downloads.entry(n).or_default().push(announce_set.announce_partial(one));
                 }
-                AnnounceOp::Hold(n, name) => {
+                AnnounceOp::Complete(n, name) => {
                     let one = registration(n, &name.to_string(), true);
                     model.insert(one.file.id, one.clone());
-                    shelf.0.lock().insert(one.file.id, one.clone());
-                    holdings.announce_complete(&[one.file.id]);
+                    library.0.lock().insert(one.file.id, one.clone());
+                    announce_set.announce_complete(&[one.file.id]);
                 }
                 AnnounceOp::Remove(n) => {
                     let id = registration(n, "", true).file.id;
                     model.remove(&id);
-                    shelf.0.lock().remove(&id);
-                    holdings.remove(&[id]);
+                    library.0.lock().remove(&id);
+                    announce_set.remove(&[id]);
                 }
                 AnnounceOp::End(n) => {
                     let id = registration(n, "", true).file.id;
-                    let parts = parts.entry(n).or_default();
-                    if parts.pop().is_some() && parts.is_empty() {
+                    let downloads = downloads.entry(n).or_default();
+                    if downloads.pop().is_some() && downloads.is_empty() {
                         model.retain(|of, one| *of != id || one.is_complete);
                     }
                 }
@@ -132,17 +132,17 @@ proptest! {
         }
         let copy = sync(&mut seen);
         let expected: HashMap<_, _> =
-            holdings.snapshot().into_iter().map(|registration| (registration.file.id, registration)).collect();
+            announce_set.snapshot().into_iter().map(|registration| (registration.file.id, registration)).collect();
         prop_assert_eq!(&copy, &expected);
         prop_assert_eq!(&copy, &model);
-        prop_assert_eq!(holdings.len(), model.len());
+        prop_assert_eq!(announce_set.len(), model.len());
         drop(listener);
-        prop_assert_eq!(holdings.state().log.after(0).count(), model.len());
+        prop_assert_eq!(announce_set.state().log.after(0).count(), model.len());
     }
 }
 
 #[test]
-fn what_did_not_change_is_not_told_again() {
+fn an_unchanged_registration_is_no_change() {
     let announce_set = AnnounceSet::new();
     announce_set.put(vec![registration(1, "a", true)]);
     let version = announce_set.version();
@@ -153,7 +153,7 @@ fn what_did_not_change_is_not_told_again() {
 }
 
 #[test]
-fn a_part_does_not_hide_the_whole() {
+fn a_partial_registration_does_not_replace_a_complete_one() {
     let announce_set = AnnounceSet::new();
     announce_set.put(vec![registration(1, "a", false)]);
     announce_set.put(vec![registration(1, "a", true)]);
@@ -162,12 +162,12 @@ fn a_part_does_not_hide_the_whole() {
 }
 
 #[test]
-fn a_part_that_ends_takes_nothing_else_away() {
+fn the_end_of_a_download_removes_only_its_own_announcement() {
     let announce_set = AnnounceSet::new();
     let (part, whole) = (registration(1, "a", false), registration(1, "b", true));
-    let content_source = Arc::new(FakeLibrary::default());
-    content_source.0.lock().insert(whole.file.id, whole.clone());
-    let source: Weak<FakeLibrary> = Arc::downgrade(&content_source);
+    let library = Arc::new(FakeLibrary::default());
+    library.0.lock().insert(whole.file.id, whole.clone());
+    let source: Weak<FakeLibrary> = Arc::downgrade(&library);
     announce_set.set_source(source);
     let (one, other) = (
         announce_set.announce_partial(part.clone()),
@@ -177,7 +177,7 @@ fn a_part_that_ends_takes_nothing_else_away() {
     assert_eq!(
         announce_set.snapshot(),
         std::slice::from_ref(&part),
-        "another transfer has it"
+        "another download announces it"
     );
     drop(other);
     assert!(announce_set.is_empty());

@@ -58,8 +58,8 @@ impl ActiveDownload {
     pub(crate) fn new(
         record: FileRecord,
         name: String,
-        part: Arc<PartFile>,
-        checks: Arc<UnitVerifier>,
+        part_file: Arc<PartFile>,
+        verifier: Arc<UnitVerifier>,
         manifest: Option<(FileTree, &[u8])>,
         have: Bitfield,
     ) -> io::Result<Self> {
@@ -81,8 +81,8 @@ impl ActiveDownload {
         Ok(Self {
             record,
             name,
-            part_file: part,
-            verifier: checks,
+            part_file,
+            verifier,
             manifest,
             availability: Mutex::new(units),
             version: watch::Sender::new(0),
@@ -135,11 +135,11 @@ impl ActiveDownload {
         if !all {
             return Err(Problem::new(
                 Reason::PieceNotAvailable,
-                "not all of this range is verified here yet",
+                "part of this range is not verified here yet",
             ));
         }
         self.part_file.file(index).map_err(|error| {
-            tracing::warn!(path = %self.part_file.target().part().display(), %error, "cannot read what was fetched");
+            tracing::warn!(path = %self.part_file.target().part().display(), %error, "cannot read the downloaded data");
             Problem::new(Reason::FileChanged, "the file cannot be read here any more")
         })
     }
@@ -194,8 +194,8 @@ impl Content for DownloadContent {
 
     fn try_open(&self, range: Range<u64>) -> Option<Arc<File>> {
         // A plain file stays open while the download runs, so opening it never waits.
-        let is_now = self.0.manifest.is_none() && self.0.part_file.never_waits();
-        is_now.then(|| self.open(range).ok()).flatten()
+        let never_waits = self.0.manifest.is_none() && self.0.part_file.never_waits();
+        never_waits.then(|| self.open(range).ok()).flatten()
     }
 
     fn is_unchanged(&self, _file: &File) -> bool {
@@ -297,11 +297,11 @@ impl Content for CollectionFile {
     }
 }
 
-fn layer(checks: &UnitVerifier, file: usize, size: u64) -> Result<Arc<[Hash]>, Problem> {
+fn layer(verifier: &UnitVerifier, file: usize, size: u64) -> Result<Arc<[Hash]>, Problem> {
     if FileLayout::new(size).is_some_and(|layout| layout.piece_count() < 2) {
         return Ok(Arc::new([]));
     }
-    match checks.layer(file) {
+    match verifier.layer(file) {
         Some(layer) => Ok(layer),
         None => Err(Problem::new(
             Reason::PieceNotAvailable,

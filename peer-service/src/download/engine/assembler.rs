@@ -10,7 +10,7 @@ use potluck_core::{FileId, Problem, collection::plan::Plan, grpc::download_codec
 
 use crate::{
     content::FileRange,
-    download::{engine::chunk_list::ChunkList, peers::download_stream::DownloadStream},
+    download::{engine::chunk_list::ChunkList, peers::rpc::download_stream::DownloadStream},
 };
 
 /// Tracks which byte of which span must come next, and assembles the units.

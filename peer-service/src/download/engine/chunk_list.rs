@@ -127,42 +127,42 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_what_was_pushed(
+        fn it_contains_what_was_pushed(
             lens in proptest::collection::vec(prop_oneof![0usize..50, MIN_SHARED_CHUNK - 1..MIN_SHARED_CHUNK + 2], 0..8),
             from in 0usize..200_000, len in 0usize..200_000,
         ) {
-            let mut rope = ChunkList::default();
+            let mut list = ChunkList::default();
             let mut flat = Vec::new();
             for (k, len) in lens.into_iter().enumerate() {
                 let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + k) as u8).collect();
-                rope.push(bytes.clone().into(), len * (1 + k % 3));
+                list.push(bytes.clone().into(), len * (1 + k % 3));
                 flat.extend(bytes);
             }
-            prop_assert_eq!(rope.len(), flat.len());
+            prop_assert_eq!(list.len(), flat.len());
             let (from, to) = (from.min(flat.len()), (from + len).min(flat.len()));
-            prop_assert_eq!(rope.slices(from..to).collect::<Vec<_>>().concat(), &flat[from..to]);
-            prop_assert!(rope.slices(from..to).all(|run| !run.is_empty()));
-            prop_assert_eq!(&*rope.contiguous(from..to), &flat[from..to]);
-            prop_assert_eq!(&rope.into_bytes()[..], &flat[..]);
+            prop_assert_eq!(list.slices(from..to).collect::<Vec<_>>().concat(), &flat[from..to]);
+            prop_assert!(list.slices(from..to).all(|run| !run.is_empty()));
+            prop_assert_eq!(&*list.contiguous(from..to), &flat[from..to]);
+            prop_assert_eq!(&list.into_bytes()[..], &flat[..]);
         }
     }
 
     #[test]
-    fn crumbs_are_copied_together() {
-        let mut chunk_list = ChunkList::default();
+    fn small_chunks_are_copied_together() {
+        let mut list = ChunkList::default();
         let len = 4 << 20;
         let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
         for (at, small_chunk) in (0..).step_by(1000).zip(bytes.chunks(1000)) {
-            chunk_list.push(Bytes::copy_from_slice(small_chunk), len - at);
+            list.push(Bytes::copy_from_slice(small_chunk), len - at);
         }
-        assert_eq!(chunk_list.slices(0..len).count(), 11, "few runs");
-        assert_eq!(*chunk_list.contiguous(0..len), bytes);
+        assert_eq!(list.slices(0..len).count(), 11, "few runs");
+        assert_eq!(*list.contiguous(0..len), bytes);
         // A small chunk between two large ones takes little more memory than its bytes.
-        let mut chunk_list = ChunkList::default();
+        let mut list = ChunkList::default();
         for len in [MIN_SHARED_CHUNK, 100, MIN_SHARED_CHUNK, 100] {
-            chunk_list.push(vec![1; len].into(), 4 << 20);
+            list.push(vec![1; len].into(), 4 << 20);
         }
-        assert!(chunk_list.small_chunks.capacity() <= MIN_COPIED_CHUNK);
-        assert_eq!(chunk_list.slices(0..chunk_list.len()).count(), 4);
+        assert!(list.small_chunks.capacity() <= MIN_COPIED_CHUNK);
+        assert_eq!(list.slices(0..list.len()).count(), 4);
     }
 }

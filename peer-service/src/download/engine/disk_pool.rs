@@ -70,7 +70,7 @@ struct VerifyJob {
 
 impl fmt::Debug for VerifyJob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Job")
+        f.debug_struct("VerifyJob")
             .field("target", &self.target)
             .finish_non_exhaustive()
     }
@@ -88,18 +88,18 @@ impl DiskPools {
     /// The pool of the file system with this device number (`st_dev`). It lives while a caller
     /// holds it.
     pub(crate) fn pool(&self, device: u64) -> Arc<DiskPool> {
-        let mut disks = self.pools.lock();
-        if let Some(disk) = disks.get(&device).and_then(Weak::upgrade) {
-            return disk;
+        let mut pools = self.pools.lock();
+        if let Some(pool) = pools.get(&device).and_then(Weak::upgrade) {
+            return pool;
         }
-        disks.retain(|_, disk| disk.strong_count() > 0);
-        let disk = Arc::new(DiskPool {
+        pools.retain(|_, pool| pool.strong_count() > 0);
+        let pool = Arc::new(DiskPool {
             threads: self.threads,
             queue_space: Arc::new(Semaphore::new(MAX_QUEUED_BYTES)),
             queue: Mutex::default(),
         });
-        disks.insert(device, Arc::downgrade(&disk));
-        disk
+        pools.insert(device, Arc::downgrade(&pool));
+        pool
     }
 }
 
@@ -138,12 +138,12 @@ impl DiskPool {
             return;
         };
         drop(queue);
-        let disk = Arc::clone(self);
+        let pool = Arc::clone(self);
         // Not awaited: the work itself reports its completion.
         drop(tokio::task::spawn_blocking(move || {
             loop {
                 job.run();
-                let next = disk.queue.lock().finish_and_start_next(number);
+                let next = pool.queue.lock().finish_and_start_next(number);
                 match next {
                     Some(next) => (number, job) = next,
                     None => return,
@@ -179,8 +179,8 @@ impl JobQueue {
     }
 
     /// Finishes a unit and hands its thread to the next one.
-    fn finish_and_start_next(&mut self, over: u64) -> Option<(u64, VerifyJob)> {
-        self.running.remove(&over);
+    fn finish_and_start_next(&mut self, finished: u64) -> Option<(u64, VerifyJob)> {
+        self.running.remove(&finished);
         self.last_finished = Some(Instant::now());
         self.start_next()
     }
@@ -192,8 +192,8 @@ impl VerifyJob {
             work, permit: space, ..
         } = self;
         drop(space);
-        // A panic was already logged and reported to the waiting request; the thread must go on
-        // with the queue.
+        // A panic was already logged and reported to the waiting request; the thread must
+        // continue with the queue.
         let _ = catch_unwind(AssertUnwindSafe(work));
     }
 }
@@ -211,12 +211,15 @@ mod tests {
     }
 
     /// Work that sends `number` when it starts and runs until the returned sender is dropped.
-    fn held(number: u32, told: &mpsc::Sender<u32>) -> (mpsc::Sender<()>, impl FnOnce() + Send + 'static) {
-        let (hold, held) = mpsc::channel::<()>();
-        let told = told.clone();
-        (hold, move || {
-            told.send(number).unwrap();
-            let _ = held.recv();
+    fn blocked(
+        number: u32,
+        started: &mpsc::Sender<u32>,
+    ) -> (mpsc::Sender<()>, impl FnOnce() + Send + 'static) {
+        let (release, released) = mpsc::channel::<()>();
+        let started = started.clone();
+        (release, move || {
+            started.send(number).unwrap();
+            let _ = released.recv();
         })
     }
 
@@ -225,60 +228,60 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn nothing_is_read_while_too_much_waits() {
-        let verifying = DiskPools::new(2);
-        let disk = verifying.pool(1);
-        let (told, begun) = mpsc::channel();
-        let mut holds = VecDeque::new();
+    async fn reading_stops_while_the_queue_is_full() {
+        let pools = DiskPools::new(2);
+        let disk = pools.pool(1);
+        let (sender, started) = mpsc::channel();
+        let mut running = VecDeque::new();
         let mut work = |number| {
-            let (hold, work) = held(number, &told);
-            holds.push_back(hold);
+            let (release, work) = blocked(number, &sender);
+            running.push_back(release);
             work
         };
         submit(&disk, MAX_QUEUED_BYTES, work(0)).await;
-        assert_eq!(begun.recv(), Ok(0));
+        assert_eq!(started.recv(), Ok(0));
         submit(&disk, 3 * MAX_QUEUED_BYTES, work(1)).await;
-        assert_eq!(begun.recv(), Ok(1));
-        assert!(is_ready(disk.wait_for_space()).await, "nothing waits");
+        assert_eq!(started.recv(), Ok(1));
+        assert!(is_ready(disk.wait_for_space()).await, "the queue is empty");
         submit(&disk, MAX_QUEUED_BYTES / 2, work(2)).await;
-        assert!(is_ready(disk.wait_for_space()).await, "there is room for more");
+        assert!(is_ready(disk.wait_for_space()).await, "the queue has room");
         let large = work(3);
         let mut large = pin!(submit(&disk, 3 * MAX_QUEUED_BYTES, large));
         assert!(!is_ready(&mut large).await);
-        assert!(!is_ready(disk.wait_for_space()).await, "and now there is none");
+        assert!(!is_ready(disk.wait_for_space()).await, "the queue is full");
         assert!(
-            is_ready(verifying.pool(2).wait_for_space()).await,
-            "but on another disk"
+            is_ready(pools.pool(2).wait_for_space()).await,
+            "the queue of another disk is empty"
         );
-        holds.pop_front();
-        assert_eq!(begun.recv(), Ok(2));
+        running.pop_front();
+        assert_eq!(started.recv(), Ok(2));
         large.await;
         assert!(
             !is_ready(disk.wait_for_space()).await,
-            "the large one fills the room by itself"
+            "the large one fills the queue by itself"
         );
-        holds.pop_front();
-        assert_eq!(begun.recv(), Ok(3));
+        running.pop_front();
+        assert_eq!(started.recv(), Ok(3));
         assert!(is_ready(disk.wait_for_space()).await);
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn who_gives_up_holds_up_nobody() {
+    async fn a_cancelled_acquisition_blocks_no_other() {
         let disk = DiskPools::new(1).pool(1);
-        let (told, begun) = mpsc::channel();
-        let (busy, work) = held(0, &told);
+        let (sender, started) = mpsc::channel();
+        let (busy, work) = blocked(0, &sender);
         submit(&disk, 1, work).await;
-        assert_eq!(begun.recv(), Ok(0));
-        let (_waits, work) = held(1, &told);
+        assert_eq!(started.recv(), Ok(0));
+        let (_waits, work) = blocked(1, &sender);
         submit(&disk, MAX_QUEUED_BYTES, work).await;
         assert!(!is_ready(disk.acquire(MAX_QUEUED_BYTES)).await);
         drop(busy);
-        assert_eq!(begun.recv(), Ok(1));
+        assert_eq!(started.recv(), Ok(1));
         assert!(is_ready(disk.wait_for_space()).await);
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn work_that_panics_costs_no_thread() {
+    async fn a_panic_does_not_end_the_thread() {
         let disk = DiskPools::new(1).pool(1);
         let (done, ends) = oneshot::channel();
         submit(&disk, 1, || panic!("a defect")).await;
@@ -287,20 +290,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_disk_is_one_for_all_who_write_to_it_and_forgotten_after_them() {
-        let verifying = DiskPools::new(1);
-        let disk = verifying.pool(1);
-        assert!(Arc::ptr_eq(&disk, &verifying.pool(1)));
+    async fn all_writers_to_a_disk_share_a_pool_that_ends_with_them() {
+        let pools = DiskPools::new(1);
+        let disk = pools.pool(1);
+        assert!(Arc::ptr_eq(&disk, &pools.pool(1)));
         drop(disk);
-        let _other = verifying.pool(2);
-        assert_eq!(verifying.pools.lock().len(), 1);
+        let _other = pools.pool(2);
+        assert_eq!(pools.pools.lock().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_disk_hangs_where_no_thread_is_free_and_nothing_gets_done() {
+    async fn a_disk_hangs_if_all_threads_are_busy_and_nothing_finishes() {
         let disk = DiskPools::new(2).pool(1);
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-        let begin = |target: &str| {
+        let start = |target: &str| {
             let space = Arc::clone(&disk.queue_space).try_acquire_owned().unwrap();
             let mut queue = disk.queue.lock();
             queue.waiting.push_back(VerifyJob {
@@ -310,19 +313,19 @@ mod tests {
             });
             queue.start_next().unwrap().0
         };
-        let end = |number| assert!(disk.queue.lock().finish_and_start_next(number).is_none());
-        let slow = begin("/slow");
+        let finish = |number| assert!(disk.queue.lock().finish_and_start_next(number).is_none());
+        let slow = start("/slow");
         tokio::time::sleep(minute).await;
         assert_eq!(disk.hung_for(second), None, "a thread is free");
-        let other = begin("/quick");
+        let other = start("/quick");
         assert_eq!(disk.hung_for(second), Some(("/slow".into(), minute)));
-        end(other);
-        let other = begin("/quick");
-        assert_eq!(disk.hung_for(second), None, "something was done just now");
+        finish(other);
+        let other = start("/quick");
+        assert_eq!(disk.hung_for(second), None, "a unit was finished just now");
         tokio::time::sleep(second).await;
         assert_eq!(disk.hung_for(second), Some(("/slow".into(), second)));
-        end(slow);
+        finish(slow);
         assert_eq!(disk.hung_for(Duration::ZERO), None);
-        end(other);
+        finish(other);
     }
 }

@@ -11,36 +11,36 @@ use potluck_swarm::RequestId;
 
 /// Maximum bytes per acquisition under a limit: keeps the division among downloads exact to a few
 /// of these.
-const STEP: u64 = 64 * 1024;
+const MAX_ACQUISITION: u64 = 64 * 1024;
 
 /// Minimum acquisitions per second under a limit, so that a rate over a few seconds looks steady.
-const STEPS_PER_SECOND: u64 = 4;
+const ACQUISITIONS_PER_SECOND: u64 = 4;
 
 /// Minimum bytes per acquisition: smaller ones cost more than they gain.
-const MIN_STEP: u64 = 1024;
+const MIN_ACQUISITION: u64 = 1024;
 
 /// Under a limit, each call requests at most one second's bytes divided by this. Requested data is
 /// read before it may count, so a limit never blocks a peer that is sending.
-const REQUESTS_PER_SECOND: u64 = 4;
+const CALLS_PER_SECOND: u64 = 4;
 
 /// Minimum bytes of such a call: smaller calls are mostly overhead.
-const MIN_REQUEST: u64 = 16 * 1024;
+const MIN_CALL_BYTES: u64 = 16 * 1024;
 
 /// The rate limits of one download.
 #[derive(Debug)]
-pub(crate) struct TransferRateLimiter {
+pub(crate) struct DownloadRateLimiter {
     /// The download's own limit, with a single flow.
     own: Flow,
     /// This download's flow in the peer's limit.
     shared: Flow,
 }
 
-impl TransferRateLimiter {
+impl DownloadRateLimiter {
     /// Applies the download's own limits within the limits of the peer.
-    pub(crate) fn new(transfer_limits: TransferLimits, limits: &Limits) -> Self {
+    pub(crate) fn new(own: TransferLimits, peer: &Limits) -> Self {
         Self {
-            own: RateLimiter::new(transfer_limits.max_bytes_per_second).flow(transfer_limits.priority),
-            shared: limits.download().flow(transfer_limits.priority),
+            own: RateLimiter::new(own.max_bytes_per_second).flow(own.priority),
+            shared: peer.download().flow(own.priority),
         }
     }
 
@@ -51,17 +51,20 @@ impl TransferRateLimiter {
     }
 
     /// Bytes to acquire next: all of them if nothing limits the rate.
-    pub(crate) fn next_step(&self, bytes: u64) -> u64 {
+    pub(crate) fn next_acquisition(&self, bytes: u64) -> u64 {
         match self.rate() {
             None => bytes,
-            Some(rate) => bytes.min((rate / STEPS_PER_SECOND).clamp(MIN_STEP, STEP)),
+            Some(rate) => {
+                let max = rate / ACQUISITIONS_PER_SECOND;
+                bytes.min(max.clamp(MIN_ACQUISITION, MAX_ACQUISITION))
+            }
         }
     }
 
     /// Maximum bytes per call.
-    pub(crate) fn max_request_bytes(&self) -> u64 {
+    pub(crate) fn max_call_bytes(&self) -> u64 {
         self.rate()
-            .map_or(u64::MAX, |rate| (rate / REQUESTS_PER_SECOND).max(MIN_REQUEST))
+            .map_or(u64::MAX, |rate| (rate / CALLS_PER_SECOND).max(MIN_CALL_BYTES))
     }
 
     /// The lower of the limits in bytes per second, if there is one.

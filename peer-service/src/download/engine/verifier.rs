@@ -69,7 +69,7 @@ impl UnitVerifier {
 
     /// If another thread recorded a tree first, it is the same tree, because the id commits to it.
     fn record_tree(&self, file: usize, tree: FileTree) {
-        if let Some((_, layer)) = self.layer_at(file) {
+        if let Some((_, layer)) = self.layer_entry(file) {
             let _ = layer.set(tree.piece_hashes.into());
         }
         if let Some(root) = self.roots.get(file) {
@@ -77,7 +77,7 @@ impl UnitVerifier {
         }
     }
 
-    fn layer_at(&self, file: usize) -> Option<&(usize, OnceLock<Arc<[Hash]>>)> {
+    fn layer_entry(&self, file: usize) -> Option<&(usize, OnceLock<Arc<[Hash]>>)> {
         let index = self.layers.binary_search_by_key(&file, |(file, _)| *file).ok()?;
         self.layers.get(index)
     }
@@ -177,7 +177,7 @@ impl UnitVerifier {
 
     /// The piece layer of a file with several pieces, if known.
     pub(crate) fn layer(&self, file: usize) -> Option<Arc<[Hash]>> {
-        self.layer_at(file)?.1.get().cloned()
+        self.layer_entry(file)?.1.get().cloned()
     }
 
     /// The tree of the file, if known.
@@ -196,7 +196,7 @@ impl UnitVerifier {
 
     /// The first empty file of the plan whose id is not that of an empty file. No unit carries its
     /// content, so no unit would reveal it.
-    pub(crate) fn false_empty(&self) -> Option<FileId> {
+    pub(crate) fn invalid_empty_file(&self) -> Option<FileId> {
         for (index, file) in self.plan.files().enumerate() {
             if file.size == 0 {
                 if file.id != EMPTY_FILE {
@@ -232,46 +232,46 @@ mod tests {
         (0..len).map(|i| (i * 31 % 251) as u8).collect()
     }
 
-    fn verify(checks: &UnitVerifier, unit: u32, data: &[u8]) -> bool {
-        checks.verify(unit, &bytes::Bytes::copy_from_slice(data).into())
+    fn verify(verifier: &UnitVerifier, unit: u32, data: &[u8]) -> bool {
+        verifier.verify(unit, &bytes::Bytes::copy_from_slice(data).into())
     }
 
     #[test]
-    fn pieces_of_a_file_are_checked_one_by_one() {
+    fn each_piece_of_a_file_is_verified() {
         let data = bytes(3 * 128 * 1024 + 5);
         let tree = hash::hash_bytes(&data);
         let plan = Arc::new(Plan::of_file(tree.id(), tree.size).unwrap());
-        let checks = UnitVerifier::new(Arc::clone(&plan));
-        assert_eq!(checks.missing_layers(), [0]);
+        let verifier = UnitVerifier::new(Arc::clone(&plan));
+        assert_eq!(verifier.missing_layers(), [0]);
         let first = &data[..128 * 1024];
-        assert!(!verify(&checks, 0, first), "without the layer nothing passes");
+        assert!(!verify(&verifier, 0, first), "nothing passes without the layer");
         let mut wrong = tree.piece_hashes.clone();
         wrong[1][0] ^= 1;
-        assert!(!checks.add_layer(0, wrong));
-        assert!(!checks.add_layer(0, tree.piece_hashes[1..].to_vec()));
-        assert!(checks.add_layer(0, tree.piece_hashes));
-        assert!(verify(&checks, 0, first));
-        assert!(verify(&checks, 3, &data[3 * 128 * 1024..]));
-        assert!(!verify(&checks, 1, first), "a good piece in the wrong place");
-        assert!(!verify(&checks, 0, &first[1..]), "too short");
+        assert!(!verifier.add_layer(0, wrong));
+        assert!(!verifier.add_layer(0, tree.piece_hashes[1..].to_vec()));
+        assert!(verifier.add_layer(0, tree.piece_hashes));
+        assert!(verify(&verifier, 0, first));
+        assert!(verify(&verifier, 3, &data[3 * 128 * 1024..]));
+        assert!(!verify(&verifier, 1, first), "a good piece in the wrong place");
+        assert!(!verify(&verifier, 0, &first[1..]), "too short");
         let mut flipped = first.to_vec();
         flipped[77_777] ^= 1;
-        assert!(!verify(&checks, 0, &flipped));
+        assert!(!verify(&verifier, 0, &flipped));
     }
 
     #[test]
-    fn a_file_of_one_piece_is_its_id() {
+    fn a_file_of_one_piece_is_verified_by_its_id() {
         let data = bytes(1000);
         let tree = hash::hash_bytes(&data);
-        let checks = UnitVerifier::new(Arc::new(Plan::of_file(tree.id(), tree.size).unwrap()));
-        assert!(checks.missing_layers().is_empty());
-        assert!(verify(&checks, 0, &data));
-        assert!(!verify(&checks, 0, &data[1..]));
-        assert_eq!(checks.tree(0), Some(tree));
+        let verifier = UnitVerifier::new(Arc::new(Plan::of_file(tree.id(), tree.size).unwrap()));
+        assert!(verifier.missing_layers().is_empty());
+        assert!(verify(&verifier, 0, &data));
+        assert!(!verify(&verifier, 0, &data[1..]));
+        assert_eq!(verifier.tree(0), Some(tree));
     }
 
     #[test]
-    fn every_file_of_a_bundle_is_checked() {
+    fn every_file_of_a_bundle_is_verified() {
         use potluck_core::collection::{
             manifest::{EntryContent, Manifest, ManifestEntry},
             path::RelPath,
@@ -290,12 +290,12 @@ mod tests {
             },
         });
         let manifest = Arc::new(Manifest::new(entries).unwrap());
-        let checks = UnitVerifier::new(Arc::new(Plan::of_collection(&manifest)));
+        let verifier = UnitVerifier::new(Arc::new(Plan::of_collection(&manifest)));
         let good = files.concat();
         for at in [0, good.len() / 3, good.len() / 2, good.len() - 1] {
             let mut wrong = good.clone();
             wrong[at] ^= 1;
-            assert!(!verify(&checks, 0, &wrong), "byte {at}");
+            assert!(!verify(&verifier, 0, &wrong), "byte {at}");
         }
         // Splits the bundle into chunks that do not align with the files.
         let mut chunk_list = ChunkList::default();
@@ -304,19 +304,19 @@ mod tests {
             chunk_list.push(run.to_vec().into(), left);
             left -= run.len();
         }
-        assert!(checks.verify(0, &chunk_list));
+        assert!(verifier.verify(0, &chunk_list));
         for (file, tree) in trees.into_iter().enumerate() {
-            assert_eq!(checks.tree(file), Some(tree));
+            assert_eq!(verifier.tree(file), Some(tree));
         }
     }
 
     #[test]
-    fn an_empty_file_with_a_made_up_root_is_noticed() {
+    fn an_empty_file_with_a_wrong_root_is_detected() {
         let id = FileId::derive(0, &Root([3; 32]));
-        let checks = UnitVerifier::new(Arc::new(Plan::of_file(id, 0).unwrap()));
-        assert_eq!(checks.false_empty(), Some(id));
+        let verifier = UnitVerifier::new(Arc::new(Plan::of_file(id, 0).unwrap()));
+        assert_eq!(verifier.invalid_empty_file(), Some(id));
         let id = hash::hash_bytes(&[]).id();
-        let checks = UnitVerifier::new(Arc::new(Plan::of_file(id, 0).unwrap()));
-        assert_eq!(checks.false_empty(), None);
+        let verifier = UnitVerifier::new(Arc::new(Plan::of_file(id, 0).unwrap()));
+        assert_eq!(verifier.invalid_empty_file(), None);
     }
 }

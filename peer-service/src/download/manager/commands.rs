@@ -3,9 +3,13 @@
 use potluck_core::{Problem, Reason};
 
 use crate::download::{
-    manager::{DownloadEntry, DownloadManager, DownloadTask, RestartPolicy, shutting_down, unknown_transfer},
+    manager::{
+        DownloadManager, shutting_down,
+        table::{DownloadTask, RestartPolicy},
+        unknown_transfer,
+    },
     status::{DownloadState, DownloadStatus, LimitsUpdate},
-    task::RunEnd,
+    task::run::RunEnd,
 };
 
 impl DownloadManager {
@@ -18,7 +22,7 @@ impl DownloadManager {
                 .get_mut(&number)
                 .ok_or_else(|| unknown_transfer(number))?;
             if cancel {
-                entry.cancel = entry.task.is_some();
+                entry.is_cancelled = entry.task.is_some();
                 entry.stop();
             } else if !self.shared.shutdown.is_cancelled() {
                 entry.pause();
@@ -101,9 +105,9 @@ impl DownloadManager {
     pub async fn cancel(&self, number: u64) -> Result<DownloadStatus, Problem> {
         self.stop(number, true).await?;
         if let Some(task) = self.reserve_task(number) {
-            let (transfers, ended) = (self.clone(), task.ended.clone());
+            let (manager, ended) = (self.clone(), task.ended.clone());
             // A separate task, so that it completes even if the caller goes away.
-            let work = async move { transfers.finish_task(number, task, RunEnd::Stopped, true).await };
+            let work = async move { manager.finish_task(number, task, RunEnd::Stopped, true).await };
             self.shared.context.tracker.spawn(work);
             ended.cancelled().await;
         }
@@ -133,49 +137,10 @@ impl DownloadManager {
         if entry.task.is_some() || entry.has_ended() {
             return None;
         }
-        let task = DownloadTask::under(&self.shared.shutdown);
+        let task = DownloadTask::new(&self.shared.shutdown);
         task.stop.cancel();
         entry.task = Some(task.clone());
         Some(task)
-    }
-}
-
-impl DownloadEntry {
-    /// Whether the download is done or cancelled.
-    pub(crate) fn has_ended(&self) -> bool {
-        matches!(
-            self.status.borrow().state,
-            DownloadState::Done | DownloadState::Cancelled
-        )
-    }
-
-    /// Stops the running task, if any, and clears the activity in the status.
-    fn stop(&self) {
-        if let Some(task) = &self.task {
-            task.stop.cancel();
-            self.status.send_modify(|status| status.rest(status.state));
-        }
-    }
-
-    /// Stops the task and shows the download as paused. A download that is being finalized keeps
-    /// its state, because it may still complete.
-    pub(crate) fn pause(&self) {
-        self.stop();
-        self.status.send_if_modified(|status| {
-            let pauses = self.task.is_some() && status.state.is_active();
-            if pauses && status.state != DownloadState::Finishing {
-                status.rest(DownloadState::Paused);
-            }
-            pauses
-        });
-    }
-
-    /// Changes the limits and notifies the running task.
-    pub(crate) fn apply_limits(&mut self, update: LimitsUpdate) {
-        let update = update.applied_to(*self.limits.borrow());
-        self.spec.limits = update.into();
-        self.status.send_modify(|status| status.limits = update);
-        self.limits.send_replace(update);
     }
 }
 
@@ -183,8 +148,8 @@ impl DownloadEntry {
 fn already_ended(status: &DownloadStatus) -> Problem {
     let (number, path) = (status.transfer, status.path.display());
     let message = match status.state {
-        DownloadState::Done => format!("transfer {number} is done already: what it fetched is at {path}"),
-        _ => format!("transfer {number} was cancelled already: get the file again to have it"),
+        DownloadState::Done => format!("transfer {number} is done already: the content is at {path}"),
+        _ => format!("transfer {number} was cancelled already: to download the file, start another transfer"),
     };
     Problem::new(Reason::AlreadyEnded, message)
 }

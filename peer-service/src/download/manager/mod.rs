@@ -1,5 +1,12 @@
 //! All downloads of a peer: start, join, pause, resume, cancel, and restore after a restart.
 //!
+//! | module | purpose |
+//! |---|---|
+//! | `table` | the list of downloads |
+//! | `tasks` | starts the task of a download, and records how it ended |
+//! | `commands` | pause, resume, adjust, cancel |
+//! | `persistence` | keeps the store in step with the list |
+//!
 //! Invariants:
 //!
 //! - At most one task runs a download.
@@ -10,17 +17,16 @@
 
 mod commands;
 mod persistence;
+mod table;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
-use potluck_core::{FileId, Problem, Reason, model::Address};
-use tokio::sync::{oneshot, watch};
+use potluck_core::{FileId, Problem, Reason};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,9 +34,9 @@ use crate::{
     download::{
         context::DownloadContext,
         engine::active::ActiveDownload,
-        status::{DownloadSpec, DownloadState, DownloadStatus, TransferLimits},
+        manager::table::{DownloadEntry, DownloadTable, RestartPolicy},
+        status::{DownloadSpec, DownloadState, DownloadStatus},
         storage::{persisted::PersistedDownload, target},
-        task::{DownloadRun, RunEnd},
     },
     fs::blocking::blocking,
 };
@@ -48,73 +54,6 @@ struct ManagerShared {
     /// Held while the store is written.
     persisting: Mutex<()>,
     shutdown: CancellationToken,
-}
-
-#[derive(Debug, Default)]
-struct DownloadTable {
-    downloads: BTreeMap<u64, DownloadEntry>,
-    last_number: u64,
-    /// Numbers of downloads whose stored row is out of date or must be deleted.
-    unstored: BTreeSet<u64>,
-    /// Whether a task is retrying to store them.
-    is_retrying: bool,
-}
-
-#[derive(Debug)]
-struct DownloadEntry {
-    spec: DownloadSpec,
-    /// The current limits; the running task receives changes.
-    limits: watch::Sender<TransferLimits>,
-    /// The addresses of peers that the user named; the running task receives changes.
-    named_peers: watch::Sender<Vec<Address>>,
-    status: watch::Sender<DownloadStatus>,
-    active: watch::Sender<Option<Arc<ActiveDownload>>>,
-    /// The running task, if any.
-    task: Option<DownloadTask>,
-    /// Number of callers that watch the download.
-    watchers: usize,
-    /// Whether the running task must delete the downloaded data when it stops.
-    cancel: bool,
-    /// How the store must have the download. `None`: not stored. `Some(true)`: stored as running.
-    /// `Some(false)`: stored as not running.
-    persisted: Option<bool>,
-}
-
-#[derive(Debug, Clone)]
-struct DownloadTask {
-    stop: CancellationToken,
-    /// Cancelled once the task has ended.
-    ended: CancellationToken,
-}
-
-impl DownloadTask {
-    fn under(shutdown: &CancellationToken) -> Self {
-        Self {
-            stop: shutdown.child_token(),
-            ended: CancellationToken::new(),
-        }
-    }
-}
-
-/// Whether a download that is done or cancelled may start again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RestartPolicy {
-    /// A user requested the file.
-    Always,
-    /// The download should continue, but it may have ended in the meantime.
-    UnlessEnded,
-}
-
-/// The result of an attempt to start a download.
-enum Begin {
-    /// The task started; the channel reports whether the download was stored.
-    Begun(oneshot::Receiver<Result<(), Problem>>),
-    /// A task was already running.
-    AtWork,
-    /// The task is stopping; another can start once this token is cancelled.
-    Stopping(CancellationToken),
-    /// There is nothing to start.
-    Nothing,
 }
 
 /// Keeps a download watched; dropping it removes the watcher.
@@ -136,7 +75,7 @@ impl Drop for DownloadWatch {
         entry.watchers -= 1;
         let unwatched = entry.watchers == 0 && !entry.spec.detach;
         if unwatched && entry.task.is_some() && !self.manager.shared.shutdown.is_cancelled() {
-            tracing::info!(transfer = self.transfer, "paused: nobody watches it any more");
+            tracing::info!(transfer = self.transfer, "paused, because it has no watchers");
             entry.pause();
         }
     }
@@ -172,45 +111,19 @@ impl DownloadManager {
             let Some(saved) = PersistedDownload::decode(&bytes) else {
                 tracing::warn!(
                     transfer = number,
-                    "a remembered transfer cannot be understood and is passed over"
+                    "ignores a stored transfer that cannot be decoded"
                 );
                 continue;
             };
-            let going = saved.running && saved.spec.detach;
-            let stored = Some(saved.running);
-            self.table().insert(number, saved, stored);
-            if going {
+            let must_resume = saved.running && saved.spec.detach;
+            let persisted = Some(saved.running);
+            self.table().insert(number, saved, persisted);
+            if must_resume {
                 // The store already has this download, so storing it cannot fail.
                 let _ = self.start_task(number, RestartPolicy::UnlessEnded).await;
             }
         }
         Ok(())
-    }
-}
-
-impl DownloadTable {
-    fn insert(&mut self, number: u64, saved: PersistedDownload, stored: Option<bool>) -> &mut DownloadEntry {
-        let mut status = DownloadStatus::new(number, &saved.spec);
-        status.state = DownloadState::Paused;
-        if !saved.name.is_empty() {
-            status.name = saved.name;
-        }
-        if let Some(path) = saved.path {
-            status.path = path;
-        }
-        self.last_number = self.last_number.max(number);
-        let entry = DownloadEntry {
-            limits: watch::Sender::new(status.limits),
-            named_peers: watch::Sender::new(saved.spec.providers.clone()),
-            spec: saved.spec,
-            status: watch::Sender::new(status),
-            active: watch::Sender::new(None),
-            task: None,
-            watchers: 0,
-            cancel: false,
-            persisted: stored,
-        };
-        self.downloads.entry(number).or_insert(entry)
     }
 }
 
@@ -282,193 +195,6 @@ impl DownloadManager {
         (watching, same.is_some())
     }
 
-    /// Starts the task of a download, unless one is running. Waits for a task that is stopping.
-    /// When this returns, the store has the current state of the download, marked as running.
-    ///
-    /// # Errors
-    /// If the download could not be stored. A detached download that had to start has then failed.
-    async fn start_task(&self, number: u64, again: RestartPolicy) -> Result<(), Problem> {
-        loop {
-            match self.try_begin(number, again) {
-                // The sender is dropped unused only if the process is ending.
-                Begin::Begun(told) => {
-                    return told.await.unwrap_or_else(|_| Err(shutting_down()));
-                }
-                Begin::AtWork => return self.sync_store(number).await,
-                Begin::Nothing => return Ok(()),
-                Begin::Stopping(_) if self.shared.shutdown.is_cancelled() => {
-                    return Err(shutting_down());
-                }
-                Begin::Stopping(ended) => ended.cancelled().await,
-            }
-        }
-    }
-
-    fn try_begin(&self, number: u64, again: RestartPolicy) -> Begin {
-        let mut table = self.table();
-        let table = &mut *table;
-        let Some(entry) = table.downloads.get_mut(&number) else {
-            return Begin::Nothing;
-        };
-        match &entry.task {
-            Some(task) if task.stop.is_cancelled() => Begin::Stopping(task.ended.clone()),
-            Some(_) => Begin::AtWork,
-            None if again == RestartPolicy::UnlessEnded && entry.has_ended() => Begin::Nothing,
-            None => {
-                if entry.persisted != Some(true) {
-                    entry.persisted = Some(true);
-                    table.unstored.insert(number);
-                }
-                Begin::Begun(self.start(number, entry))
-            }
-        }
-    }
-
-    /// Starts the task of an entry without one. The channel reports whether the download was
-    /// stored.
-    fn start(&self, number: u64, entry: &mut DownloadEntry) -> oneshot::Receiver<Result<(), Problem>> {
-        let task = DownloadTask::under(&self.shared.shutdown);
-        entry.task = Some(task.clone());
-        entry.status.send_modify(|status| {
-            status.state = DownloadState::Preparing;
-            status.error = None;
-        });
-        let run = DownloadRun {
-            context: Arc::clone(&self.shared.context),
-            spec: entry.spec.clone(),
-            limits: entry.limits.subscribe(),
-            named_peers: entry.named_peers.subscribe(),
-            status: entry.status.clone(),
-            stop: task.stop.clone(),
-            active: entry.active.clone(),
-            kind_doubted: false.into(),
-        };
-        let (tell, begun) = oneshot::channel();
-        let work = self.clone().run_task(number, run, task, tell);
-        self.shared.context.tracker.spawn(work);
-        begun
-    }
-
-    /// Runs the task of a download. `begun` receives whether the download was stored.
-    async fn run_task(
-        self,
-        number: u64,
-        run: DownloadRun,
-        task: DownloadTask,
-        begun: oneshot::Sender<Result<(), Problem>>,
-    ) {
-        let stored = self.sync_store(number).await;
-        if let Err(problem) = &stored
-            && run.spec.detach
-        {
-            // The caller has no promise yet, so the download fails before it starts.
-            let cancel = self.is_to_cancel(number);
-            self.finish_task(number, task, RunEnd::Failed(problem.clone()), cancel)
-                .await;
-            let _ = begun.send(stored);
-            return;
-        }
-        // The caller may have gone.
-        let _ = begun.send(stored);
-        tracing::debug!(transfer = number, file = %run.spec.id.short(), "begins");
-        // Runs in a separate task, so that a panic ends one download but not its bookkeeping.
-        let ran = self.shared.context.tracker.spawn(run.run()).await;
-        let ended = match ran {
-            Ok(ended) => ended,
-            Err(error) => {
-                tracing::error!(transfer = number, %error, "the transfer's task failed");
-                self.clean_up(number).await;
-                RunEnd::Failed(Problem::new(
-                    Reason::Internal,
-                    "the transfer failed for a defect: see the peer's log",
-                ))
-            }
-        };
-        match &ended {
-            RunEnd::Done => tracing::info!(transfer = number, "done"),
-            RunEnd::Failed(problem) => tracing::warn!(transfer = number, %problem, "failed"),
-            RunEnd::Stopped => tracing::debug!(transfer = number, "stopped"),
-        }
-        let cancel = self.is_to_cancel(number);
-        self.finish_task(number, task, ended, cancel).await;
-    }
-
-    /// Whether the user cancelled the download.
-    fn is_to_cancel(&self, number: u64) -> bool {
-        let table = self.table();
-        table.downloads.get(&number).is_some_and(|entry| entry.cancel)
-    }
-
-    /// Cleans up after a task that panicked: stops serving the download and unlocks its part file.
-    async fn clean_up(&self, number: u64) {
-        let download = self
-            .table()
-            .downloads
-            .get(&number)
-            .and_then(|entry| entry.active.send_replace(None));
-        if let Some(download) = download {
-            // If this fails, the process is ending and releases the lock.
-            let _ = blocking(move || download.part_file.unlock()).await;
-        }
-    }
-
-    /// Records the end of a task. A failed write to the store is retried later.
-    async fn finish_task(&self, number: u64, task: DownloadTask, ended: RunEnd, mut cancel: bool) {
-        let pruned = loop {
-            let stored = match ended {
-                RunEnd::Done => self.forget(number).await,
-                _ if cancel => self.discard(number).await,
-                RunEnd::Stopped if self.shared.shutdown.is_cancelled() => Ok(()),
-                RunEnd::Stopped | RunEnd::Failed(_) => self.persist(number, false).await,
-            };
-            // The caller of a command calls `sync_store` itself and gets the error there.
-            drop(stored);
-            match self.record_end(number, &ended, cancel) {
-                Some(pruned) => break pruned,
-                // A cancel request arrived while the store was written.
-                None => cancel = true,
-            }
-        };
-        task.ended.cancel();
-        for number in pruned {
-            // A failed write is retried later.
-            let _ = self.forget(number).await;
-        }
-    }
-
-    /// Shows how the task of a download ended. Returns the numbers of old downloads that are no
-    /// longer listed, or `None` if a cancel request arrived that `cancel` does not reflect.
-    fn record_end(&self, number: u64, ended: &RunEnd, cancel: bool) -> Option<Vec<u64>> {
-        let mut table = self.table();
-        if let Some(entry) = table.downloads.get_mut(&number) {
-            if entry.cancel && !cancel && !matches!(ended, RunEnd::Done) {
-                return None;
-            }
-            entry.task = None;
-            entry.cancel = false;
-            entry.status.send_modify(|status| {
-                status.rest(match ended {
-                    RunEnd::Done => DownloadState::Done,
-                    _ if cancel => DownloadState::Cancelled,
-                    // Keeps the state, so that watchers see a shutdown and not a pause.
-                    RunEnd::Stopped if self.shared.shutdown.is_cancelled() => status.state,
-                    RunEnd::Stopped => DownloadState::Paused,
-                    RunEnd::Failed(_) => DownloadState::Failed,
-                });
-                match ended {
-                    RunEnd::Done => {
-                        status.bytes_done = status.bytes_total;
-                        status.units_done = status.units_total;
-                        status.missing.clear();
-                    }
-                    RunEnd::Failed(problem) if !cancel => status.error = Some(problem.clone()),
-                    RunEnd::Failed(_) | RunEnd::Stopped => {}
-                }
-            });
-        }
-        Some(table.prune())
-    }
-
     /// All downloads, newest first.
     pub fn list(&self) -> Vec<DownloadStatus> {
         self.table()
@@ -502,7 +228,7 @@ impl DownloadManager {
         found.ok_or_else(|| {
             Problem::new(
                 Reason::NotFound,
-                format!("no transfer of {id} is known here: begin one with `get`"),
+                format!("this peer has no transfer of {id}: start one with `get`"),
             )
         })
     }
@@ -558,13 +284,13 @@ impl ContentSource for DownloadManager {
 fn shutting_down() -> Problem {
     Problem::new(
         Reason::ShuttingDown,
-        "the peer is shutting down: what was fetched is kept",
+        "the peer is shutting down: the downloaded data is kept",
     )
 }
 
 fn unknown_transfer(number: u64) -> Problem {
     Problem::new(
         Reason::NotFound,
-        format!("there is no transfer {number}: list them with `transfers`"),
+        format!("there is no transfer {number}: list the transfers with `transfers`"),
     )
 }

@@ -8,9 +8,9 @@ use rand::RngExt as _;
 use tokio::sync::mpsc;
 
 use crate::download::peers::{
-    client::{PeerClient, WatchError},
     discovery::PeerCandidate,
     event::PeerEvent,
+    rpc::client::{PeerClient, WatchError},
 };
 use potluck_swarm::PeerKey;
 
@@ -28,30 +28,42 @@ const EVENT_PAUSE: Duration = Duration::from_millis(5);
 /// longer to hash a file again.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(250);
 
-/// Delay before connecting to a peer with this many failures.
-pub(crate) fn wait_after(failures: u32) -> Duration {
+/// Delay before connecting to a peer with this many consecutive failures.
+pub(crate) fn backoff(failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
         _ => (RETRY * (1 << (failures - 1).min(10))).min(MAX_RETRY),
     }
 }
 
+/// What the connectors of all peers of a download share.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectorContext {
+    /// The id of the content.
+    pub(crate) id: FileId,
+    /// The number of units.
+    pub(crate) units: u32,
+    /// The id of this peer, which is never asked.
+    pub(crate) own_id: PeerId,
+    /// The local address of connections; `None`: the system chooses.
+    pub(crate) leave_from: Option<IpAddr>,
+    /// Receives the events of all peers.
+    pub(crate) events: mpsc::Sender<(PeerKey, PeerEvent)>,
+}
+
 /// Keeps one peer connected and passes on its availability.
+#[derive(Debug)]
 pub(crate) struct PeerConnector {
     pub(crate) key: PeerKey,
     pub(crate) candidate: PeerCandidate,
-    pub(crate) id: FileId,
-    pub(crate) units: u32,
-    pub(crate) own: PeerId,
-    pub(crate) leave_from: Option<IpAddr>,
-    pub(crate) events: mpsc::Sender<(PeerKey, PeerEvent)>,
+    pub(crate) context: ConnectorContext,
 }
 
 impl PeerConnector {
     /// Runs until the receiver is dropped or the peer is unusable. After failures it starts with a
     /// delay.
     pub(crate) async fn run(self, mut ready: Option<PeerClient>, failures: u32) {
-        let mut wait = wait_after(failures).max(RETRY);
+        let mut wait = backoff(failures).max(RETRY);
         if failures > 0 && ready.is_none() {
             tokio::time::sleep(wait).await;
         }
@@ -83,20 +95,26 @@ impl PeerConnector {
     }
 
     async fn send_event(&self, event: PeerEvent) -> Option<()> {
-        self.events.send((self.key, event)).await.ok()
+        self.context.events.send((self.key, event)).await.ok()
     }
 
     /// Runs one connection until it is lost; `Ok` if the receiver was dropped.
     async fn run_connection(&self, ready: Option<PeerClient>) -> Result<(), Problem> {
+        let ConnectorContext {
+            id, units, own_id, ..
+        } = self.context;
         let client = match ready {
             Some(client) => client,
-            None => PeerClient::open(&self.candidate.address, self.leave_from).await?,
+            None => PeerClient::open(&self.candidate.address, self.context.leave_from).await?,
         };
-        if self.candidate.peer.is_none() && client.describe(self.id).await?.peer == self.own {
-            return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
+        if self.candidate.peer.is_none() && client.describe(id).await?.peer == own_id {
+            return Err(Problem::new(
+                Reason::Cancelled,
+                "the address is that of this peer itself",
+            ));
         }
         let sent_at = tokio::time::Instant::now();
-        let mut updates = std::pin::pin!(client.availability(self.id, self.units).await?);
+        let mut updates = std::pin::pin!(client.availability(id, units).await?);
         let round_trip = sent_at.elapsed();
         if self
             .send_event(PeerEvent::Connected(Box::new(client.clone()), round_trip))

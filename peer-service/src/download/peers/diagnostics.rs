@@ -22,15 +22,15 @@ pub(crate) fn no_provider_serves<'a>(
         true => first.reason,
         false => Reason::NoProviders,
     };
-    let mut troubles: Vec<String> = peers
+    let mut problems: Vec<String> = peers
         .iter()
         .take(MAX_LISTED)
         .map(|(address, problem)| peer_problem(address, &problem.message))
         .collect();
     if peers.len() > MAX_LISTED {
-        troubles.push(format!("and {} more", peers.len() - MAX_LISTED));
+        problems.push(format!("and {} more", peers.len() - MAX_LISTED));
     }
-    let mut problem = Problem::new(reason, format!("{}; {}", troubles.join("; "), advice(reason)));
+    let mut problem = Problem::new(reason, format!("{}; {}", problems.join("; "), advice(reason)));
     problem.retry_after = first.retry_after.filter(|_| peers.len() == 1);
     Some(problem)
 }
@@ -49,17 +49,17 @@ fn peer_problem(address: &Address, message: &str) -> String {
 const fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::Unreachable | Reason::TimedOut => {
-            "see that the address is right and the peer is up, or name another peer that has the file"
+            "check the address and that the peer is running, or name another peer that has the file"
         }
-        Reason::NotPotluck => "give the address on which a peer listens, as `potluck status` shows it there",
+        Reason::NotPotluck => "use the address on which the peer listens, as `potluck status` shows it there",
         Reason::NotFound | Reason::FileChanged => "share the file there, or name another peer that has it",
         Reason::PieceNotAvailable => {
-            "see that the file is still there and unchanged, or name another peer that has it"
+            "check that the file still exists there and is unchanged, or name another peer that has it"
         }
         Reason::VerificationFailed => "name another peer that has the file",
         Reason::Busy | Reason::RateLimited => "wait, or name another peer that has the file",
-        Reason::TooManyOpenFiles => "it goes on by itself once it can connect",
-        _ => "see that one of them is up and shares the file, or name another peer that has it",
+        Reason::TooManyOpenFiles => "the download continues by itself once it can connect",
+        _ => "check that one of them is running and shares the file, or name another peer that has it",
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
         }
     }
 
-    fn told(problems: &[(u8, Reason, &str)]) -> Option<Problem> {
+    fn combined(problems: &[(u8, Reason, &str)]) -> Option<Problem> {
         let peers: Vec<_> = problems
             .iter()
             .map(|&(last, reason, message)| (address(last), Problem::new(reason, message)))
@@ -83,37 +83,36 @@ mod tests {
     }
 
     #[test]
-    fn each_peer_is_named_once_with_its_trouble_and_a_way_out() {
+    fn each_peer_is_named_once_with_its_problem_and_advice() {
         let refused = "nothing answers at http://192.0.2.1:9: Connection refused (os error 111)";
-        let problem = told(&[(1, Reason::Unreachable, refused)]).unwrap();
+        let problem = combined(&[(1, Reason::Unreachable, refused)]).unwrap();
         assert_eq!(problem.reason, Reason::Unreachable);
-        let expected =
-            "nothing answers at http://192.0.2.1:9: Connection refused; see that the address is right";
+        let expected = "nothing answers at http://192.0.2.1:9: Connection refused; check the address and that the peer is running";
         assert!(problem.message.starts_with(expected), "{problem}");
-        let problem = told(&[
+        let problem = combined(&[
             (2, Reason::NotFound, "not shared here"),
             (1, Reason::Unreachable, refused),
         ]);
         let problem = problem.unwrap();
         assert_eq!(problem.reason, Reason::NoProviders);
         let expected =
-            "192.0.2.1:9: Connection refused; the peer at 192.0.2.2:9: not shared here; see that one";
+            "192.0.2.1:9: Connection refused; the peer at 192.0.2.2:9: not shared here; check that one";
         assert!(problem.message.contains(expected), "{problem}");
     }
 
     #[test]
-    fn many_peers_are_told_in_few_words() {
+    fn the_message_about_many_peers_is_short() {
         let long = "x".repeat(10_000);
         let many: Vec<_> = (0..100)
             .map(|last| (last, Reason::NotFound, long.as_str()))
             .collect();
-        let problem = told(&many).unwrap();
+        let problem = combined(&many).unwrap();
         assert_eq!(problem.reason, Reason::NotFound);
         assert!(
             problem.message.contains("; and 97 more; share the file there"),
             "{problem}"
         );
         assert!(problem.message.len() < potluck_core::problem::MAX_MESSAGE_LEN);
-        assert_eq!(told(&[]), None);
+        assert_eq!(combined(&[]), None);
     }
 }

@@ -8,7 +8,7 @@
 //! network reaches, such as services on loopback. Such addresses from a remote index are ignored.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -16,8 +16,7 @@ use std::{
 
 use futures_util::StreamExt as _;
 use potluck_core::{
-    FileId, PeerId, Problem,
-    grpc::limiter::client_network,
+    FileId, PeerId, Problem, Reason,
     index_client::IndexClient,
     model::{Address, ProviderEvent},
 };
@@ -40,12 +39,12 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Maximum of that delay.
 const MAX_RETRY: Duration = Duration::from_secs(15);
 
-/// How long a download waits before the index is queried again, because an answer may have been
-/// lost or damaged. Doubles each time, up to [`MAX_ASK_ANEW`].
-const ASK_ANEW: Duration = Duration::from_secs(15);
+/// How long a download is stuck before the index is queried again, because an answer may have been
+/// lost or damaged. Doubles each time, up to [`MAX_REQUERY_DELAY`].
+const REQUERY_DELAY: Duration = Duration::from_secs(15);
 
 /// Maximum of that delay.
-const MAX_ASK_ANEW: Duration = Duration::from_secs(300);
+const MAX_REQUERY_DELAY: Duration = Duration::from_secs(300);
 
 /// A peer that may have the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,38 +53,6 @@ pub(crate) struct PeerCandidate {
     pub(crate) address: Address,
     /// The peer's id, if the index reported it.
     pub(crate) peer: Option<PeerId>,
-}
-
-/// The unit of fairness among peers, because one owner can run any number of peers on a host.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Host {
-    /// An IPv4 address, or an IPv6 network.
-    Network(IpAddr),
-    /// A host name.
-    Name(Box<str>),
-}
-
-impl From<&Address> for Host {
-    fn from(address: &Address) -> Self {
-        match address.host.parse() {
-            Ok(ip) => Self::Network(client_network(ip)),
-            Err(_) => Self::Name(address.host.as_str().into()),
-        }
-    }
-}
-
-/// Numbers the peers of each host. Sorting by these numbers gives every host its turn before any
-/// host has a second.
-#[derive(Debug, Default)]
-pub(crate) struct HostTurns<'a>(HashMap<&'a Host, u32>);
-
-impl<'a> HostTurns<'a> {
-    /// The number of the next peer of this host.
-    pub(crate) fn next(&mut self, host: &'a Host) -> u32 {
-        let turn = self.0.entry(host).or_default();
-        *turn += 1;
-        *turn
-    }
 }
 
 /// The providers known now.
@@ -99,6 +66,19 @@ pub(crate) struct PeerCandidates {
     pub(crate) index_answered: bool,
 }
 
+impl PeerCandidates {
+    /// The problem to report if no peer is known.
+    pub(crate) fn no_provider(&self) -> Option<Problem> {
+        if !self.list.is_empty() || !self.index_answered {
+            return None;
+        }
+        Some(match &self.index_error {
+            Some(problem) => problem.clone(),
+            None => Problem::new(Reason::NoProviders, "no peer provides it now"),
+        })
+    }
+}
+
 /// The last state reported by the index.
 #[derive(Debug, Default)]
 struct IndexView {
@@ -109,46 +89,58 @@ struct IndexView {
     ignored: u64,
 }
 
-/// Keeps the list up to date until `stop`. Addresses in `named` are always on it; addresses for
-/// which `is_self` holds never are. While the download waits, the index is queried again at
-/// intervals.
-pub(crate) async fn run_discovery(
-    (index, status): (Option<IndexClient>, watch::Receiver<DownloadStatus>),
-    id: FileId,
-    mut named: watch::Receiver<Vec<Address>>,
-    is_self: impl Fn(Option<&PeerId>, &Address) -> bool,
-    list: watch::Sender<PeerCandidates>,
-    stop: CancellationToken,
-) {
-    let (index_view, mut updates) = watch::channel(IndexView {
-        answered: index.is_none(),
-        ..IndexView::default()
-    });
-    let listen = async {
-        match &index {
-            Some(index) => watch_index(index, id, status, &index_view).await,
-            None => std::future::pending().await,
-        }
-    };
-    let publish = async {
-        loop {
-            list.send_replace(merge(
-                &updates.borrow_and_update(),
-                &named.borrow_and_update(),
-                &is_self,
-            ));
-            tokio::select! {
-                Ok(()) = updates.changed() => {}
-                Ok(()) = named.changed() => {}
-                else => return,
+/// Finds the providers of one download.
+#[derive(Debug)]
+pub(crate) struct Discovery {
+    /// The id of the content.
+    pub(crate) id: FileId,
+    /// The index; `None`: only the named peers.
+    pub(crate) index: Option<IndexClient>,
+    /// Addresses that the user named, which are always on the list.
+    pub(crate) named_peers: watch::Receiver<Vec<Address>>,
+    /// The status of the download: while it is stuck, the index is queried again at intervals.
+    pub(crate) status: watch::Receiver<DownloadStatus>,
+}
+
+impl Discovery {
+    /// Keeps `list` up to date until `stop`. Addresses for which `is_self` holds are never on it.
+    pub(crate) async fn run(
+        mut self,
+        is_self: impl Fn(Option<&PeerId>, &Address) -> bool,
+        list: watch::Sender<PeerCandidates>,
+        stop: CancellationToken,
+    ) {
+        let (view, mut updates) = watch::channel(IndexView {
+            answered: self.index.is_none(),
+            ..IndexView::default()
+        });
+        let watch = async {
+            match &self.index {
+                Some(index) => watch_index(index, self.id, self.status, &view).await,
+                None => std::future::pending().await,
             }
+        };
+        let publish = async {
+            let named_peers = &mut self.named_peers;
+            loop {
+                list.send_replace(merge(
+                    &updates.borrow_and_update(),
+                    &named_peers.borrow_and_update(),
+                    &is_self,
+                ));
+                tokio::select! {
+                    Ok(()) = updates.changed() => {}
+                    Ok(()) = named_peers.changed() => {}
+                    else => return,
+                }
+            }
+        };
+        // Dropping the watch loses nothing: the next one starts with a snapshot.
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = watch => {}
+            () = publish => {}
         }
-    };
-    // Dropping the watch loses nothing: the next one starts with a snapshot.
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = listen => {}
-        () = publish => {}
     }
 }
 
@@ -157,23 +149,23 @@ async fn watch_index(
     index: &IndexClient,
     id: FileId,
     mut status: watch::Receiver<DownloadStatus>,
-    index_view: &watch::Sender<IndexView>,
+    view: &watch::Sender<IndexView>,
 ) {
     let mut retry = RETRY;
-    let mut asked_anew = 0;
+    let mut requeries = 0;
     loop {
         // Dropping the watch loses nothing: the next one starts with a snapshot.
         let lost = tokio::select! {
-            lost = follow(index, id, index_view, &mut retry) => lost,
-            () = has_waited(&mut status, &mut asked_anew) => {
-                tracing::debug!(file = %id.short(), "the transfer waits: the index is asked anew");
+            lost = follow(index, id, view, &mut retry) => lost,
+            () = wait_for_requery(&mut status, &mut requeries) => {
+                tracing::debug!(file = %id.short(), "the download is stuck: queries the index again");
                 continue;
             }
         };
-        tracing::debug!(file = %id.short(), error = %lost, "the index is lost; going on with the providers known");
-        index_view.send_modify(|index_view| {
-            index_view.error = Some(lost);
-            index_view.answered = true;
+        tracing::debug!(file = %id.short(), error = %lost, "lost the index: keeps the known providers");
+        view.send_modify(|view| {
+            view.error = Some(lost);
+            view.answered = true;
         });
         let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
         retry = (retry * 2).min(MAX_RETRY);
@@ -181,23 +173,23 @@ async fn watch_index(
     }
 }
 
-/// Completes if the download has waited without new bytes for long enough to query the index again.
-/// `times` counts consecutive queries.
-async fn has_waited(status: &mut watch::Receiver<DownloadStatus>, times: &mut u32) {
+/// Completes if the download was stuck without new bytes for long enough to query the index again.
+/// `requeries` counts consecutive queries.
+async fn wait_for_requery(status: &mut watch::Receiver<DownloadStatus>, requeries: &mut u32) {
     loop {
-        let Ok(done) = status
+        let Ok(bytes_done) = status
             .wait_for(|status| status.state == DownloadState::Waiting)
             .await
             .map(|status| status.bytes_done)
         else {
             return std::future::pending().await;
         };
-        let delay = (ASK_ANEW * (1 << (*times).min(10))).min(MAX_ASK_ANEW);
+        let delay = (REQUERY_DELAY * (1 << (*requeries).min(10))).min(MAX_REQUERY_DELAY);
         let delay = delay.mul_f64(rand::rng().random_range(0.75..1.25));
         tokio::select! {
-            _ = status.wait_for(|status| status.bytes_done != done) => *times = 0,
+            _ = status.wait_for(|status| status.bytes_done != bytes_done) => *requeries = 0,
             () = tokio::time::sleep(delay) => {
-                *times += 1;
+                *requeries += 1;
                 return;
             }
         }
@@ -229,13 +221,13 @@ async fn follow(
             if view.ignored > ignored {
                 tracing::debug!(
                     file = %id.short(), ignored = view.ignored, index = %index.endpoint(),
-                    "the index named peers at addresses of this machine only, and is on another: ignored them"
+                    "ignored peers at local addresses that an index on another machine named"
                 );
             }
         });
     }
     Problem::new(
-        potluck_core::Reason::Unreachable,
+        Reason::Unreachable,
         format!("the index at {} ended the watch", index.endpoint()),
     )
 }
@@ -246,22 +238,22 @@ impl IndexView {
         let Self {
             providers, ignored, ..
         } = self;
-        let mut may_call = |address: &Address| {
-            let may = is_local || is_reached_from_afar(address);
-            *ignored += u64::from(!may);
-            may
+        let mut is_usable = |address: &Address| {
+            let is_usable = is_local || may_be_remote(address);
+            *ignored += u64::from(!is_usable);
+            is_usable
         };
         match event {
             ProviderEvent::Snapshot(all) => {
                 *providers = all
                     .into_iter()
-                    .filter(|provider| may_call(&provider.address))
+                    .filter(|provider| is_usable(&provider.address))
                     .take(MAX_PROVIDERS)
                     .map(|provider| (provider.peer, provider.address))
                     .collect();
             }
             // The provider moved to an address that cannot be reached.
-            ProviderEvent::Joined(provider) if !may_call(&provider.address) => {
+            ProviderEvent::Joined(provider) if !is_usable(&provider.address) => {
                 providers.remove(&provider.peer);
             }
             ProviderEvent::Joined(provider) => {
@@ -278,7 +270,7 @@ impl IndexView {
 }
 
 /// Whether this may be the address of a peer on another machine, judging by its form.
-fn is_reached_from_afar(address: &Address) -> bool {
+fn may_be_remote(address: &Address) -> bool {
     let Ok(ip) = address.host.parse::<IpAddr>() else {
         let host = address.host.to_ascii_lowercase();
         let host = host.trim_end_matches('.');
@@ -333,17 +325,17 @@ mod tests {
     }
 
     #[test]
-    fn each_address_is_tried_once_with_its_id_and_the_peer_itself_never() {
+    fn an_address_is_listed_once_with_its_id_and_this_peer_never() {
         let (own, other) = (PeerId([1; 32]), PeerId([2; 32]));
         // Two peers may share an address, one of them this peer.
         let view = IndexView {
             providers: [(own, at(1)), (other, at(1))].into(),
             ..IndexView::default()
         };
-        let sources = merge(&view, &[at(1), at(2), at(2)], &|peer, _| peer == Some(&own));
+        let candidates = merge(&view, &[at(1), at(2), at(2)], &|peer, _| peer == Some(&own));
         let expected = [(at(1), Some(other)), (at(2), None)];
         let expected = expected.map(|(address, peer)| PeerCandidate { address, peer });
-        assert_eq!(sources.list[..], expected);
+        assert_eq!(candidates.list[..], expected);
     }
 
     fn provider(n: u8, host: &str) -> potluck_core::model::Provider {
@@ -358,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_elsewhere_cannot_name_what_only_this_machine_reaches() {
+    fn local_addresses_from_a_remote_index_are_ignored() {
         let local = [
             "127.0.0.1",
             "127.9.9.9",
@@ -388,73 +380,72 @@ mod tests {
         }
         assert_eq!(view.providers.len(), 1);
         view.apply(ProviderEvent::Joined(provider(200, "::1")), false);
-        assert!(
-            view.providers.is_empty(),
-            "it moved to where nobody else reaches it"
-        );
+        assert!(view.providers.is_empty(), "it moved to a local address");
         view.apply(snapshot(), true);
         assert_eq!(
             view.providers.len(),
             local.len() + 1,
-            "an index here may name them"
+            "a local index may name them"
         );
     }
 
     #[tokio::test]
-    async fn who_is_named_later_is_on_the_list_as_well() {
-        let (name, named) = watch::channel(vec![at(1)]);
-        let (list, mut sources) = watch::channel(PeerCandidates::default());
+    async fn a_peer_that_is_named_later_is_listed_too() {
+        let (name, named_peers) = watch::channel(vec![at(1)]);
+        let (list, mut candidates) = watch::channel(PeerCandidates::default());
         let stop = CancellationToken::new();
         let id = FileId([1; 32]);
         let (_view, status) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(id)));
-        let kept = tokio::spawn(run_discovery(
-            (None, status),
+        let discovery = Discovery {
             id,
-            named,
-            |_, _| false,
-            list,
-            stop.clone(),
-        ));
-        let addresses =
-            |sources: &PeerCandidates| sources.list.iter().map(|of| of.address.port).collect::<Vec<_>>();
-        let first = sources.wait_for(|now| addresses(now) == [1]).await;
-        assert!(first.unwrap().index_answered, "there is no index to ask");
+            index: None,
+            named_peers,
+            status,
+        };
+        let running = tokio::spawn(discovery.run(|_, _| false, list, stop.clone()));
+        let ports =
+            |now: &PeerCandidates| -> Vec<u16> { now.list.iter().map(|it| it.address.port).collect() };
+        let first = candidates.wait_for(|now| ports(now) == [1]).await;
+        assert!(first.unwrap().index_answered, "there is no index");
         name.send_modify(|named| named.push(at(2)));
-        sources.wait_for(|now| addresses(now) == [1, 2]).await.unwrap();
+        candidates.wait_for(|now| ports(now) == [1, 2]).await.unwrap();
         // The list must stay up to date even if the sender of named addresses is gone.
         drop(name);
         tokio::task::yield_now().await;
-        assert!(!kept.is_finished());
+        assert!(!running.is_finished());
         stop.cancel();
-        kept.await.unwrap();
+        running.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_download_that_waits_asks_the_index_again_later_each_time() {
+    async fn a_stuck_download_queries_the_index_again_later_each_time() {
         let (show, mut status) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(FileId([1; 32]))));
-        let mut times = 0;
-        let idle = tokio::time::timeout(10 * MAX_ASK_ANEW, has_waited(&mut status, &mut times));
-        assert!(idle.await.is_err(), "a download that does not wait asks nobody");
+        let mut requeries = 0;
+        let idle = tokio::time::timeout(
+            10 * MAX_REQUERY_DELAY,
+            wait_for_requery(&mut status, &mut requeries),
+        );
+        assert!(idle.await.is_err(), "a download that is not stuck makes no query");
         show.send_modify(|status| status.state = DownloadState::Waiting);
         let mut delays = Vec::new();
         for _ in 0..7 {
-            let begun = tokio::time::Instant::now();
-            has_waited(&mut status, &mut times).await;
-            delays.push(begun.elapsed());
+            let started = tokio::time::Instant::now();
+            wait_for_requery(&mut status, &mut requeries).await;
+            delays.push(started.elapsed());
         }
-        assert!(delays[0] <= ASK_ANEW.mul_f64(1.26), "{delays:?}");
+        assert!(delays[0] <= REQUERY_DELAY.mul_f64(1.26), "{delays:?}");
         assert!(
-            delays[6] >= MAX_ASK_ANEW.mul_f64(0.74) && delays[6] <= MAX_ASK_ANEW.mul_f64(1.26),
+            delays[6] >= MAX_REQUERY_DELAY.mul_f64(0.74) && delays[6] <= MAX_REQUERY_DELAY.mul_f64(1.26),
             "{delays:?}"
         );
         // New bytes reset the delays.
         let progress = async {
-            tokio::time::sleep(ASK_ANEW).await;
+            tokio::time::sleep(REQUERY_DELAY).await;
             show.send_modify(|status| status.bytes_done += 1);
         };
-        let begun = tokio::time::Instant::now();
-        tokio::join!(has_waited(&mut status, &mut times), progress);
-        assert!(begun.elapsed() < 3 * ASK_ANEW, "{:?}", begun.elapsed());
-        assert_eq!(times, 1);
+        let started = tokio::time::Instant::now();
+        tokio::join!(wait_for_requery(&mut status, &mut requeries), progress);
+        assert!(started.elapsed() < 3 * REQUERY_DELAY, "{:?}", started.elapsed());
+        assert_eq!(requeries, 1);
     }
 }

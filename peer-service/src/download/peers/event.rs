@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use potluck_core::{Problem, availability::AvailabilityUpdate};
 
-use crate::download::peers::client::PeerClient;
+use crate::download::peers::rpc::client::PeerClient;
 
 /// An event of a peer.
 #[derive(Debug)]

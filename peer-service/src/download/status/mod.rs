@@ -1,7 +1,9 @@
-//! What a download is asked to do and what it reports: plain data.
+//! What a download is requested to do and what it reports: plain data.
 
-pub(crate) mod rate;
+mod explanation;
+mod rate;
 pub(crate) mod reporter;
+mod rows;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -255,7 +257,7 @@ impl DownloadStatus {
 
     /// Shows the download in `state` without activity: no rates and no requests. The peers' bytes
     /// and the reasons of failed peers stay visible.
-    pub(crate) fn rest(&mut self, state: DownloadState) {
+    pub(crate) fn show_inactive(&mut self, state: DownloadState) {
         self.state = state;
         self.unverified_bytes = 0;
         self.bytes_per_second = 0;
@@ -279,14 +281,14 @@ impl DownloadStatus {
 mod tests {
     use super::*;
 
-    fn row(standing: PeerState, bytes: u64) -> PeerStatus {
+    fn row(state: PeerState, bytes: u64) -> PeerStatus {
         PeerStatus {
             peer: None,
             address: Address {
                 host: "192.0.2.1".into(),
                 port: 9,
             },
-            state: standing,
+            state,
             reason: "why".into(),
             bytes,
             bytes_per_second: 5,
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_at_rest_shows_no_activity_anywhere() {
+    fn an_inactive_download_shows_no_activity() {
         let mut status = DownloadStatus::new(1, &DownloadSpec::new(FileId([7; 32])));
         status.bytes_per_second = 10;
         status.unverified_bytes = 3;
@@ -315,16 +317,15 @@ mod tests {
             row(PeerState::Unreachable, 0),
             row(PeerState::Banned, 0),
         ];
-        status.rest(DownloadState::Paused);
+        status.show_inactive(DownloadState::Paused);
         assert_eq!(
             (status.state, status.bytes_per_second, status.unverified_bytes),
             (DownloadState::Paused, 0, 0)
         );
         assert!(status.findings.is_empty() && status.missing.iter().all(|run| !run.in_flight));
-        let standings =
-            |status: &DownloadStatus| status.peers.iter().map(|row| row.state).collect::<Vec<_>>();
+        let states = |status: &DownloadStatus| status.peers.iter().map(|row| row.state).collect::<Vec<_>>();
         use PeerState::{Banned, Idle, Unreachable};
-        assert_eq!(standings(&status), [Idle, Idle, Unreachable, Banned]);
+        assert_eq!(states(&status), [Idle, Idle, Unreachable, Banned]);
         assert!(
             status
                 .peers

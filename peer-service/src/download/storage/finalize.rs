@@ -53,7 +53,7 @@ pub(crate) fn finalize(
     let before = stamp();
     match part.storage() {
         PartStorage::Tree(tree) => tree.finish(stop).map_err(|error| match error.kind() {
-            ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "stopped; what was fetched is kept"),
+            ErrorKind::Interrupted => target::stopped(),
             ErrorKind::AlreadyExists => Problem::new(
                 Reason::TargetExists,
                 format!("{}: {error}; move it away and resume", target.part().display()),
@@ -74,8 +74,8 @@ pub(crate) fn finalize(
         // Runs concurrently with the flush, which takes longer than reading the metadata of many
         // files.
         let manifest = part.plan().manifest();
-        let looking = manifest.map(|manifest| scope.spawn(move || stamps_at(&target.part(), manifest)));
-        (part.sync(), looking.map(thread::ScopedJoinHandle::join))
+        let listing = manifest.map(|manifest| scope.spawn(move || stamps_at(&target.part(), manifest)));
+        (part.sync(), listing.map(thread::ScopedJoinHandle::join))
     });
     flushed.map_err(failed)?;
     // Ensures that the path still holds everything that was written.
@@ -91,16 +91,16 @@ pub(crate) fn finalize(
     })?;
     // From the open handle: the name may by now belong to another file.
     let after = stamp().filter(|after| before.is_some_and(|before| is_only_renamed(&before, after)));
-    let alone = || {
-        let changed = "something else changed it while it was given its name";
+    let stamp_of_file = || {
+        let changed = "another program changed the file while it was renamed";
         let stamp = after.ok_or_else(|| Problem::new(Reason::FileChanged, changed))?;
         Ok(vec![stamp])
     };
-    let stamps = listed.and_then(Result::ok).unwrap_or_else(alone);
+    let stamps = listed.and_then(Result::ok).unwrap_or_else(stamp_of_file);
     durable::sync_folder(target.parent()).map_err(|error| target::target_problem(target.parent(), &error))?;
     // A leftover resume state without data is harmless, so failing to remove it is not an error.
     if let Err(error) = fs::remove_file(target.state()) {
-        tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
+        tracing::debug!(path = %target.state().display(), %error, "could not remove the resume state");
     }
     Ok(stamps)
 }
@@ -110,7 +110,7 @@ fn part_truncated(part: &Path) -> Problem {
     Problem::new(
         Reason::FileChanged,
         format!(
-            "something took away of {} what had been fetched: resume, and all of it is verified again",
+            "{}: the part file was truncated or replaced while downloading; resume to verify it again",
             part.display()
         ),
     )
@@ -124,7 +124,7 @@ fn is_only_renamed(before: &Stamp, after: &Stamp) -> bool {
 
 fn check_claim(file: &File, claim: Sha256, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
     let found = hash::sha256_file(file, &|_| continue_unless(stop)).map_err(|error| match error.kind() {
-        ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "stopped; what was fetched is kept"),
+        ErrorKind::Interrupted => target::stopped(),
         _ => target::target_problem(path, &error),
     })?;
     match found == claim {
@@ -132,8 +132,8 @@ fn check_claim(file: &File, claim: Sha256, path: &Path, stop: &CancellationToken
         false => Err(Problem::new(
             Reason::VerificationFailed,
             format!(
-                "the file fetched has the SHA-256 {found}, not the {claim} asked for: whoever claimed it was wrong; \
-                 it was not put at {}",
+                "the downloaded file has the SHA-256 {found}, not the requested {claim}, so the claim was false; \
+                 nothing was written to {}",
                 path.display()
             ),
         )),
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stamp_is_of_what_was_verified_and_of_nothing_that_was_changed_since() {
+    fn the_stamp_describes_the_verified_content_and_no_later_change() {
         let folder = tempfile::tempdir().unwrap();
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
         let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
@@ -217,19 +217,19 @@ mod tests {
         )
         .unwrap();
         let stamp = finalize(&part, None, &CancellationToken::new()).unwrap();
-        let named = stamp_of(&path.metadata().unwrap());
-        assert_eq!(stamp, Ok(vec![named]), "with its name");
+        let renamed_stamp = stamp_of(&path.metadata().unwrap());
+        assert_eq!(stamp, Ok(vec![renamed_stamp]), "after the rename");
         thread::sleep(TICK);
         part.file(0).unwrap().write_all_at(b"x", 0).unwrap();
         let written = stamp_of(&path.metadata().unwrap());
-        assert!(!is_only_renamed(&named, &written));
+        assert!(!is_only_renamed(&renamed_stamp, &written));
         fs::rename(&path, folder.path().join("other")).unwrap();
         let renamed = stamp_of(&part.file(0).unwrap().metadata().unwrap());
         assert!(is_only_renamed(&written, &renamed));
     }
 
     #[test]
-    fn what_is_written_into_a_folder_as_soon_as_it_has_its_name_shows_in_the_stamps() {
+    fn a_write_right_after_the_rename_of_a_folder_shows_in_the_stamps() {
         let folder = tempfile::tempdir().unwrap();
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
         let manifest = manifest();
@@ -252,8 +252,9 @@ mod tests {
         assert_eq!((now.size, now.inode), (stamps[0].size, stamps[0].inode));
         assert_ne!(now, stamps[0]);
     }
+
     #[test]
-    fn a_part_that_is_gone_or_another_is_not_given_the_name() {
+    fn a_removed_or_replaced_part_is_not_renamed() {
         let folder = tempfile::tempdir().unwrap();
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
         let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_lost_a_file_is_not_given_the_name() {
+    fn a_folder_that_lost_a_file_is_not_renamed() {
         let folder = tempfile::tempdir().unwrap();
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
         let target = DownloadTarget { path: path.clone() };

@@ -66,7 +66,7 @@ impl PersistedDownload {
             providers: spec
                 .providers
                 .iter()
-                .map(|it| (it.host.clone(), it.port))
+                .map(|address| (address.host.clone(), address.port))
                 .collect(),
             detach: spec.detach,
             allow_expansion: spec.allow_expansion,
@@ -158,14 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn records_of_before_are_understood() {
+    fn rows_of_earlier_versions_are_decoded() {
         let id = FileId([1; 32]);
         for priority in ["", r#","priority":0"#, r#","priority":101"#] {
             let record = format!(r#"{{"id":"{id}","max_bytes_per_second":7{priority}}}"#);
             let saved = PersistedDownload::decode(record.as_bytes()).unwrap();
-            let terms = saved.spec.limits.applied_to(TransferLimits::default());
+            let limits = saved.spec.limits.applied_to(TransferLimits::default());
             assert_eq!(
-                (terms.max_bytes_per_second, terms.priority.get()),
+                (limits.max_bytes_per_second, limits.priority.get()),
                 (7, 10),
                 "{record}"
             );

@@ -145,7 +145,7 @@ mod tests {
         }
 
         #[test]
-        fn any_damage_is_noticed(at in 0usize..80, bit in 0u8..8, cut in 0usize..80) {
+        fn any_damage_is_detected(at in 0usize..80, bit in 0u8..8, cut in 0usize..80) {
             let good = sample(50, &[1, 2, 30]).encode();
             let mut flipped = good.clone();
             let at = at % flipped.len();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_the_version_before_is_read_and_not_believed() {
+    fn a_state_of_the_previous_version_is_read_but_not_trusted() {
         let state = sample(9, &[1, 2]);
         let mut bytes = state.encode();
         bytes.drain(HEADER - 12..HEADER - 4);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn is_replaced_whole() {
+    fn a_state_is_replaced_atomically() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.part.state");
         assert_eq!(ResumeState::load(&path).unwrap(), None);

@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Component, Path, PathBuf},
+    time::Duration,
 };
 
 use potluck_core::{Problem, Reason, collection::path::Label, problem::RAISE_OPEN_FILES};
@@ -17,6 +18,9 @@ const MAX_PLAIN_NAME: usize = 240;
 
 /// Length to which a longer name is cut, so that a hash of 16 digits also fits, in bytes.
 const MAX_TRUNCATED_NAME: usize = 200;
+
+/// Interval between attempts while the disk is full or file descriptors are exhausted.
+pub(crate) const DISK_RETRY: Duration = Duration::from_secs(3);
 
 /// The final path of a download; also names the companion files while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +39,7 @@ impl DownloadTarget {
     /// # Errors
     /// [`Reason::UnsafePath`] if `target` is relative or contains `..`.
     pub(crate) fn resolve(target: Option<&Path>, name: &str, files: &Path) -> Result<Self, Problem> {
-        let label = harmless(name);
+        let label = safe_top_level_name(name);
         let Some(target) = target else {
             return Ok(Self {
                 path: files.join(&label),
@@ -87,7 +91,7 @@ impl DownloadTarget {
 /// a leading dot automatically (`.bash_profile` in a home folder) and take names with a leading
 /// dash for options (`rm *` with `-rf`), so `_` replaces that character. A user who wants such a
 /// name can give it as the target.
-fn harmless(name: &str) -> String {
+fn safe_top_level_name(name: &str) -> String {
     let label = String::from(Label::sanitize(name));
     match label.strip_prefix(['.', '-']) {
         Some(rest) => format!("_{rest}"),
@@ -108,15 +112,20 @@ pub(crate) fn check_target(target: &Path) -> Result<(), Problem> {
         .field("target")
     };
     if !target.is_absolute() {
-        return Err(bad("give an absolute path"));
+        return Err(bad("it is not absolute"));
     }
     if target.components().any(|part| part == Component::ParentDir) {
-        return Err(bad("`..` is not allowed in it"));
+        return Err(bad("it contains `..`"));
     }
     if target.file_name().is_none() {
         return Err(bad("it names no file"));
     }
     Ok(())
+}
+
+/// The problem of work at a target that was cancelled.
+pub(crate) fn stopped() -> Problem {
+    Problem::new(Reason::Cancelled, "stopped; the downloaded data is kept")
 }
 
 /// Translates a file system error at a target into a problem for the user.
@@ -134,7 +143,8 @@ pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
     match Reason::of_exhaustion(error) {
         Some(Reason::DiskFull) => return Problem::new(Reason::DiskFull, no_room(path, error)),
         Some(reason) => {
-            let message = format!("cannot open {at}: {RAISE_OPEN_FILES}; it goes on by itself");
+            let message =
+                format!("cannot open {at}: {RAISE_OPEN_FILES}; the download then continues by itself");
             return Problem::new(reason, message);
         }
         None => {}
@@ -146,9 +156,9 @@ pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
         io::ErrorKind::PermissionDenied => unwritable(format!(
             "{error}; choose another target or change its permissions"
         )),
-        _ if is_of_name(path, error) => name_not_taken(path, error),
+        _ if is_name_error(path, error) => name_rejected(path, error),
         io::ErrorKind::NotADirectory | io::ErrorKind::NotFound => {
-            unwritable("its folder is not there; make it or choose another target".into())
+            unwritable("its folder does not exist; create it or choose another target".into())
         }
         _ => unwritable(error.to_string()),
     }
@@ -156,18 +166,18 @@ pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
 
 /// The message for a file that cannot grow.
 fn no_room(path: &Path, error: &io::Error) -> String {
-    let what = match error.kind() {
+    let advice = match error.kind() {
         io::ErrorKind::QuotaExceeded => {
-            "the quota on this file system is used up: free some of it, and it goes on by itself"
+            "the quota on this file system is exhausted: delete some files; the download then continues by itself"
         }
         // A limit of the process or of the file system, such as 4 GiB on FAT.
         io::ErrorKind::FileTooLarge => {
-            "a file may not become that large here: raise the limit (`ulimit -f`), or choose a target on a \
-             file system that takes larger files"
+            "the file exceeds a size limit: raise the limit (`ulimit -f`), or choose a target on a file system \
+             that supports larger files"
         }
-        _ => "make room on the disk, and it goes on by itself",
+        _ => "free some space on the disk; the download then continues by itself",
     };
-    format!("no room for {}: {what}", path.display())
+    format!("no room for {}: {advice}", path.display())
 }
 
 /// Characters reserved by DOS and Windows; file systems designed for them reject names with these.
@@ -175,7 +185,7 @@ pub(crate) const RESERVED: [char; 7] = [':', '*', '?', '"', '<', '>', '|'];
 
 /// Whether the error means that the file system rejects the name: too long, or with forbidden
 /// characters.
-pub(crate) fn is_of_name(path: &Path, error: &io::Error) -> bool {
+pub(crate) fn is_name_error(path: &Path, error: &io::Error) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_odd = || name.contains(RESERVED) || name.ends_with(['.', ' ']) || !name.is_ascii();
     match Errno::from_io_error(error) {
@@ -209,7 +219,7 @@ impl AtEntry {
 
 /// Two entries of a collection that the target's file system equates.
 #[derive(Debug, thiserror::Error)]
-#[error("`{first}` and `{second}` are one name on this file system")]
+#[error("`{first}` and `{second}` are the same name on this file system")]
 pub(crate) struct NameClash {
     /// The entry that was created first.
     pub(crate) first: String,
@@ -224,7 +234,7 @@ impl NameClash {
         Problem::new(
             Reason::TargetUnsuitable,
             format!(
-                "the file system at {} takes `{}` and `{}` for one name, so that one would overwrite the other; \
+                "the file system at {} treats `{}` and `{}` as the same name, so one would overwrite the other; \
                  choose a target on another file system",
                 root.display(),
                 first.escape_debug(),
@@ -236,17 +246,17 @@ impl NameClash {
 }
 
 /// The problem for a name that the file system rejects.
-pub(crate) fn name_not_taken(path: &Path, error: &io::Error) -> Problem {
+pub(crate) fn name_rejected(path: &Path, error: &io::Error) -> Problem {
     let at = path.display();
     let message = match Errno::from_io_error(error) {
         Some(Errno::NAMETOOLONG) => {
-            format!("{at}: the name or the path is longer than this file system takes")
+            format!("{at}: the name or the path is too long for this file system")
         }
-        _ => format!("{at}: this file system takes no such name ({error})"),
+        _ => format!("{at}: this file system rejects the name ({error})"),
     };
     Problem::new(
         Reason::TargetUnsuitable,
-        format!("cannot write {message}; choose a target on another file system, or one with another name"),
+        format!("cannot write {message}; choose a target on another file system or with another name"),
     )
 }
 
@@ -255,7 +265,7 @@ pub(crate) fn target_exists(path: &Path) -> Problem {
     Problem::new(
         Reason::TargetExists,
         format!(
-            "{} is there already and is something else: nothing was changed; choose another target or move it away",
+            "{} exists and has other content: nothing was changed; choose another target or move it away",
             path.display()
         ),
     )
@@ -271,8 +281,8 @@ pub(crate) fn target_unreadable(path: &Path, error: &io::Error) -> Problem {
     Problem::new(
         Reason::TargetExists,
         format!(
-            "{} is there already and cannot be read to see whether it is this ({error}): nothing was changed; \
-             see that it can be read, choose another target or move it away",
+            "{} exists and cannot be read to compare its content ({error}): nothing was changed; make it readable, \
+             choose another target or move it away",
             path.display()
         ),
     )
@@ -301,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_file_descriptors_is_no_matter_of_permissions() {
+    fn exhausted_file_descriptors_are_not_reported_as_a_permission_problem() {
         let path = Path::new("/f/a");
         let error = io::Error::from(rustix::io::Errno::MFILE);
         for problem in [target_problem(path, &error), target_unreadable(path, &error)] {
@@ -311,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_from_the_network_is_no_hidden_file_and_no_option() {
+    fn a_name_from_the_network_cannot_be_a_hidden_file_or_an_option() {
         let folder = tempfile::tempdir().unwrap();
         for (name, expected) in [
             (".bash_profile", "_bash_profile"),
@@ -327,13 +337,13 @@ mod tests {
                 assert_eq!(target.path, folder.path().join(expected), "{name}");
             }
         }
-        let asked = folder.path().join(".bash_profile");
-        let target = DownloadTarget::resolve(Some(&asked), "x", folder.path()).unwrap();
-        assert_eq!(target.path, asked, "the owner said so");
+        let requested = folder.path().join(".bash_profile");
+        let target = DownloadTarget::resolve(Some(&requested), "x", folder.path()).unwrap();
+        assert_eq!(target.path, requested, "the owner chose it");
     }
 
     #[test]
-    fn a_folder_means_inside_it_and_anything_else_is_the_name() {
+    fn a_folder_as_target_means_inside_it() {
         let folder = tempfile::tempdir().unwrap();
         let inside = DownloadTarget::resolve(Some(folder.path()), "a", Path::new("/f")).unwrap();
         assert_eq!(inside.path, folder.path().join("a"));
@@ -355,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_names_have_companions_that_fit() {
+    fn companions_of_the_longest_names_fit() {
         for letter in ["a", "é", "漢"] {
             let name: String = letter.repeat(255 / letter.len());
             let target = DownloadTarget {
@@ -367,7 +377,7 @@ mod tests {
             for path in [target.part(), target.state()] {
                 assert!(path.file_name().unwrap().len() + ".new".len() <= 255);
             }
-            assert_eq!(target.part(), other.part(), "same name, same companions");
+            assert_eq!(target.part(), other.part(), "companions depend only on the name");
             assert_ne!(target.part(), target.state());
         }
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    download::engine::{active::ActiveDownload, driver::DISK_RETRY},
+    download::{engine::active::ActiveDownload, storage::target::DISK_RETRY},
     fs::blocking::blocking,
 };
 
@@ -18,7 +18,7 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_CHECKPOINT_AFTER: Duration = Duration::from_millis(250);
 
 /// The interval is at least this many times the duration of a checkpoint, so slow disks get fewer.
-const CHECKPOINT_SHARE: u32 = 10;
+const MIN_INTERVAL_FACTOR: u32 = 10;
 
 /// Writes checkpoints until `stop` is cancelled.
 ///
@@ -31,7 +31,7 @@ pub(crate) async fn run_checkpoints(
 ) -> Result<(), Problem> {
     let mut wait = FIRST_CHECKPOINT_AFTER;
     // Without a valid resume state, the units found on disk justify a checkpoint.
-    let mut stored = match download.part_file.has_valid_resume_state() {
+    let mut stored_count = match download.part_file.has_valid_resume_state() {
         true => Some(download.have().count()),
         false => None,
     };
@@ -44,17 +44,17 @@ pub(crate) async fn run_checkpoints(
         let have = download.have();
         wait = CHECKPOINT_INTERVAL;
         let count = have.count();
-        if Some(count) == stored {
+        if Some(count) == stored_count {
             continue;
         }
         let (part, started) = (Arc::clone(&download.part_file), Instant::now());
         match blocking(move || part.checkpoint(&have))
             .await
-            .and_then(|done| done)
+            .and_then(|written| written)
         {
             Ok(()) => {
-                (stored, failing) = (Some(count), false);
-                wait = CHECKPOINT_INTERVAL.max(started.elapsed() * CHECKPOINT_SHARE);
+                (stored_count, failing) = (Some(count), false);
+                wait = CHECKPOINT_INTERVAL.max(started.elapsed() * MIN_INTERVAL_FACTOR);
             }
             Err(problem) if download.part_file.sync_failed() => {
                 stop.cancel();
@@ -63,7 +63,7 @@ pub(crate) async fn run_checkpoints(
             // Retried even if no further units arrive, and logged once.
             Err(problem) => {
                 if !failing {
-                    tracing::warn!(%problem, "the resume state could not be written; tried again");
+                    tracing::warn!(%problem, "could not write the resume state; tries again");
                 }
                 (wait, failing) = (DISK_RETRY, true);
             }

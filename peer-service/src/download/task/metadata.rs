@@ -27,8 +27,7 @@ use crate::{
             assembler::UnitAssembler,
             verifier::{UnitVerifier, tree_of},
         },
-        peers::client::PeerClient,
-        task::bootstrap::BootstrapPool,
+        peers::{bootstrap::BootstrapPool, rpc::client::PeerClient},
     },
     fs::blocking::blocking,
 };
@@ -69,13 +68,13 @@ pub(crate) async fn identify(
     waiting: impl Fn(Problem) + Send + Sync,
 ) -> Result<FileMetadata, Problem> {
     let library = context.library.clone();
-    let here = blocking(move || {
+    let shared = blocking(move || {
         let content = library.find(&id);
         let known = content.map(|content| content.record().map(|record| (record, content.name())));
         known.transpose()
     })
     .await??;
-    if let Some((record, name)) = here {
+    if let Some((record, name)) = shared {
         return Ok(FileMetadata {
             record,
             name: Some(name),
@@ -92,15 +91,15 @@ pub(crate) async fn identify(
                     });
                 }
             }
-            Err(problem) => tracing::debug!(file = %id.short(), %problem, "the index does not answer"),
+            Err(problem) => tracing::debug!(file = %id.short(), %problem, "could not query the index"),
         }
     }
-    let told = pool
+    let answer = pool
         .ask_any(|client| async move { client.describe(id).await }.boxed(), waiting)
         .await;
     Ok(FileMetadata {
-        record: told.record,
-        name: Some(told.name),
+        record: answer.record,
+        name: Some(answer.name),
     })
 }
 
@@ -123,12 +122,12 @@ pub(crate) async fn fetch_collection(
     let Some(plan) = Plan::of_file(record.id, record.size).map(Arc::new) else {
         return Ok(None);
     };
-    let checks = Arc::new(UnitVerifier::new(Arc::clone(&plan)));
+    let verifier = Arc::new(UnitVerifier::new(Arc::clone(&plan)));
     let bytes = match local_bytes(context, record).await? {
         Some(bytes) => bytes,
         None => {
-            fetch_layers(context, &checks, &plan, pool, &waiting).await?;
-            fetch_manifest(&plan, &checks, pool, &waiting).await
+            fetch_layers(context, &verifier, &plan, pool, &waiting).await?;
+            fetch_manifest(&plan, &verifier, pool, &waiting).await
         }
     };
     let id = record.id;
@@ -137,7 +136,7 @@ pub(crate) async fn fetch_collection(
         match Manifest::decode(bytes) {
             Ok(manifest) => Some(CollectionManifest { manifest: Arc::new(manifest), tree }),
             Err(error) => {
-                tracing::warn!(file = %id.short(), %error, "said to be a collection, and is none: fetched as a plain file");
+                tracing::warn!(file = %id.short(), %error, "its record says collection, but it is no manifest: downloads a plain file");
                 None
             }
         }
@@ -166,19 +165,19 @@ async fn local_bytes(context: &DownloadContext, record: &FileRecord) -> Result<O
 /// local failures. Failures of peers are retried until a peer has the layer.
 pub(crate) async fn fetch_layers(
     context: &DownloadContext,
-    checks: &Arc<UnitVerifier>,
+    verifier: &Arc<UnitVerifier>,
     plan: &Arc<Plan>,
     pool: &BootstrapPool,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Result<(), Problem> {
-    if let Some(id) = checks.false_empty() {
+    if let Some(id) = verifier.invalid_empty_file() {
         return Err(Problem::new(
             Reason::VerificationFailed,
-            format!("{id} claims to be an empty file and is not: nobody can have it"),
+            format!("{id} claims to be an empty file and is not: no peer can have it"),
         ));
     }
-    futures_util::stream::iter(checks.missing_layers())
-        .map(|file| fetch_layer(context, checks, plan, file, pool, waiting))
+    futures_util::stream::iter(verifier.missing_layers())
+        .map(|file| fetch_layer(context, verifier, plan, file, pool, waiting))
         .buffer_unordered(LAYERS_AT_ONCE)
         .try_collect::<()>()
         .await
@@ -186,7 +185,7 @@ pub(crate) async fn fetch_layers(
 
 async fn fetch_layer(
     context: &DownloadContext,
-    checks: &Arc<UnitVerifier>,
+    verifier: &Arc<UnitVerifier>,
     plan: &Arc<Plan>,
     file: usize,
     pool: &BootstrapPool,
@@ -196,10 +195,10 @@ async fn fetch_layer(
         return Ok(());
     };
     let library = context.library.clone();
-    let here = Arc::clone(checks);
+    let local_verifier = Arc::clone(verifier);
     let found = blocking(move || {
         let layer = library.find(&id)?.piece_hashes().ok()?;
-        here.add_layer(file, layer.to_vec()).then_some(())
+        local_verifier.add_layer(file, layer.to_vec()).then_some(())
     });
     if found.await?.is_some() {
         return Ok(());
@@ -212,14 +211,14 @@ async fn fetch_layer(
             blocking(move || tree_of(id, size, layer)).await?.ok_or_else(|| {
                 Problem::new(
                     Reason::VerificationFailed,
-                    format!("sent piece hashes that do not belong to {}", id.short()),
+                    format!("the piece hashes do not belong to {}", id.short()),
                 )
             })
         }
         .boxed()
     };
     let tree = pool.ask_any(op, waiting).await;
-    checks.add_layer(file, tree.piece_hashes);
+    verifier.add_layer(file, tree.piece_hashes);
     Ok(())
 }
 
@@ -227,19 +226,19 @@ async fn fetch_layer(
 /// manifest; otherwise a false claim would make a large file download twice.
 async fn fetch_manifest(
     plan: &Arc<Plan>,
-    checks: &Arc<UnitVerifier>,
+    verifier: &Arc<UnitVerifier>,
     pool: &BootstrapPool,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Vec<u8> {
     let mut bytes = Vec::new();
     let layout = FileLayout::new(plan.total());
-    let run = layout.map_or(1, |layout| (MANIFEST_REQUEST_BYTES / layout.piece_size()).max(1)) as usize;
+    let max_units = layout.map_or(1, |layout| (MANIFEST_REQUEST_BYTES / layout.piece_size()).max(1)) as usize;
     let units: Vec<u32> = (0..plan.unit_count()).collect();
-    let mut got = 0;
-    while got < units.len() {
+    let mut received = 0;
+    while received < units.len() {
         // The first unit alone shows whether the content is a manifest.
-        let max = if got == 0 { 1 } else { run };
-        let units = &units[got..units.len().min(got + max)];
+        let max = if received == 0 { 1 } else { max_units };
+        let units = &units[received..units.len().min(received + max)];
         if !bytes.is_empty() {
             if !bytes.starts_with(MAGIC) {
                 break;
@@ -247,12 +246,12 @@ async fn fetch_manifest(
             bytes.reserve_exact((plan.total() as usize).saturating_sub(bytes.len()));
         }
         let op = |client: PeerClient| {
-            let (plan, checks, units) = (Arc::clone(plan), Arc::clone(checks), units.to_vec());
-            fetch_units(client, plan, checks, units).boxed()
+            let (plan, verifier, units) = (Arc::clone(plan), Arc::clone(verifier), units.to_vec());
+            fetch_units(client, plan, verifier, units).boxed()
         };
-        let came = pool.ask_any(op, waiting).await;
-        got += came.len();
-        for unit in came {
+        let arrived = pool.ask_any(op, waiting).await;
+        received += arrived.len();
+        for unit in arrived {
             bytes.extend_from_slice(&unit);
         }
     }
@@ -264,20 +263,20 @@ async fn fetch_manifest(
 async fn fetch_units(
     client: PeerClient,
     plan: Arc<Plan>,
-    checks: Arc<UnitVerifier>,
+    verifier: Arc<UnitVerifier>,
     units: Vec<u32>,
 ) -> Result<Vec<Bytes>, Problem> {
-    let lie = |what: String| Problem::new(Reason::VerificationFailed, what);
+    let violation = |what: String| Problem::new(Reason::VerificationFailed, what);
     let deadline = Instant::now() + MANIFEST_TIMEOUT;
-    let late = |_| Problem::new(Reason::TimedOut, "sending the manifest took too long");
+    let timed_out = |_| Problem::new(Reason::TimedOut, "the peer took too long to send the manifest");
     let mut assembler = UnitAssembler::new(&plan, &units);
     let ranges = assembler.next_ranges(u64::MAX);
     let opened = timeout_at(deadline, client.download(&ranges)).await;
-    let mut stream = opened.map_err(late)??;
+    let mut stream = opened.map_err(timed_out)??;
     let mut done = Vec::with_capacity(units.len());
     while assembler.current().is_some() {
-        let part = match timeout_at(deadline, stream.next()).await.map_err(late) {
-            Ok(Ok(Some(part))) => part,
+        let chunk = match timeout_at(deadline, stream.next()).await.map_err(timed_out) {
+            Ok(Ok(Some(chunk))) => chunk,
             _ if !done.is_empty() => break,
             Ok(Err(problem)) | Err(problem) => return Err(problem),
             Ok(Ok(None)) => {
@@ -285,12 +284,13 @@ async fn fetch_units(
                 return Err(Problem::new(Reason::NotPotluck, message));
             }
         };
-        let taken = assembler.push(part);
-        if let Some((place, data)) = taken.map_err(|error| lie(error.to_string()))? {
-            let (checks, unit) = (Arc::clone(&checks), units[place]);
-            let good = blocking(move || checks.verify(unit, &data).then_some(data)).await?;
-            let good = good.ok_or_else(|| lie(format!("sent a manifest whose piece {unit} is false")))?;
-            done.push(good.into_bytes());
+        let complete = assembler.push(chunk);
+        if let Some((index, data)) = complete.map_err(|error| violation(error.to_string()))? {
+            let (verifier, unit) = (Arc::clone(&verifier), units[index]);
+            let verified = blocking(move || verifier.verify(unit, &data).then_some(data)).await?;
+            let verified = verified
+                .ok_or_else(|| violation(format!("piece {unit} of the manifest failed verification")))?;
+            done.push(verified.into_bytes());
         }
     }
     Ok(done)

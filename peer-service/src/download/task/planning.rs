@@ -5,10 +5,7 @@
 //! file until a peer reports a different number of units or the downloaded bytes are a manifest;
 //! then the bytes are examined once.
 
-use std::{
-    os::unix::fs::FileExt as _,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{os::unix::fs::FileExt as _, sync::Arc};
 
 use potluck_core::{
     Problem, Reason,
@@ -23,14 +20,17 @@ use potluck_core::{
 
 use crate::{
     download::{
-        engine::{active::ActiveDownload, verifier::UnitVerifier},
-        status::{DownloadState, reporter::StatusReporter},
-        storage::target::{self, DownloadTarget},
+        engine::verifier::UnitVerifier,
+        peers::bootstrap::BootstrapPool,
+        status::DownloadState,
+        storage::{
+            part_file::PartFile,
+            target::{self, DownloadTarget},
+        },
         task::{
-            DownloadRun,
-            bootstrap::BootstrapPool,
             metadata::{self, CollectionManifest},
             preexisting,
+            run_context::RunContext,
         },
     },
     fs::blocking::blocking,
@@ -46,159 +46,155 @@ pub(crate) struct PlannedDownload {
     pub(crate) plan: Arc<Plan>,
 }
 
-impl DownloadRun {
-    /// Collects what the run needs to know; `None` if the content is already at the target.
-    pub(crate) async fn plan(
-        &self,
-        reporter: &StatusReporter,
-        pool: &BootstrapPool,
-    ) -> Result<Option<PlannedDownload>, Problem> {
-        let waiting = |problem: Problem| reporter.set_state(DownloadState::Waiting, Some(problem));
-        let id = self.spec.id;
-        if let Some(path) = &self.spec.target {
-            target::check_target(path)?;
-        }
-        // An existing file at the target can be recognised without asking a peer.
-        let (asked, named, files) = (
-            self.spec.target.clone(),
-            self.spec.name.clone(),
-            self.context.files_folder.clone(),
-        );
-        let early = move || preexisting::early_target(asked.as_deref(), named.as_deref(), &files);
-        if let Some(target) = blocking(early).await? {
-            reporter.set_path(&target.path);
-            let label = match (&self.spec.name, &self.spec.target) {
-                (Some(name), _) => Some(Label::sanitize(name)),
-                // The user named the path, and no public name is known yet.
-                (None, Some(_)) => Some(metadata::fallback_name(id)),
-                (None, None) => None,
-            };
-            if preexisting::is_file_complete(&self.context, id, &target.path, label, reporter).await? {
-                return Ok(None);
-            }
-        }
-        let known = metadata::identify(&self.context, id, pool, waiting).await?;
-        let mut record = known.record;
-        // An earlier name stays, because the part file has that name.
-        let before = Some(self.status.borrow().name.clone()).filter(|name| !name.is_empty());
-        let name = match self
-            .spec
-            .name
-            .as_ref()
-            .or(before.as_ref())
-            .or(known.name.as_ref())
-        {
-            Some(name) => Label::sanitize(name),
-            None => metadata::fallback_name(id),
-        };
-        reporter.set_identity(name.as_str(), record.size);
-        let collection =
-            match metadata::claims_collection(&record) || self.kind_doubted.load(Ordering::Relaxed) {
-                true => metadata::fetch_collection(&self.context, &record, pool, waiting).await?,
-                false => None,
-            };
-        record.kind = if collection.is_some() {
-            FileKind::Collection
-        } else {
-            FileKind::File
-        };
-        let manifest = collection
-            .as_ref()
-            .map(|collection| Arc::clone(&collection.manifest));
-        let (asked, files, label) = (
-            self.spec.target.clone(),
-            self.context.files_folder.clone(),
-            name.clone(),
-        );
-        let of_collection = manifest.clone();
-        let target = blocking(move || {
-            preexisting::resolve_target(
-                id,
-                asked.as_deref(),
-                label.as_str(),
-                &files,
-                of_collection.as_deref(),
-            )
-        })
-        .await??;
-        reporter.set_path(&target.path);
-        let plan = match &manifest {
-            Some(manifest) => Plan::of_collection(manifest),
-            None => Plan::of_file(id, record.size)
-                .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?,
-        };
-        let plan = Arc::new(plan);
-        reporter.set_plan(record.kind, &plan);
-        let there = match &manifest {
-            Some(manifest) => {
-                preexisting::is_folder_complete(
-                    &self.context,
-                    &target.path,
-                    manifest,
-                    Some(name.clone()),
-                    reporter,
-                )
-                .await?
-            }
-            None => {
-                preexisting::is_file_complete(&self.context, id, &target.path, Some(name.clone()), reporter)
-                    .await?
-            }
-        };
-        if there {
-            return Ok(None);
-        }
-        if plan.expands() && !self.spec.allow_expansion {
-            return Err(expansion_refused(&plan));
-        }
-        Ok(Some(PlannedDownload {
-            record,
-            name: name.as_str().to_owned(),
-            collection,
-            target,
-            plan,
-        }))
+/// Collects what the run needs to know; `None` if the content is already at the target. With
+/// `kind_doubted`, examines the bytes of a supposed plain file.
+///
+/// # Errors
+/// If the target cannot be used, or something else is there.
+pub(crate) async fn plan(
+    context: &RunContext,
+    pool: &BootstrapPool,
+    kind_doubted: bool,
+) -> Result<Option<PlannedDownload>, Problem> {
+    let RunContext {
+        peer, spec, reporter, ..
+    } = context;
+    let waiting = |problem: Problem| context.show_waiting(problem);
+    if let Some(path) = &spec.target {
+        target::check_target(path)?;
     }
+    if is_early_target_complete(context).await? {
+        return Ok(None);
+    }
+    let known = metadata::identify(peer, spec.id, pool, waiting).await?;
+    let mut record = known.record;
+    // An earlier name stays, because the part file has that name.
+    let earlier = Some(context.channels.status.borrow().name.clone()).filter(|name| !name.is_empty());
+    let name = match spec.name.as_ref().or(earlier.as_ref()).or(known.name.as_ref()) {
+        Some(name) => Label::sanitize(name),
+        None => metadata::fallback_name(spec.id),
+    };
+    reporter.set_identity(name.as_str(), record.size);
+    let collection = match metadata::claims_collection(&record) || kind_doubted {
+        true => metadata::fetch_collection(peer, &record, pool, waiting).await?,
+        false => None,
+    };
+    record.kind = match &collection {
+        Some(_) => FileKind::Collection,
+        None => FileKind::File,
+    };
+    let manifest = collection
+        .as_ref()
+        .map(|collection| Arc::clone(&collection.manifest));
+    let target = resolve_target(context, &name, manifest.clone()).await?;
+    reporter.set_path(&target.path);
+    let plan = match &manifest {
+        Some(manifest) => Plan::of_collection(manifest),
+        None => Plan::of_file(spec.id, record.size)
+            .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?,
+    };
+    let plan = Arc::new(plan);
+    reporter.set_plan(record.kind, &plan);
+    let label = Some(name.clone());
+    let is_complete = match &manifest {
+        Some(manifest) => {
+            preexisting::is_folder_complete(peer, &target.path, manifest, label, reporter).await?
+        }
+        None => preexisting::is_file_complete(peer, spec.id, &target.path, label, reporter).await?,
+    };
+    if is_complete {
+        return Ok(None);
+    }
+    if plan.expands() && !spec.allow_expansion {
+        return Err(expansion_refused(&plan));
+    }
+    Ok(Some(PlannedDownload {
+        record,
+        name: name.as_str().to_owned(),
+        collection,
+        target,
+        plan,
+    }))
+}
 
-    /// Builds the verifier and downloads the piece layers that it needs.
-    pub(crate) async fn build_verifier(
-        &self,
-        planned: &PlannedDownload,
-        reporter: &StatusReporter,
-        pool: &BootstrapPool,
-    ) -> Result<Arc<UnitVerifier>, Problem> {
-        let waiting = |problem: Problem| reporter.set_state(DownloadState::Waiting, Some(problem));
-        let checks = Arc::new(UnitVerifier::new(Arc::clone(&planned.plan)));
-        metadata::fetch_layers(&self.context, &checks, &planned.plan, pool, &waiting).await?;
-        reporter.set_state(DownloadState::Preparing, None);
-        Ok(checks)
-    }
+/// Whether the content is at a target that follows from the request alone. No peer is needed for
+/// that.
+async fn is_early_target_complete(context: &RunContext) -> Result<bool, Problem> {
+    let RunContext {
+        peer, spec, reporter, ..
+    } = context;
+    let (target, name, files) = (spec.target.clone(), spec.name.clone(), peer.files_folder.clone());
+    let find = move || preexisting::early_target(target.as_deref(), name.as_deref(), &files);
+    let Some(target) = blocking(find).await? else {
+        return Ok(false);
+    };
+    reporter.set_path(&target.path);
+    let label = match (&spec.name, &spec.target) {
+        (Some(name), _) => Some(Label::sanitize(name)),
+        // The user named the path, and no public name is known yet.
+        (None, Some(_)) => Some(metadata::fallback_name(spec.id)),
+        (None, None) => None,
+    };
+    preexisting::is_file_complete(peer, spec.id, &target.path, label, reporter).await
+}
 
-    /// Whether a supposed plain file may be a manifest and was not examined yet.
-    pub(crate) fn may_be_collection(&self, plan: &Plan) -> bool {
-        plan.manifest().is_none()
-            && plan.total() <= MAX_MANIFEST_SIZE
-            && !self.kind_doubted.load(Ordering::Relaxed)
-    }
+async fn resolve_target(
+    context: &RunContext,
+    name: &Label,
+    manifest: Option<Arc<Manifest>>,
+) -> Result<DownloadTarget, Problem> {
+    let (id, requested) = (context.spec.id, context.spec.target.clone());
+    let (files, name) = (context.peer.files_folder.clone(), name.clone());
+    blocking(move || {
+        preexisting::resolve_target(
+            id,
+            requested.as_deref(),
+            name.as_str(),
+            &files,
+            manifest.as_deref(),
+        )
+    })
+    .await?
+}
 
-    /// Whether the downloaded bytes of a supposed plain file are a manifest.
-    pub(crate) async fn is_manifest(&self, download: &Arc<ActiveDownload>) -> Result<bool, Problem> {
-        let part = Arc::clone(&download.part_file);
-        if !self.may_be_collection(part.plan()) {
-            return Ok(false);
+/// Builds the verifier and downloads the piece layers that it needs.
+///
+/// # Errors
+/// As [`metadata::fetch_layers`].
+pub(crate) async fn build_verifier(
+    context: &RunContext,
+    planned: &PlannedDownload,
+    pool: &BootstrapPool,
+) -> Result<Arc<UnitVerifier>, Problem> {
+    let waiting = |problem: Problem| context.show_waiting(problem);
+    let verifier = Arc::new(UnitVerifier::new(Arc::clone(&planned.plan)));
+    metadata::fetch_layers(&context.peer, &verifier, &planned.plan, pool, &waiting).await?;
+    context.reporter.set_state(DownloadState::Preparing, None);
+    Ok(verifier)
+}
+
+/// Whether the supposed plain file of this plan may be a manifest.
+pub(crate) fn may_be_manifest(plan: &Plan) -> bool {
+    plan.manifest().is_none() && plan.total() <= MAX_MANIFEST_SIZE
+}
+
+/// Whether the downloaded bytes of a supposed plain file are a manifest.
+///
+/// # Errors
+/// Only if this process is ending.
+pub(crate) async fn is_manifest(part_file: &Arc<PartFile>) -> Result<bool, Problem> {
+    let part = Arc::clone(part_file);
+    blocking(move || {
+        // Finalizing reports a read error.
+        let Ok(file) = part.file(0) else { return false };
+        let mut bytes = vec![0; MAGIC.len()];
+        if file.read_exact_at(&mut bytes, 0).is_err() || bytes != MAGIC {
+            return false;
         }
-        blocking(move || {
-            // Finalizing reports a read error.
-            let Ok(file) = part.file(0) else { return false };
-            let mut bytes = vec![0; MAGIC.len()];
-            if file.read_exact_at(&mut bytes, 0).is_err() || bytes != MAGIC {
-                return false;
-            }
-            bytes.resize(part.plan().total() as usize, 0);
-            file.read_exact_at(&mut bytes, 0).is_ok() && Manifest::decode(bytes).is_ok()
-        })
-        .await
-    }
+        bytes.resize(part.plan().total() as usize, 0);
+        file.read_exact_at(&mut bytes, 0).is_ok() && Manifest::decode(bytes).is_ok()
+    })
+    .await
 }
 
 /// The error for a collection that would write many times its distinct content.
@@ -207,8 +203,8 @@ fn expansion_refused(plan: &Plan) -> Problem {
     Problem::new(
         Reason::ExpansionRefused,
         format!(
-            "the folder has {} MiB of distinct content and would write {} MiB, as many of its files are copies of each other: \
-             fetch it with --allow-expansion if that is wanted",
+            "the folder has {} MiB of distinct content and would write {} MiB, because many of its files are copies \
+             of each other: to download it nevertheless, give --allow-expansion",
             mib(plan.total()),
             mib(plan.written())
         ),

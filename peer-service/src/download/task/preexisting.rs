@@ -44,12 +44,16 @@ use crate::{
 const ANY_EXECUTE: u32 = 0o111;
 
 /// The target, if it follows from the request alone and is an existing file.
-pub(crate) fn early_target(asked: Option<&Path>, name: Option<&str>, files: &Path) -> Option<DownloadTarget> {
-    let target = match (asked, name) {
+pub(crate) fn early_target(
+    requested: Option<&Path>,
+    name: Option<&str>,
+    files: &Path,
+) -> Option<DownloadTarget> {
+    let target = match (requested, name) {
         (Some(path), _) if !path.is_dir() => Some(DownloadTarget {
             path: path.to_owned(),
         }),
-        (asked, Some(name)) => DownloadTarget::resolve(asked, name, files).ok(),
+        (requested, Some(name)) => DownloadTarget::resolve(requested, name, files).ok(),
         _ => None,
     };
     target.filter(|target| target.path.is_file())
@@ -60,27 +64,27 @@ pub(crate) fn early_target(asked: Option<&Path>, name: Option<&str>, files: &Pat
 /// folder.
 pub(crate) fn resolve_target(
     id: FileId,
-    asked: Option<&Path>,
+    requested: Option<&Path>,
     name: &str,
     files: &Path,
     manifest: Option<&Manifest>,
 ) -> Result<DownloadTarget, Problem> {
-    if let (Some(asked), Some(manifest)) = (asked, manifest)
-        && asked.is_dir()
+    if let (Some(folder), Some(manifest)) = (requested, manifest)
+        && folder.is_dir()
     {
-        target::check_target(asked)?;
+        target::check_target(folder)?;
         let own = DownloadTarget {
-            path: asked.to_owned(),
+            path: folder.to_owned(),
         };
-        let begun = ResumeState::load(&own.state())
+        let is_unfinished = ResumeState::load(&own.state())
             .ok()
             .flatten()
             .is_some_and(|state| state.id == id);
-        if begun || (!manifest.is_empty() && matches_manifest(asked, manifest)) {
+        if is_unfinished || (!manifest.is_empty() && matches_manifest(folder, manifest)) {
             return Ok(own);
         }
     }
-    DownloadTarget::resolve(asked, name, files)
+    DownloadTarget::resolve(requested, name, files)
 }
 
 /// Whether the file is already at `path`. A verified file is shared like a download, under this
@@ -96,7 +100,8 @@ pub(crate) async fn is_file_complete(
     label: Option<Label>,
     reporter: &StatusReporter,
 ) -> Result<bool, Problem> {
-    let (library, owned, threads) = (context.library.clone(), path.to_owned(), context.hash_threads);
+    let (library, owned) = (context.library.clone(), path.to_owned());
+    let threads = context.resources.hash_threads;
     let found = blocking_cancellable(move |stop| {
         let metadata = match fs::symlink_metadata(&owned) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -109,7 +114,7 @@ pub(crate) async fn is_file_complete(
         }
         if library
             .locate(&id)
-            .is_some_and(|here| fs::canonicalize(&owned).is_ok_and(|path| path == here))
+            .is_some_and(|shared| fs::canonicalize(&owned).is_ok_and(|path| path == shared))
         {
             return Ok(Some((metadata.len(), None)));
         }
@@ -136,8 +141,8 @@ pub(crate) async fn is_file_complete(
             .adopt_file(path.to_owned(), tree, stamp, None, label)
             .await
     {
-        tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
-        reporter.not_shared(problem);
+        tracing::warn!(path = %path.display(), %problem, "was at the target already, but cannot be shared");
+        reporter.set_not_shared(problem);
     }
     Ok(true)
 }
@@ -155,7 +160,7 @@ pub(crate) async fn is_folder_complete(
     label: Option<Label>,
     reporter: &StatusReporter,
 ) -> Result<bool, Problem> {
-    let (owned, listed) = (path.to_owned(), Arc::clone(manifest));
+    let (owned, expected) = (path.to_owned(), Arc::clone(manifest));
     let found = blocking_cancellable(move |stop| {
         match fs::symlink_metadata(&owned) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -163,12 +168,12 @@ pub(crate) async fn is_folder_complete(
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => return Err(target::target_exists(&owned)),
         }
-        if !matches_manifest(&owned, &listed) {
+        if !matches_manifest(&owned, &expected) {
             return Err(target::target_exists(&owned));
         }
-        let stamps = stamps_at(&owned, &listed).map_err(|_| target::target_exists(&owned))?;
-        match hash_folder(&owned, &listed, stop) {
-            Ok(hashes) => Ok(Some((listed.content_size(), stamps, hashes))),
+        let stamps = stamps_at(&owned, &expected).map_err(|_| target::target_exists(&owned))?;
+        match hash_folder(&owned, &expected, stop) {
+            Ok(hashes) => Ok(Some((expected.content_size(), stamps, hashes))),
             Err(error) if error.kind() == ErrorKind::InvalidData => Err(target::target_exists(&owned)),
             Err(error) => Err(target::target_unreadable(&owned, &error)),
         }
@@ -183,8 +188,8 @@ pub(crate) async fn is_folder_complete(
         .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes, label)
         .await;
     if let Err(problem) = adopted {
-        tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
-        reporter.not_shared(problem);
+        tracing::warn!(path = %path.display(), %problem, "was at the target already, but cannot be shared");
+        reporter.set_not_shared(problem);
     }
     Ok(true)
 }
@@ -204,7 +209,7 @@ fn matches_manifest(root: &Path, manifest: &Manifest) -> bool {
         match entry.content {
             EntryContent::EmptyDirectory => metadata.is_dir(),
             EntryContent::Link { target } => {
-                fs::read_link(&path).is_ok_and(|there| there == Path::new(target))
+                fs::read_link(&path).is_ok_and(|found| found == Path::new(target))
             }
             EntryContent::File { size, executable, .. } => {
                 let mode = metadata.permissions().mode();
@@ -245,7 +250,7 @@ fn hash_entry(
 /// The hashes of a finalized collection: from the verifier, or by hashing files that an earlier run
 /// downloaded. Stops early if cancelled.
 pub(crate) fn collect_hashes(
-    checks: &UnitVerifier,
+    verifier: &UnitVerifier,
     plan: &Plan,
     manifest: &Manifest,
     root: &Path,
@@ -254,7 +259,7 @@ pub(crate) fn collect_hashes(
     let mut hashes = EntryHashes::new(manifest.len());
     for (file, planned) in plan.files().enumerate() {
         let first = plan.first_entry(file).ok_or(ErrorKind::InvalidInput)?;
-        let tree = match (checks.tree(file), manifest.get(first)) {
+        let tree = match (verifier.tree(file), manifest.get(first)) {
             (Some(tree), _) => tree,
             (None, Some(entry)) => hash_entry(root, &entry, planned.size, stop)?,
             (None, None) => return Err(ErrorKind::InvalidInput.into()),

@@ -8,15 +8,23 @@
 //!   only if an earlier run of this download created it.
 //! - Links are created last, by [`CollectionTree::finish`], which also checks that the folder
 //!   contains every entry once and nothing else.
+//!
+//! | module | purpose |
+//! |---|---|
+//! | `probe` | tests which names the target's file system accepts and distinguishes |
+//! | `finish` | creates what no unit carries, and checks the folder |
+//! | `block_clone` | copies a file by sharing its blocks |
 
+mod block_clone;
+mod finish;
 mod probe;
 
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, ErrorKind, Read as _, Seek as _},
+    io::{self, ErrorKind},
     num::NonZeroUsize,
-    os::{fd::AsFd, unix::fs::OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::{
         Arc,
@@ -33,12 +41,10 @@ use potluck_core::{
     collection::{
         limits::BUNDLE_SIZE,
         manifest::{EntryContent, Manifest, fold},
-        path::RelPath,
         plan::Plan,
     },
-    identity::merkle::EMPTY_FILE,
 };
-use rustix::{fs::OFlags, io::Errno};
+use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
 use crate::download::storage::target::{self, AtEntry, NameClash};
@@ -50,17 +56,8 @@ const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
 /// Number of locks for file creation: enough that two concurrent writers rarely contend for one.
 const CREATION_LOCKS: u32 = 64;
 
-/// Bytes copied between two checks for cancellation: a few milliseconds of work.
-const COPY_STEP: u64 = 16 * 1024 * 1024;
-
-/// Bytes copied before each step is flushed: a flush of many GiB at the end could not be cancelled.
-const COPY_UNFLUSHED: u64 = 64 * 1024 * 1024;
-
 /// Maximum path length of the operating system, in bytes: `PATH_MAX` without the final zero.
 const MAX_SYSTEM_PATH: usize = if cfg!(target_os = "linux") { 4095 } else { 1023 };
-
-/// Maximum links named in the note about a file system without links.
-const NAMED_LINKS: usize = 3;
 
 /// The folder of a collection that is being downloaded.
 #[derive(Debug)]
@@ -75,7 +72,7 @@ pub(crate) struct CollectionTree {
     open_files: Mutex<LruCache<usize, Arc<File>>>,
     /// For a new folder: the entries whose files were created. With `n` locks, entry `i` is bit `i
     /// / n` of bitfield `i % n`.
-    created: Vec<Mutex<Bitfield>>,
+    created_entries: Vec<Mutex<Bitfield>>,
     /// Bytes that [`CollectionTree::finish`] has copied.
     copied: AtomicU64,
     /// Notes for the user on what the file system cannot preserve.
@@ -97,9 +94,9 @@ impl CollectionTree {
     /// Opens the folder at `path` and creates it if needed. The caller must then call
     /// [`CollectionTree::prepare`].
     pub(crate) fn open(path: &Path, manifest: Arc<Manifest>, plan: Arc<Plan>) -> io::Result<Self> {
-        let made = match std::fs::create_dir(path) {
+        let created = match std::fs::create_dir(path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            made => made.is_ok(),
+            created => created.is_ok(),
         };
         // This handle can be locked and flushed, unlike one that cap-std opens.
         let handle = File::options()
@@ -111,12 +108,12 @@ impl CollectionTree {
         let bits = || Mutex::new(Bitfield::new(entries / CREATION_LOCKS + 1));
         Ok(Self {
             dir: Dir::from_std_file(handle),
-            created: std::iter::repeat_with(bits)
+            created_entries: std::iter::repeat_with(bits)
                 .take(CREATION_LOCKS as usize)
                 .collect(),
             manifest,
             plan,
-            is_new: made,
+            is_new: created,
             open_files: Mutex::new(LruCache::new(OPEN_FILES)),
             copied: AtomicU64::new(0),
             not_kept: Mutex::default(),
@@ -139,7 +136,7 @@ impl CollectionTree {
         probe::check_names(&self.dir, path, &self.manifest, stop)?;
         for folder in self.manifest.folders() {
             if stop.is_cancelled() {
-                return Err(stopped());
+                return Err(target::stopped());
             }
             match self.dir.create_dir(folder) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists && !self.is_new => {}
@@ -168,8 +165,8 @@ impl CollectionTree {
         Err(Problem::new(
             Reason::TargetUnsuitable,
             format!(
-                "a path in it has {} bytes, and below {} it would have {len}: this system takes {MAX_SYSTEM_PATH}; \
-                 choose a target whose path is {} bytes shorter",
+                "a path in the collection has {} bytes, and below {} it would have {len}, but this system supports \
+                 {MAX_SYSTEM_PATH}: choose a target whose path is at least {} bytes shorter",
                 longest.len(),
                 path.display(),
                 len - MAX_SYSTEM_PATH
@@ -181,10 +178,10 @@ impl CollectionTree {
     /// The entry whose name is taken, and the entry that most likely took it.
     fn clash(&self, path: &str) -> NameClash {
         let folded = |path: &str| path.split('/').map(fold).collect::<Vec<_>>().join("/");
-        let is_wanted = folded(path);
+        let wanted = folded(path);
         let paths = || self.manifest.entries().map(|entry| entry.path.as_str());
         let mut others = self.manifest.folders().chain(paths());
-        let other = others.find(|other| *other != path && folded(other) == is_wanted);
+        let other = others.find(|other| *other != path && folded(other) == wanted);
         NameClash {
             first: other.unwrap_or("another name").to_owned(),
             second: path.to_owned(),
@@ -271,7 +268,7 @@ impl CollectionTree {
         if !self.is_new {
             return self.open_entry(entry, CreateMode::IfMissing);
         }
-        let created = &self.created[(entry % CREATION_LOCKS) as usize];
+        let created = &self.created_entries[(entry % CREATION_LOCKS) as usize];
         let bit = entry / CREATION_LOCKS;
         // Held during creation, so that the next writer sees the file.
         let mut created = created.lock();
@@ -314,7 +311,7 @@ impl CollectionTree {
             true => Ok((file, size)),
             false => Err(failed(io::Error::new(
                 ErrorKind::AlreadyExists,
-                "something that is no file is there",
+                "something other than a file is there",
             ))),
         }
     }
@@ -344,224 +341,4 @@ impl CollectionTree {
     pub(crate) fn not_kept(&self) -> Vec<String> {
         self.not_kept.lock().clone()
     }
-
-    /// Creates what no unit carries: empty files, copies of content with several paths, and links.
-    ///
-    /// # Errors
-    /// If the folder contains something that the manifest does not list, or a downloaded file is
-    /// missing; `Interrupted` if `stop` is cancelled.
-    pub(crate) fn finish(&self, stop: &CancellationToken) -> io::Result<()> {
-        self.handles().clear();
-        self.copied.store(0, Ordering::Relaxed);
-        for entries in self.manifest.contents() {
-            proceed(stop)?;
-            let is_empty = self.manifest.id(entries[0]) == Some(EMPTY_FILE);
-            if self.is_new && entries.len() == 1 && !is_empty {
-                continue;
-            }
-            let (first, size) = match is_empty {
-                true => self.open_to_write(entries[0])?,
-                false => self.open_entry(entries[0], CreateMode::Never)?,
-            };
-            let len = first.metadata()?.len();
-            if len < size {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
-            // An earlier run may have left a longer file.
-            if len > size {
-                first.set_len(size)?;
-            }
-            for &entry in &entries[1..] {
-                self.copy(&first, entry, stop)?;
-            }
-        }
-        let links = self.make_links(stop)?;
-        self.note_modes();
-        self.check_listing(links, stop)
-    }
-
-    /// Writes the content of `source` to an entry's file, by sharing its blocks if the file system
-    /// supports that.
-    fn copy(&self, source: &File, entry: u32, stop: &CancellationToken) -> io::Result<()> {
-        proceed(stop)?;
-        let (mut copy, size) = self.open_to_write(entry)?;
-        copy.set_len(0)?;
-        if size == 0 {
-            return Ok(());
-        }
-        let failed = |error| {
-            let path = self.manifest.get(entry).map_or("", |entry| entry.path.as_str());
-            AtEntry::wrap(path, error)
-        };
-        if clone_file(source, &copy).is_ok() {
-            self.copied.fetch_add(size, Ordering::Relaxed);
-            return Ok(());
-        }
-        let mut source = source.try_clone()?;
-        source.rewind()?;
-        loop {
-            proceed(stop)?;
-            // `io::copy` copies within the kernel if possible.
-            let step = io::copy(&mut (&source).take(COPY_STEP), &mut copy).map_err(failed)?;
-            if step == 0 {
-                return Ok(());
-            }
-            let copied = self.copied.fetch_add(step, Ordering::Relaxed) + step;
-            if copied > COPY_UNFLUSHED {
-                copy.sync_data().map_err(failed)?;
-            }
-        }
-    }
-
-    /// Creates the links and returns their number, which is 0 if the file system has no links.
-    fn make_links(&self, stop: &CancellationToken) -> io::Result<usize> {
-        let (mut made, mut lost) = (0, Vec::new());
-        for entry in self.manifest.entries() {
-            let EntryContent::Link { target } = entry.content else {
-                continue;
-            };
-            proceed(stop)?;
-            match self.link(entry.path, target) {
-                Ok(()) => made += 1,
-                Err(error) if made == 0 && cannot_link(&error) => lost.push(entry.path.as_str()),
-                Err(error) => return Err(AtEntry::wrap(entry.path.as_str(), error)),
-            }
-        }
-        if !lost.is_empty() {
-            let count = lost.len();
-            lost.truncate(NAMED_LINKS);
-            let more = if count > lost.len() { ", …" } else { "" };
-            let named = lost.join("`, `");
-            self.note(format!(
-                "the file system cannot have links: {count} left out (`{named}`{more})"
-            ));
-        }
-        Ok(made)
-    }
-
-    fn link(&self, path: RelPath<'_>, target: &str) -> io::Result<()> {
-        match self.dir.read_link_contents(path.as_str()) {
-            Ok(there) if there == Path::new(target) => return Ok(()),
-            Ok(_) => self.dir.remove_file(path.as_str())?,
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        self.dir.symlink(target, path.as_str())
-    }
-
-    fn note(&self, what: String) {
-        let mut not_kept = self.not_kept.lock();
-        if !not_kept.contains(&what) {
-            not_kept.push(what);
-        }
-    }
-
-    /// Adds a note if the file system does not keep the executable bit. Checks one executable and
-    /// one plain file.
-    fn note_modes(&self) {
-        use cap_std::fs::PermissionsExt as _;
-        let mut executables = 0_usize;
-        let (mut plain_seen, mut is_kept) = (false, true);
-        for entry in self.manifest.entries() {
-            let EntryContent::File { executable, .. } = entry.content else {
-                continue;
-            };
-            executables += usize::from(executable);
-            let is_first = match executable {
-                true => executables == 1,
-                false => !std::mem::replace(&mut plain_seen, true),
-            };
-            if is_first && let Ok(there) = self.dir.symlink_metadata(entry.path.as_str()) {
-                is_kept &= (there.permissions().mode() & 0o100 != 0) == executable;
-            }
-        }
-        if executables > 0 && !is_kept {
-            self.note(format!(
-                "the file system does not keep which files may be executed: {executables} are executable in the original"
-            ));
-        }
-    }
-
-    /// Fails if the folder contains something that the manifest does not list or imply, or fewer
-    /// entries than listed; this detects two entries that share a file. `links` is the number of
-    /// links created.
-    fn check_listing(&self, links: usize, stop: &CancellationToken) -> io::Result<()> {
-        let all_links = self
-            .manifest
-            .entries()
-            .filter(|entry| matches!(entry.content, EntryContent::Link { .. }))
-            .count();
-        let expected = self.manifest.len() - all_links + links;
-        let mut listed = 0;
-        let mut folders = vec![Path::new(".").to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in self.dir.read_dir(&folder)? {
-                proceed(stop)?;
-                let entry = entry?;
-                let path = folder.join(entry.file_name());
-                let relative = path.strip_prefix(".").unwrap_or(&path);
-                let found = relative.to_str().map(|path| {
-                    let is_entry = self.manifest.find(path).is_some();
-                    (is_entry, is_entry || self.manifest.is_folder(path))
-                });
-                let Some((is_entry, true)) = found else {
-                    return Err(io::Error::new(
-                        ErrorKind::AlreadyExists,
-                        format!(
-                            "{} is in the folder and does not belong to it",
-                            relative.display()
-                        ),
-                    ));
-                };
-                listed += usize::from(is_entry);
-                if entry.file_type()?.is_dir() {
-                    folders.push(path);
-                }
-            }
-        }
-        if listed == expected {
-            return Ok(());
-        }
-        // Every entry exists but the folder has fewer, so two entries share a file.
-        for entry in self.manifest.entries() {
-            let path = entry.path.as_str();
-            if !matches!(entry.content, EntryContent::Link { .. }) {
-                let there = self.dir.symlink_metadata(path);
-                there.map_err(|error| AtEntry::wrap(path, error))?;
-            }
-        }
-        Err(io::Error::other(NameClash {
-            first: "one of its names".into(),
-            second: "another".into(),
-        }))
-    }
-}
-
-/// The problem that ends work on a folder after cancellation.
-fn stopped() -> Problem {
-    Problem::new(Reason::Cancelled, "stopped; what was fetched is kept")
-}
-
-fn proceed(stop: &CancellationToken) -> io::Result<()> {
-    match stop.is_cancelled() {
-        true => Err(ErrorKind::Interrupted.into()),
-        false => Ok(()),
-    }
-}
-
-/// Whether the error means that the file system has no links.
-fn cannot_link(error: &io::Error) -> bool {
-    let errno = Errno::from_io_error(error);
-    matches!(errno, Some(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP))
-}
-
-/// Makes the empty file `copy` share all blocks of `source`.
-#[cfg(target_os = "linux")]
-fn clone_file(source: impl AsFd, copy: impl AsFd) -> io::Result<()> {
-    Ok(rustix::fs::ioctl_ficlone(copy, source)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn clone_file(_source: impl AsFd, _copy: impl AsFd) -> io::Result<()> {
-    Err(ErrorKind::Unsupported.into())
 }

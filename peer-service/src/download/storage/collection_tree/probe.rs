@@ -17,16 +17,16 @@ use potluck_core::{Problem, collection::manifest::Manifest};
 use tokio_util::sync::CancellationToken;
 
 use crate::download::storage::{
-    collection_tree::stopped,
+    collection_tree::block_clone::clone_file,
     target::{self, NameClash, RESERVED},
 };
 
 /// Maximum names tested for collisions. Further collisions are detected when the second file is
 /// created, which is exclusive.
-const MAX_TRIED: usize = 4096;
+const MAX_TESTED: usize = 4096;
 
 /// Maximum names tested for non-ASCII characters, which some file systems reject.
-const MAX_FOREIGN: usize = 32;
+const MAX_NON_ASCII: usize = 32;
 
 /// Maximum name length that every common file system accepts, in bytes; the limit of eCryptfs.
 const SHORT_NAME: usize = 143;
@@ -72,11 +72,11 @@ impl<'a> Probe<'a> {
     }
 
     /// Finds the existing name that the file system equates with `name`.
-    fn same_as<'n>(&self, there: &[&'n str], name: &str) -> io::Result<Option<&'n str>> {
-        for other in there {
+    fn same_as<'n>(&self, created: &[&'n str], name: &str) -> io::Result<Option<&'n str>> {
+        for other in created {
             self.dir.remove_file(other)?;
         }
-        for other in there {
+        for other in created {
             drop(self.create(other)?);
             let is_same = matches!(self.create(name), Err(error) if error.kind() == ErrorKind::AlreadyExists);
             self.dir.remove_file(other)?;
@@ -92,7 +92,7 @@ impl<'a> Probe<'a> {
 impl Drop for Probe<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.parent.remove_dir_all(&self.name) {
-            tracing::debug!(%error, "a folder to try names in could not be removed");
+            tracing::debug!(%error, "could not remove the folder for testing names");
         }
     }
 }
@@ -118,7 +118,7 @@ pub(crate) fn check_names(
     let probe = Probe::make(dir, manifest).map_err(failed)?;
     for path in odd {
         if stop.is_cancelled() {
-            return Err(stopped());
+            return Err(target::stopped());
         }
         let name = name_of(path);
         let at = root.join(path);
@@ -126,33 +126,33 @@ pub(crate) fn check_names(
             Ok(_) => {}
             // The temporary folder exists, so the error concerns the name, even if the path's own
             // folder does not exist yet.
-            Err(error) if target::is_of_name(&root.join(&probe.name).join(name), &error) => {
-                return Err(target::name_not_taken(&at, &error));
+            Err(error) if target::is_name_error(&root.join(&probe.name).join(name), &error) => {
+                return Err(target::name_rejected(&at, &error));
             }
             Err(error) => return Err(target::target_problem(&at, &error)),
         }
         if name.ends_with(['.', ' ']) && !probe.is_listed(name).map_err(failed)? {
-            let error = io::Error::other("it is given another name");
-            return Err(target::name_not_taken(&at, &error));
+            let error = io::Error::other("it stores another name");
+            return Err(target::name_rejected(&at, &error));
         }
         probe.dir.remove_file(name).map_err(failed)?;
     }
-    let mut tried = 0;
+    let mut tested = 0;
     for group in groups {
-        let mut there: Vec<&str> = Vec::with_capacity(group.len());
+        let mut created: Vec<&str> = Vec::with_capacity(group.len());
         for &path in &group {
             if stop.is_cancelled() {
-                return Err(stopped());
+                return Err(target::stopped());
             }
-            if tried == MAX_TRIED {
+            if tested == MAX_TESTED {
                 return Ok(());
             }
-            tried += 1;
+            tested += 1;
             let name = name_of(path);
             match probe.create(name) {
-                Ok(_) => there.push(name),
+                Ok(_) => created.push(name),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    let other = probe.same_as(&there, name).map_err(failed)?;
+                    let other = probe.same_as(&created, name).map_err(failed)?;
                     let first = other.and_then(|other| group.iter().find(|path| name_of(path) == other));
                     let clash = NameClash {
                         first: (*first.unwrap_or(&group[0])).to_owned(),
@@ -163,7 +163,7 @@ pub(crate) fn check_names(
                 Err(error) => return Err(target::target_problem(&root.join(path), &error)),
             }
         }
-        for name in there {
+        for name in created {
             probe.dir.remove_file(name).map_err(failed)?;
         }
     }
@@ -172,13 +172,13 @@ pub(crate) fn check_names(
 
 /// Whether files in this folder can share blocks, so that copies need no space.
 pub(crate) fn can_clone(dir: &Dir, manifest: &Manifest) -> bool {
-    let tried = || -> io::Result<()> {
+    let test = || -> io::Result<()> {
         let probe = Probe::make(dir, manifest)?;
         let mut source = probe.create("a")?;
         source.write_all(&[1; 4096])?;
-        crate::download::storage::collection_tree::clone_file(&source, &probe.create("b")?)
+        clone_file(&source, &probe.create("b")?)
     };
-    tried().is_ok()
+    test().is_ok()
 }
 
 fn name_of(path: &str) -> &str {
@@ -190,10 +190,10 @@ fn odd_paths(manifest: &Manifest) -> Vec<&str> {
     let mut odd = Vec::new();
     let mut reserved = HashSet::new();
     let (mut dot, mut space) = (false, false);
-    let mut foreign: HashSet<char> = HashSet::new();
-    let mut foreign_names = 0;
+    let mut non_ascii: HashSet<char> = HashSet::new();
+    let mut non_ascii_names = 0;
     let mut longest: Option<&str> = None;
-    let mut look = |path| {
+    let mut examine = |path| {
         let name = name_of(path);
         let mut is_odd = false;
         for c in RESERVED {
@@ -201,11 +201,11 @@ fn odd_paths(manifest: &Manifest) -> Vec<&str> {
         }
         is_odd |= name.ends_with('.') && !std::mem::replace(&mut dot, true);
         is_odd |= name.ends_with(' ') && !std::mem::replace(&mut space, true);
-        if !name.is_ascii() && foreign_names < MAX_FOREIGN {
-            let before = foreign.len();
-            foreign.extend(name.chars().filter(|c| !c.is_ascii()));
-            if foreign.len() > before {
-                foreign_names += 1;
+        if !name.is_ascii() && non_ascii_names < MAX_NON_ASCII {
+            let before = non_ascii.len();
+            non_ascii.extend(name.chars().filter(|c| !c.is_ascii()));
+            if non_ascii.len() > before {
+                non_ascii_names += 1;
                 is_odd = true;
             }
         }
@@ -216,8 +216,8 @@ fn odd_paths(manifest: &Manifest) -> Vec<&str> {
             odd.push(path);
         }
     };
-    manifest.folders().for_each(&mut look);
-    manifest.entries().for_each(|entry| look(entry.path.as_str()));
+    manifest.folders().for_each(&mut examine);
+    manifest.entries().for_each(|entry| examine(entry.path.as_str()));
     odd.extend(longest);
     odd
 }

@@ -8,18 +8,25 @@
 //! - After a failed flush, no later flush succeeds.
 //! - A lock gives the part to one process at a time.
 //!
+//! | module | purpose |
+//! |---|---|
+//! | `part_storage` | the file or folder that holds the data |
+//! | `removal` | the lock on a part, and the removal of parts |
+//!
 //! All calls block, so they run on blocking threads. Non-goals: the meaning of the data, its
 //! origin, and its final name ([`crate::download::storage::finalize`]).
 
+mod part_storage;
+mod removal;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    fs::{self, File, Metadata, OpenOptions},
+    fs::{self, File, Metadata},
     io::{self, ErrorKind},
     os::{
-        fd::{AsFd, BorrowedFd},
-        unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+        fd::BorrowedFd,
+        unix::fs::{FileExt as _, MetadataExt as _},
     },
     path::Path,
     sync::{
@@ -36,7 +43,7 @@ use potluck_core::{
     read_buffer::ReadBuffer,
 };
 use rustix::{
-    fs::{FallocateFlags, FlockOperation, OFlags},
+    fs::{FallocateFlags, FlockOperation},
     io::Errno,
 };
 use tokio_util::sync::CancellationToken;
@@ -46,12 +53,15 @@ use crate::{
         engine::chunk_list::ChunkList,
         storage::{
             collection_tree::CollectionTree,
+            part_file::{part_storage::open_file, removal::try_lock},
             resume_state::ResumeState,
             target::{self, DownloadTarget},
         },
     },
     fs::{durable, page_cache},
 };
+
+pub(crate) use self::{part_storage::PartStorage, removal::remove};
 
 /// Bytes left free on the disk, because a full disk harms every other program.
 const RESERVE: u64 = 16 * 1024 * 1024;
@@ -137,25 +147,25 @@ impl PartFile {
         if !fits || (before.is_some() && state.as_ref().is_some_and(|state| state.id != id)) {
             return Err(in_use(&path));
         }
-        let body = match manifest {
+        let storage = match manifest {
             Some(manifest) => {
                 PartStorage::Tree(CollectionTree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?)
             }
             None => PartStorage::File(Arc::new(open_file(&path, before.is_some()).map_err(failed)?)),
         };
-        let device = body.device().map_err(failed)?;
+        let device = storage.device().map_err(failed)?;
         let part = Self {
             id,
             target,
             plan,
-            never_waits: matches!(&body, PartStorage::File(file) if page_cache::never_waits(file)),
-            storage: body,
+            never_waits: storage.never_waits(),
+            storage,
             device,
             has_valid_resume_state: AtomicBool::new(false),
             sync_error: OnceLock::new(),
         };
         part.lock(&path)?;
-        let made = before.is_none();
+        let is_new = before.is_none();
         let found = match (before, state) {
             (None, _) => FoundPart::Created,
             (Some(before), Some(state)) if ours && part.matches_state(&before, &state) => {
@@ -168,7 +178,7 @@ impl PartFile {
             Ok(()) => Ok((part, found)),
             Err(problem) => {
                 // A new part holds no data, so it is removed instead of occupying space.
-                if made {
+                if is_new {
                     part.remove_empty(&path);
                     let _ = fs::remove_file(part.target.state());
                 }
@@ -210,12 +220,8 @@ impl PartFile {
     }
 
     fn remove_empty(&self, path: &Path) {
-        let removed = match &self.storage {
-            PartStorage::File(_) => fs::remove_file(path),
-            PartStorage::Tree(_) => fs::remove_dir_all(path),
-        };
-        if let Err(error) = removed {
-            tracing::debug!(path = %path.display(), %error, "an empty part could not be removed");
+        if let Err(error) = self.storage.remove(path) {
+            tracing::debug!(path = %path.display(), %error, "could not remove an empty part");
         }
     }
 
@@ -244,8 +250,8 @@ impl PartFile {
     pub(crate) fn is_at_path(&self) -> bool {
         let path = self.target.part();
         let of = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-        let (named, held) = (rustix::fs::lstat(&path), rustix::fs::fstat(self.handle()));
-        matches!((named.map(of), held.map(of)), (Ok(named), Ok(held)) if named == held)
+        let (at_path, open) = (rustix::fs::lstat(&path), rustix::fs::fstat(self.handle()));
+        matches!((at_path.map(of), open.map(of)), (Ok(at_path), Ok(open)) if at_path == open)
     }
 
     fn handle(&self) -> BorrowedFd<'_> {
@@ -356,10 +362,7 @@ impl PartFile {
 
     /// The file at this index of the plan.
     pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
-        match &self.storage {
-            PartStorage::File(file) => Ok(Arc::clone(file)),
-            PartStorage::Tree(tree) => tree.file(index),
-        }
+        self.storage.file(index)
     }
 
     /// Writes a verified unit.
@@ -369,10 +372,7 @@ impl PartFile {
     pub(crate) fn write(&self, unit: u32, data: &ChunkList) -> io::Result<()> {
         let mut at = 0;
         for span in self.plan.spans(unit) {
-            let file = match &self.storage {
-                PartStorage::Tree(tree) => tree.new_file(span.file)?,
-                PartStorage::File(file) => Arc::clone(file),
-            };
+            let file = self.storage.file_to_write(span.file)?;
             let mut offset = span.offset;
             for bytes in data.slices(at..at + span.len as usize) {
                 file.write_all_at(bytes, offset)?;
@@ -420,18 +420,14 @@ impl PartFile {
         if let Some(error) = self.sync_error.get() {
             return Err(sync_failure(error));
         }
-        let flushed = match &self.storage {
-            PartStorage::File(file) => file.sync_data(),
-            PartStorage::Tree(tree) => sync_tree(tree),
-        };
-        flushed.map_err(|error| {
+        self.storage.sync().map_err(|error| {
             let first = self.sync_error.get_or_init(|| error);
             // Without a trusted state, the next run would verify the data by reading it, and the
             // page cache may still show data that the disk lost. Hence writes an empty state.
             if !self.has_valid_resume_state()
                 && let Err(problem) = self.write_state(&Bitfield::new(self.plan.unit_count()))
             {
-                tracing::warn!(%problem, "the resume state could not be written");
+                tracing::warn!(%problem, "could not write the resume state");
             }
             sync_failure(first)
         })
@@ -483,53 +479,11 @@ impl Drop for PartFile {
     }
 }
 
-/// Takes the lock on a part; false if another holder has it. On file systems without locks it
-/// always succeeds.
-fn try_lock(part: impl AsFd) -> bool {
-    rustix::fs::flock(part, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
-}
-
-/// Removes the unfinished download of this id, unless another download is writing it.
-///
-/// # Errors
-/// The file system's error.
-pub(crate) fn remove(id: FileId, target: &DownloadTarget) -> io::Result<()> {
-    let state = target.state();
-    // Removes only what a resume state of this download identifies.
-    if ResumeState::load(&state)?.is_none_or(|state| state.id != id) {
-        return Ok(());
-    }
-    let part = target.part();
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let held = match OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits() as i32)
-        .open(&part)
-    {
-        Ok(held) => held,
-        Err(error) if error.kind() == ErrorKind::NotFound => return fs::remove_file(state),
-        Err(error) => return Err(error),
-    };
-    // A running download to the same target may hold the part.
-    if !try_lock(&held) {
-        tracing::info!(part = %part.display(), "another download is writing it: nothing was removed");
-        return Ok(());
-    }
-    let held = held.metadata()?;
-    match held.is_dir() {
-        true => fs::remove_dir_all(&part)?,
-        false if held.is_file() => fs::remove_file(&part)?,
-        // Not created by a download.
-        false => return Ok(()),
-    }
-    fs::remove_file(state)
-}
-
 /// Keeps the error kind, because a new part can succeed once a full disk has space.
 fn sync_failure(error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
-        format!("some of what was written did not reach the disk ({error}); see that it works and resume"),
+        format!("some of the written data did not reach the disk ({error}); check the disk and resume"),
     )
 }
 
@@ -537,8 +491,8 @@ fn in_use(part: &Path) -> Problem {
     Problem::new(
         Reason::TargetExists,
         format!(
-            "{} is there already and is no part of this: it may be another download that has not ended; \
-             cancel that, move it away, or choose another target",
+            "{} exists and does not belong to this download; it may belong to another unfinished download: cancel \
+             that one, move it away, or choose another target",
             part.display()
         ),
     )
@@ -548,58 +502,4 @@ fn in_use(part: &Path) -> Problem {
 /// Whether a folder is empty.
 fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-/// Opens an existing part file, or creates it exclusively so that a file created meanwhile is not
-/// used.
-fn open_file(path: &Path, is_there: bool) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(!is_there)
-        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-        .open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other("something that is no file is there")),
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn sync_tree(tree: &CollectionTree) -> io::Result<()> {
-    // One call instead of one for each of thousands of files.
-    Ok(rustix::fs::syncfs(tree.dir())?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn sync_tree(_tree: &CollectionTree) -> io::Result<()> {
-    rustix::fs::sync();
-    Ok(())
-}
-
-/// The file or folder that holds the data of a part.
-#[derive(Debug)]
-pub(crate) enum PartStorage {
-    /// A plain file.
-    File(Arc<File>),
-    /// The folder of a collection.
-    Tree(CollectionTree),
-}
-
-impl PartStorage {
-    pub(crate) fn handle(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::File(file) => file.as_fd(),
-            Self::Tree(tree) => tree.dir().as_fd(),
-        }
-    }
-
-    /// The device number of the file system.
-    #[allow(
-        clippy::unnecessary_cast,
-        reason = "`st_dev` is of another type on other systems"
-    )]
-    pub(crate) fn device(&self) -> io::Result<u64> {
-        Ok(rustix::fs::fstat(self.handle())?.st_dev as u64)
-    }
 }

@@ -1,8 +1,13 @@
-use super::*;
+//! Parts on disk: resume, damage, and file systems that fail.
+
+use std::fs::OpenOptions;
+
 use potluck_core::collection::{
     manifest::{EntryContent, ManifestEntry},
     path::RelPath,
 };
+
+use super::*;
 
 const ID: FileId = FileId([7; 32]);
 
@@ -15,7 +20,7 @@ fn open(folder: &Path) -> Result<PartFile, Problem> {
 }
 
 #[test]
-fn a_part_that_somebody_writes_is_not_removed() {
+fn a_part_in_use_is_not_removed() {
     let folder = tempfile::tempdir().unwrap();
     let part = open(folder.path()).unwrap();
     let (target, there) = (part.target().clone(), || {
@@ -31,7 +36,7 @@ fn a_part_that_somebody_writes_is_not_removed() {
 }
 
 #[test]
-fn what_is_served_is_not_made_where_its_owner_removed_it() {
+fn reading_does_not_recreate_a_file_that_its_owner_removed() {
     let folder = tempfile::tempdir().unwrap();
     let target = DownloadTarget {
         path: folder.path().join("out"),
@@ -65,7 +70,7 @@ fn what_is_served_is_not_made_where_its_owner_removed_it() {
 }
 
 #[test]
-fn a_flush_that_failed_once_is_never_believed_again() {
+fn no_flush_succeeds_after_one_has_failed() {
     let folder = tempfile::tempdir().unwrap();
     let mut part = open(folder.path()).unwrap();
     let units = part.plan().unit_count();
@@ -90,7 +95,7 @@ fn a_flush_that_failed_once_is_never_believed_again() {
         assert_eq!(
             state(),
             Some(none.clone()),
-            "it speaks of nothing that was not flushed"
+            "it lists no unit that was not flushed"
         );
     }
     let finished = crate::download::storage::finalize::finalize(&part, None, &CancellationToken::new());
@@ -99,7 +104,7 @@ fn a_flush_that_failed_once_is_never_believed_again() {
 }
 
 #[test]
-fn a_flush_without_room_is_made_good_by_a_new_part_with_what_was_flushed_before() {
+fn after_a_flush_without_room_a_new_part_continues_with_the_flushed_units() {
     let folder = tempfile::tempdir().unwrap();
     let target = DownloadTarget {
         path: folder.path().join("out"),
@@ -132,7 +137,7 @@ fn a_flush_without_room_is_made_good_by_a_new_part_with_what_was_flushed_before(
 }
 
 #[test]
-fn what_was_copied_or_cut_short_is_not_believed() {
+fn a_copied_or_truncated_part_is_not_trusted() {
     let folder = tempfile::tempdir().unwrap();
     let target = DownloadTarget {
         path: folder.path().join("out"),
@@ -160,20 +165,20 @@ fn what_was_copied_or_cut_short_is_not_believed() {
     assert_eq!(found, FoundPart::Unverified);
     checkpoint(&copied);
     drop(copied);
-    assert_eq!(open().1, FoundPart::Resume(have.clone()), "looked through since");
+    assert_eq!(open().1, FoundPart::Resume(have.clone()), "verified since");
     let file = OpenOptions::new().write(true).open(&part).unwrap();
     file.set_len((1 << 20) - 1).unwrap();
     for _ in 0..2 {
         assert_eq!(
             open().1,
             FoundPart::Unverified,
-            "also where it was stopped before it was looked through"
+            "also if it was stopped before it was verified"
         );
     }
 }
 
 #[test]
-fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
+fn a_folder_that_lost_data_is_not_trusted_or_filled_with_zeros() {
     let folder = tempfile::tempdir().unwrap();
     let target = DownloadTarget {
         path: folder.path().join("out"),
@@ -268,7 +273,7 @@ fn names(folder: &Path) -> Vec<std::ffi::OsString> {
 }
 
 #[test]
-fn a_file_that_another_name_led_to_is_never_written() {
+fn a_file_of_another_entry_is_never_written() {
     let folder = tempfile::tempdir().unwrap();
     let entries = [small_file("README", b"two"), small_file("Readme", b"one")];
     let part = open_folder(folder.path(), &entries, &CancellationToken::new()).unwrap();
@@ -291,7 +296,7 @@ fn a_file_that_another_name_led_to_is_never_written() {
 }
 
 #[test]
-fn a_folder_that_no_state_shows_to_be_a_download_is_left_alone() {
+fn a_folder_without_a_resume_state_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let there = folder.path().join("out.part");
     fs::create_dir(&there).unwrap();
@@ -306,13 +311,13 @@ fn a_folder_that_no_state_shows_to_be_a_download_is_left_alone() {
     assert_eq!(open().unwrap_err().reason, Reason::TargetExists);
     assert_eq!(fs::read(there.join("a")).unwrap(), b"theirs");
     fs::remove_file(there.join("a")).unwrap();
-    drop(open().expect("an empty one is as good as none"));
+    drop(open().expect("an empty folder can be used"));
     fs::write(folder.path().join("out.part.state"), "damaged").unwrap();
-    open().expect("what a damaged state was of is verified");
+    open().expect("a damaged state means that everything is verified");
 }
 
 #[test]
-fn paths_that_would_be_too_long_are_refused_before_anything_is_written() {
+fn too_long_paths_are_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let long = vec!["x".repeat(250); 15].join("/");
     let below = folder.path().join("y".repeat(200)).join("z".repeat(150));
@@ -326,7 +331,7 @@ fn paths_that_would_be_too_long_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn a_stop_while_the_folders_are_made_leaves_nothing() {
+fn a_stop_while_the_folders_are_created_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
     stop.cancel();
@@ -336,7 +341,7 @@ fn a_stop_while_the_folders_are_made_leaves_nothing() {
 }
 
 #[test]
-fn copies_are_counted_and_a_stop_ends_them() {
+fn copied_bytes_are_counted_and_a_stop_ends_copying() {
     let folder = tempfile::tempdir().unwrap();
     let entries = ["a", "b", "c"].map(|path| small_file(path, b"content"));
     let stop = CancellationToken::new();
@@ -356,7 +361,7 @@ fn copies_are_counted_and_a_stop_ends_them() {
 }
 
 #[test]
-fn what_is_no_file_in_the_place_of_a_part_or_its_state_is_refused_and_not_waited_for() {
+fn a_pipe_folder_or_link_in_place_of_a_part_or_its_state_is_refused_without_waiting() {
     use rustix::fs::{CWD, FileType, Mode};
     type Put = (&'static str, fn(&Path));
     let put: [Put; 3] = [

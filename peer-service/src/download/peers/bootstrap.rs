@@ -1,15 +1,15 @@
 //! Asks peers for the metadata that a download needs before the swarm starts.
 //!
 //! Silent peers must not delay those that would answer. If no peer answers within [`STAGGER`], the
-//! pool doubles the number of peers that it asks. Hosts take turns, and hosts with silent peers
-//! come last.
+//! pool doubles the number of peers that it asks. It asks one peer of every host before a second of
+//! any, and peers of silent hosts last.
 //!
 //! Invariants:
 //!
 //! - A peer whose answer failed verification is banned. It is asked again only if all others
 //!   failed, after a delay that grows with each ban; its address and violation are kept.
 //! - At most [`MAX_CONCURRENT`] peers are asked concurrently, plus as many that have been silent
-//!   for [`SILENT`].
+//!   for [`SILENCE_TIMEOUT`].
 //! - At most [`MAX_CONCURRENT`] connections are kept.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
@@ -24,10 +24,11 @@ use tokio::{
 };
 
 use crate::download::peers::{
-    MAX_CONNECTED,
-    client::PeerClient,
     diagnostics::no_provider_serves,
-    discovery::{Host, HostTurns, PeerCandidate, PeerCandidates},
+    discovery::{PeerCandidate, PeerCandidates},
+    host::{Host, HostRounds, SilentHosts},
+    peer_set::{KnownPeers, MAX_CONNECTED},
+    rpc::client::PeerClient,
 };
 use potluck_swarm::{BAN, MAX_BAN};
 
@@ -35,10 +36,7 @@ use potluck_swarm::{BAN, MAX_BAN};
 const STAGGER: Duration = Duration::from_millis(250);
 
 /// Time after which a peer counts as silent and frees its permit; it may still answer.
-const SILENT: Duration = Duration::from_secs(1);
-
-/// Number of silent peers of one host after which the host's other peers come last.
-const SILENT_HOST: u32 = 2;
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum peers asked concurrently, and connections kept: as many as the swarm then connects to.
 const MAX_CONCURRENT: usize = MAX_CONNECTED;
@@ -63,62 +61,62 @@ pub(crate) struct BootstrapPool {
 #[derive(Debug, Default)]
 struct BootstrapState {
     clients: HashMap<Address, PeerClient>,
-    misbehaving: HashMap<Address, Lie>,
-    /// Number of silent peers of each host since one of its peers last answered.
-    silent: HashMap<Host, u32>,
+    violations: HashMap<Address, Violation>,
+    silent_hosts: SilentHosts,
 }
 
 /// A false answer of a peer, and when the peer may be asked again.
 #[derive(Debug)]
-struct Lie {
-    what: String,
+struct Violation {
+    description: String,
     /// Number of false answers.
-    times: u32,
-    until: Instant,
+    count: u32,
+    banned_until: Instant,
 }
 
-impl Lie {
+impl Violation {
     /// A message with the violation and the time of the next attempt.
-    fn told(&self) -> String {
-        let left = self.until.saturating_duration_since(Instant::now()).as_secs();
-        let what = &self.what;
-        match left {
-            0 => format!("banned: {what}; tried again now because no other peer serves it"),
-            seconds => format!("banned: {what}; tried again in {seconds} s because no other peer serves it"),
-        }
+    fn message(&self) -> String {
+        let left = self
+            .banned_until
+            .saturating_duration_since(Instant::now())
+            .as_secs();
+        let description = &self.description;
+        let when = match left {
+            0 => "now".to_owned(),
+            seconds => format!("in {seconds} s"),
+        };
+        format!("banned: {description}; tried again {when} because no other peer serves it")
     }
 }
 
 impl BootstrapPool {
     /// A pool that asks the peers in `candidates`.
-    pub(crate) fn new(sources: watch::Receiver<PeerCandidates>) -> Self {
+    /// `leave_from` is the local address of connections; `None`: the system chooses.
+    pub(crate) fn new(candidates: watch::Receiver<PeerCandidates>, leave_from: Option<IpAddr>) -> Self {
         Self {
-            candidates: sources,
+            candidates,
             state: Mutex::default(),
             attempts: Semaphore::new(MAX_CONCURRENT),
             silent: Semaphore::new(MAX_CONCURRENT),
-            leave_from: None,
+            leave_from,
         }
-    }
-
-    /// Makes connections leave from this local address.
-    pub(crate) fn leaving_from(mut self, address: Option<IpAddr>) -> Self {
-        self.leave_from = address;
-        self
     }
 
     fn state(&self) -> MutexGuard<'_, BootstrapState> {
         self.state.lock()
     }
 
-    /// The open connections, and the banned peers with their violations.
-    pub(crate) fn into_parts(self) -> (HashMap<Address, PeerClient>, HashMap<Address, String>) {
+    /// The peers that were asked, for the swarm.
+    pub(crate) fn into_known_peers(self) -> KnownPeers {
         let state = self.state.into_inner();
-        let misbehaving = state
-            .misbehaving
-            .into_iter()
-            .map(|(address, lie)| (address, lie.what));
-        (state.clients, misbehaving.collect())
+        let violations = state.violations.into_iter();
+        KnownPeers {
+            clients: state.clients,
+            violations: violations
+                .map(|(address, violation)| (address, violation.description))
+                .collect(),
+        }
     }
 
     /// Asks peers with staggered starts until one gives a valid answer; retries indefinitely. Calls
@@ -129,39 +127,39 @@ impl BootstrapPool {
         op: impl Fn(PeerClient) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync,
         waiting: impl Fn(Problem) + Send + Sync,
     ) -> T {
-        let mut sources = self.candidates.clone();
+        let mut candidates = self.candidates.clone();
         let mut retry = RETRY;
         loop {
-            let (list, missing) = {
-                let now = sources.borrow_and_update();
-                (Arc::clone(&now.list), no_provider(&now))
+            let (list, no_provider) = {
+                let now = candidates.borrow_and_update();
+                (Arc::clone(&now.list), now.no_provider())
             };
-            let mut candidates: Vec<Address> = {
+            let mut addresses: Vec<Address> = {
                 let state = self.state();
-                let honest = list
+                let not_banned = list
                     .iter()
-                    .filter(|source| !state.misbehaving.contains_key(&source.address));
-                honest.map(|source| source.address.clone()).collect()
+                    .filter(|candidate| !state.violations.contains_key(&candidate.address));
+                not_banned.map(|candidate| candidate.address.clone()).collect()
             };
-            self.order(&mut candidates);
-            let mut answered = self.try_candidates(candidates, &op).await;
-            if answered.is_err()
-                && let Some(liar) = self.due_liar(&list)
+            self.order(&mut addresses);
+            let mut result = self.try_candidates(addresses, &op).await;
+            if result.is_err()
+                && let Some(address) = self.expired_ban(&list)
             {
                 // Asked alone and only after all others failed.
-                let second = self.try_candidates(vec![liar], &op).await;
-                answered = second.or(answered);
+                let second = self.try_candidates(vec![address], &op).await;
+                result = second.or(result);
             }
-            match answered {
+            match result {
                 Ok(answer) => return answer,
                 Err(failed) => {
-                    if let Some(problem) = self.combined_problem(&failed).or(missing) {
+                    if let Some(problem) = self.combined_problem(&failed).or(no_provider) {
                         waiting(problem);
                     }
                 }
             }
             tokio::select! {
-                changed = sources.changed() => {
+                changed = candidates.changed() => {
                     if changed.is_err() {
                         // The list of candidates can no longer change, so only waiting can help.
                         tokio::time::sleep(retry).await;
@@ -173,84 +171,90 @@ impl BootstrapPool {
         }
     }
 
-    /// A banned peer on the list whose ban has expired.
-    fn due_liar(&self, list: &[PeerCandidate]) -> Option<Address> {
+    /// A peer on the list whose ban has expired.
+    fn expired_ban(&self, list: &[PeerCandidate]) -> Option<Address> {
         let (state, now) = (self.state(), Instant::now());
-        let mut misbehaving = list.iter().filter(|source| {
-            let lie = state.misbehaving.get(&source.address);
-            lie.is_some_and(|lie| lie.until <= now)
+        let mut expired = list.iter().filter(|candidate| {
+            let violation = state.violations.get(&candidate.address);
+            violation.is_some_and(|violation| violation.banned_until <= now)
         });
-        misbehaving.next().map(|source| source.address.clone())
+        expired.next().map(|candidate| candidate.address.clone())
     }
 
-    /// Bans a peer for a delay that doubles with each false answer.
-    fn ban(&self, address: Address, what: String) {
+    /// Bans a peer for a time that doubles with each false answer.
+    fn ban(&self, address: Address, description: String) {
         let mut state = self.state();
-        let times = state.misbehaving.get(&address).map_or(0, |lie| lie.times);
-        let delay = (BAN * (1 << times.min(10))).min(MAX_BAN);
-        let lie = Lie {
-            what,
-            times: times + 1,
-            until: Instant::now() + delay.mul_f64(rand::rng().random_range(0.75..1.25)),
+        let count = state
+            .violations
+            .get(&address)
+            .map_or(0, |violation| violation.count);
+        let time = (BAN * (1 << count.min(10))).min(MAX_BAN);
+        let violation = Violation {
+            description,
+            count: count + 1,
+            banned_until: Instant::now() + time.mul_f64(rand::rng().random_range(0.75..1.25)),
         };
-        state.misbehaving.insert(address, lie);
+        state.violations.insert(address, violation);
     }
 
-    /// Orders candidates: shuffled, with hosts taking turns and silent hosts last.
-    fn order(&self, candidates: &mut [Address]) {
-        candidates.shuffle(&mut rand::rng());
-        let hosts: HashMap<Address, Host> = candidates
+    /// Orders addresses: one of every host before a second of any, and silent hosts last; random
+    /// otherwise.
+    fn order(&self, addresses: &mut [Address]) {
+        addresses.shuffle(&mut rand::rng());
+        let hosts: HashMap<Address, Host> = addresses
             .iter()
             .map(|address| (address.clone(), Host::from(address)))
             .collect();
-        let mut turns = HostTurns::default();
+        let mut rounds = HostRounds::default();
         let state = self.state();
-        candidates.sort_by_cached_key(|address| {
+        addresses.sort_by_cached_key(|address| {
             let host = &hosts[address];
-            let silent = state.silent.get(host).is_some_and(|&count| count >= SILENT_HOST);
-            (silent, turns.next(host))
+            (state.silent_hosts.is_silent(host), rounds.next(host))
         });
     }
 
     /// The combined cause: peers that failed now and peers that are banned.
     fn combined_problem(&self, failed: &[(Address, Problem)]) -> Option<Problem> {
-        let misbehaving: Vec<(Address, Problem)> = {
+        let banned: Vec<(Address, Problem)> = {
             let state = self.state();
-            let before = state
-                .misbehaving
+            let others = state
+                .violations
                 .iter()
-                .filter(|(liar, _)| failed.iter().all(|(address, _)| address != *liar));
-            before
-                .map(|(liar, lie)| (liar.clone(), Problem::new(Reason::VerificationFailed, lie.told())))
+                .filter(|(banned, _)| failed.iter().all(|(address, _)| address != *banned));
+            others
+                .map(|(address, violation)| {
+                    let problem = Problem::new(Reason::VerificationFailed, violation.message());
+                    (address.clone(), problem)
+                })
                 .collect()
         };
-        let all = failed.iter().chain(&misbehaving);
+        let all = failed.iter().chain(&banned);
         no_provider_serves(all.map(|(address, problem)| (address, problem)))
     }
 
     /// One round over all candidates; the problem of each if none gave a valid answer.
     async fn try_candidates<T: Send>(
         &self,
-        candidates: Vec<Address>,
+        addresses: Vec<Address>,
         op: &(impl Fn(PeerClient) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync),
     ) -> Result<T, Vec<(Address, Problem)>> {
-        let mut candidates = candidates.into_iter();
+        let mut addresses = addresses.into_iter();
         let mut attempts = FuturesUnordered::new();
         let mut failed = Vec::new();
         let mut more = 1;
         loop {
-            for address in candidates.by_ref().take(more) {
+            for address in addresses.by_ref().take(more) {
                 attempts.push(async {
-                    let asked = address.clone();
+                    let failed = address.clone();
                     self.try_candidate(address, op)
                         .await
-                        .map_err(|problem| (asked, problem))
+                        .map_err(|problem| (failed, problem))
                 });
             }
             if attempts.is_empty() {
                 return Err(failed);
             }
-            let stagger = match candidates.len() {
+            let stagger = match addresses.len() {
                 0 => Duration::MAX,
                 _ => STAGGER,
             };
@@ -282,73 +286,60 @@ impl BootstrapPool {
     ) -> Result<T, Problem> {
         let attempt = self.attempts.acquire().await;
         let known = self.state().clients.get(&address).cloned();
-        let asked = async {
+        let ask = async {
             let client = match known {
                 Some(client) => client,
                 None => PeerClient::open(&address, self.leave_from).await?,
             };
-            let told = op(client.clone()).await;
+            let answer = op(client.clone()).await;
             // A peer that accepts the connection but does not answer is not kept.
-            if !matches!(&told, Err(problem) if is_silence(problem)) {
+            if !matches!(&answer, Err(problem) if is_silence(problem)) {
                 self.keep_client(&address, &client);
             }
-            told
+            answer
         };
-        tokio::pin!(asked);
+        tokio::pin!(ask);
         let host = Host::from(&address);
-        let told = match tokio::time::timeout(SILENT, &mut asked).await {
-            Ok(told) => {
-                self.state().silent.remove(&host);
-                told
+        let answer = match tokio::time::timeout(SILENCE_TIMEOUT, &mut ask).await {
+            Ok(answer) => {
+                self.state().silent_hosts.record_answer(&host);
+                answer
             }
             Err(_) => {
-                *self.state().silent.entry(host).or_default() += 1;
+                self.state().silent_hosts.record_silence(&host);
                 // Dropping the acquisition leaves the semaphore's queue.
                 tokio::select! {
-                    told = &mut asked => told,
+                    answer = &mut ask => answer,
                     silent = self.silent.acquire() => {
                         // Frees the permit for another peer.
                         drop(attempt);
-                        let told = asked.await;
+                        let answer = ask.await;
                         drop(silent);
-                        told
+                        answer
                     }
                 }
             }
         };
-        if told.is_ok() {
-            self.state().misbehaving.remove(&address);
-        }
-        if let Err(problem) = &told {
-            match problem.reason {
-                Reason::VerificationFailed => {
-                    tracing::warn!(peer = %address, %problem, "banned a peer");
-                    self.ban(address.clone(), problem.message.clone());
-                }
-                _ if is_silence(problem) => {
-                    self.state().clients.remove(&address);
-                }
-                _ => {}
+        match &answer {
+            Ok(_) => {
+                self.state().violations.remove(&address);
             }
+            Err(problem) if problem.reason == Reason::VerificationFailed => {
+                tracing::warn!(peer = %address, %problem, "banned a peer");
+                self.ban(address.clone(), problem.message.clone());
+            }
+            Err(problem) if is_silence(problem) => {
+                self.state().clients.remove(&address);
+            }
+            Err(_) => {}
         }
-        told
+        answer
     }
 }
 
 /// Whether the connection failed or timed out and is of no further use.
 const fn is_silence(problem: &Problem) -> bool {
     matches!(problem.reason, Reason::Unreachable | Reason::TimedOut)
-}
-
-/// The problem to report if no peer is known.
-pub(crate) fn no_provider(sources: &PeerCandidates) -> Option<Problem> {
-    if !sources.list.is_empty() || !sources.index_answered {
-        return None;
-    }
-    Some(match &sources.index_error {
-        Some(problem) => problem.clone(),
-        None => Problem::new(Reason::NoProviders, "no peer offers it now"),
-    })
 }
 
 #[cfg(test)]
@@ -358,6 +349,7 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::download::peers::host::MAX_SILENT;
 
     fn address(n: usize) -> Address {
         Address {
@@ -367,9 +359,9 @@ mod tests {
     }
 
     /// A pool whose peers are already connected, so that it opens no connection.
-    fn dialer(addresses: impl Iterator<Item = Address>) -> BootstrapPool {
-        let (_list, sources) = watch::channel(PeerCandidates::default());
-        let pool = BootstrapPool::new(sources);
+    fn pool(addresses: impl Iterator<Item = Address>) -> BootstrapPool {
+        let (_list, candidates) = watch::channel(PeerCandidates::default());
+        let pool = BootstrapPool::new(candidates, None);
         for address in addresses {
             pool.state().clients.insert(address, PeerClient::to_nobody());
         }
@@ -377,9 +369,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn however_many_say_nothing_few_are_asked_at_once() {
+    async fn the_number_of_concurrent_requests_is_bounded_however_many_peers_are_silent() {
         let all = 4 * MAX_CONCURRENT;
-        let pool = dialer((0..all).map(address));
+        let pool = pool((0..all).map(address));
         let asked = Arc::new(AtomicUsize::new(0));
         let op = |_| {
             let asked = Arc::clone(&asked);
@@ -388,7 +380,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(100)).await;
                 match asked == all {
                     true => Ok(()),
-                    false => Err(Problem::new(Reason::NotFound, "has nothing")),
+                    false => Err(Problem::new(Reason::NotFound, "not shared")),
                 }
             }
             .boxed()
@@ -400,14 +392,14 @@ mod tests {
         assert_eq!(
             asked.load(Ordering::Relaxed),
             2 * MAX_CONCURRENT,
-            "those that are silent, and others"
+            "the silent ones, and as many others"
         );
-        assert!(round.await.is_ok(), "everyone has its turn");
+        assert!(round.await.is_ok(), "every peer is asked in the end");
     }
 
     /// A damaged connection may have corrupted the answer.
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_lied_is_asked_again_after_a_while_where_nobody_else_is_left() {
+    async fn a_banned_peer_is_asked_again_later_if_there_is_no_other() {
         let list = PeerCandidates {
             list: Arc::new(vec![PeerCandidate {
                 address: address(0),
@@ -415,38 +407,39 @@ mod tests {
             }]),
             ..PeerCandidates::default()
         };
-        let (_list, sources) = watch::channel(list);
-        let pool = BootstrapPool::new(sources);
+        let (_list, candidates) = watch::channel(list);
+        let pool = BootstrapPool::new(candidates, None);
         pool.state().clients.insert(address(0), PeerClient::to_nobody());
         let asked = Arc::new(AtomicUsize::new(0));
         let op = |_| {
             let asked = Arc::clone(&asked);
             async move {
                 match asked.fetch_add(1, Ordering::Relaxed) {
-                    0 => Err(Problem::new(Reason::VerificationFailed, "lied")),
+                    0 => Err(Problem::new(Reason::VerificationFailed, "false answer")),
                     _ => Ok(()),
                 }
             }
             .boxed()
         };
-        let (begun, told) = (Instant::now(), Mutex::new(Vec::new()));
-        let note = |problem: Problem| told.lock().push(problem.message);
-        pool.ask_any(op, note).await;
-        assert!(begun.elapsed() >= BAN.mul_f64(0.75), "{:?}", begun.elapsed());
+        let (started, messages) = (Instant::now(), Mutex::new(Vec::new()));
+        let waiting = |problem: Problem| messages.lock().push(problem.message);
+        pool.ask_any(op, waiting).await;
+        assert!(started.elapsed() >= BAN.mul_f64(0.75), "{:?}", started.elapsed());
         assert_eq!(asked.load(Ordering::Relaxed), 2);
-        let told = told.into_inner();
+        let messages = messages.into_inner();
         assert!(
-            told.iter()
-                .any(|message| message.contains("banned: lied; tried again in")),
-            "{told:?}"
+            messages
+                .iter()
+                .any(|message| message.contains("banned: false answer; tried again in")),
+            "{messages:?}"
         );
-        assert!(pool.into_parts().1.is_empty(), "it answered well");
+        assert!(pool.into_known_peers().violations.is_empty(), "it answered well");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hundred_that_say_nothing_keep_nobody_waiting_for_long() {
+    async fn a_hundred_silent_peers_do_not_delay_the_answer_of_another() {
         let count = 100;
-        let pool = dialer((0..=count).map(address));
+        let pool = pool((0..=count).map(address));
         let asked = Arc::new(AtomicUsize::new(0));
         let op = |_| {
             let asked = Arc::clone(&asked);
@@ -458,38 +451,38 @@ mod tests {
             }
             .boxed()
         };
-        let began = tokio::time::Instant::now();
+        let started = Instant::now();
         let round = pool.try_candidates((0..=count).map(address).collect(), &op).await;
         assert!(
-            round.is_ok() && began.elapsed() < Duration::from_secs(3),
+            round.is_ok() && started.elapsed() < Duration::from_secs(3),
             "{:?}",
-            began.elapsed()
+            started.elapsed()
         );
     }
 
     #[tokio::test]
-    async fn hosts_take_turns_and_silent_ones_come_last() {
+    async fn hosts_are_asked_in_rounds_and_silent_ones_last() {
         let other = |n: u8| Address {
             host: format!("198.51.100.{n}"),
             port: 1,
         };
-        let pool = dialer(std::iter::empty());
+        let pool = pool(std::iter::empty());
         let all = || -> Vec<Address> { (0..300).map(address).chain((1..=3).map(other)).collect() };
         let mut order = all();
         pool.order(&mut order);
         let hosts: std::collections::HashSet<_> = order[..4].iter().map(|address| &address.host).collect();
         assert_eq!(hosts.len(), 4, "{:?}", &order[..4]);
-        pool.state().silent.insert(Host::from(&address(0)), SILENT_HOST);
+        (0..MAX_SILENT).for_each(|_| pool.state().silent_hosts.record_silence(&Host::from(&address(0))));
         let mut order = all();
         pool.order(&mut order);
         assert!(order[..3].iter().all(|address| address.host != "192.0.2.1"));
     }
 
     #[tokio::test]
-    async fn few_connections_are_kept() {
-        let (_list, sources) = watch::channel(PeerCandidates::default());
-        let pool = BootstrapPool::new(sources);
+    async fn the_number_of_kept_connections_is_bounded() {
+        let (_list, candidates) = watch::channel(PeerCandidates::default());
+        let pool = BootstrapPool::new(candidates, None);
         (0..2 * MAX_CONCURRENT).for_each(|n| pool.keep_client(&address(n), &PeerClient::to_nobody()));
-        assert_eq!(pool.into_parts().0.len(), MAX_CONCURRENT);
+        assert_eq!(pool.into_known_peers().clients.len(), MAX_CONCURRENT);
     }
 }

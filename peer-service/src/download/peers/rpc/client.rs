@@ -23,7 +23,7 @@ use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
     content::{BadPieces, FileRange},
-    download::peers::download_stream::{self, DownloadStream},
+    download::peers::rpc::download_stream::{self, DownloadStream},
 };
 
 /// Time limit for a response, and for the next expected message of a stream.

@@ -31,7 +31,7 @@ const SAMPLE: usize = 8;
 /// `on_unit` with the length of each. Blocks: reads and hashes.
 pub(crate) fn recover(
     part: &PartFile,
-    checks: &UnitVerifier,
+    verifier: &UnitVerifier,
     found: FoundPart,
     threads: usize,
     is_wanted: &(dyn Fn() -> bool + Sync),
@@ -42,32 +42,32 @@ pub(crate) fn recover(
         FoundPart::Created => Bitfield::new(units),
         FoundPart::Resume(have) => {
             let sample = have.ones().sample(&mut rand::rng(), SAMPLE);
-            if sample.iter().all(|&unit| verifies(part, checks, unit)) {
+            if sample.iter().all(|&unit| is_valid(part, verifier, unit)) {
                 have.ones().for_each(|unit| on_unit(part.plan().unit_len(unit)));
                 return have;
             }
             tracing::warn!(
                 part = %part.target().part().display(),
-                "the resume state does not fit the data: everything is verified again"
+                "the resume state does not match the data: verifies everything again"
             );
             // Also invalidates the state on disk, because the next sample might miss the damage.
             if let Err(problem) = part.invalidate_resume_state() {
-                tracing::warn!(%problem, "the resume state could not be taken back");
+                tracing::warn!(%problem, "could not invalidate the resume state");
             }
-            verify_all(part, checks, threads, is_wanted, on_unit)
+            verify_all(part, verifier, threads, is_wanted, on_unit)
         }
-        FoundPart::Unverified => verify_all(part, checks, threads, is_wanted, on_unit),
+        FoundPart::Unverified => verify_all(part, verifier, threads, is_wanted, on_unit),
     }
 }
 
-fn verifies(part: &PartFile, checks: &UnitVerifier, unit: u32) -> bool {
-    part.read(unit).is_ok_and(|data| checks.verify(unit, &data))
+fn is_valid(part: &PartFile, verifier: &UnitVerifier, unit: u32) -> bool {
+    part.read(unit).is_ok_and(|data| verifier.verify(unit, &data))
 }
 
 /// Verifies every unit and returns those that pass.
 fn verify_all(
     part: &PartFile,
-    checks: &UnitVerifier,
+    verifier: &UnitVerifier,
     threads: usize,
     is_wanted: &(dyn Fn() -> bool + Sync),
     on_unit: &(dyn Fn(u64) + Sync),
@@ -83,7 +83,7 @@ fn verify_all(
                     if unit >= units {
                         return;
                     }
-                    if verifies(part, checks, unit) {
+                    if is_valid(part, verifier, unit) {
                         have.lock().set(unit, true);
                         on_unit(part.plan().unit_len(unit));
                     }
@@ -101,7 +101,7 @@ fn verify_all(
 pub(crate) fn copy_local(
     library: &Library,
     part: &PartFile,
-    checks: &UnitVerifier,
+    verifier: &UnitVerifier,
     have: &mut Bitfield,
     is_wanted: &dyn Fn() -> bool,
     on_unit: &(dyn Fn(u64) + Sync),
@@ -114,7 +114,7 @@ pub(crate) fn copy_local(
             continue;
         }
         if let Some(data) = local_unit(library, part, unit)
-            && checks.verify(unit, &data)
+            && verifier.verify(unit, &data)
         {
             part.write(unit, &data)?;
             have.set(unit, true);
@@ -152,7 +152,7 @@ mod tests {
     use crate::download::storage::target::DownloadTarget;
 
     #[test]
-    fn a_state_that_is_found_to_be_wrong_is_not_met_again() {
+    fn a_wrong_resume_state_is_invalidated() {
         let folder = tempfile::tempdir().unwrap();
         let tree = hash_bytes(&[7; 1 << 20]);
         let target = DownloadTarget {
@@ -169,14 +169,14 @@ mod tests {
             )
             .unwrap()
         };
-        let checks = UnitVerifier::new(Arc::clone(&plan));
-        assert!(checks.add_layer(0, tree.piece_hashes.clone()));
+        let verifier = UnitVerifier::new(Arc::clone(&plan));
+        assert!(verifier.add_layer(0, tree.piece_hashes.clone()));
         let all = Bitfield::full(plan.unit_count());
         // Marks every unit as present although none was written.
         open().0.checkpoint(&all).unwrap();
         let (part, found) = open();
         assert_eq!(found, FoundPart::Resume(all));
-        let have = recover(&part, &checks, found, 1, &|| true, &|_| {});
+        let have = recover(&part, &verifier, found, 1, &|| true, &|_| {});
         assert_eq!(have.count(), 0);
         assert!(!part.has_valid_resume_state());
         drop(part);

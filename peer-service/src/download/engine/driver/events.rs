@@ -1,0 +1,134 @@
+//! Everything that the driver of a download waits for.
+
+use std::{sync::Arc, time::Duration};
+
+use potluck_swarm::PeerKey;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, Interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::download::{
+    engine::{driver::limits::DownloadLimits, request::RequestEvent},
+    peers::{
+        discovery::{PeerCandidate, PeerCandidates},
+        event::PeerEvent,
+    },
+};
+
+/// Interval between updates of the status.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Capacity of the channel for request events.
+const REQUEST_EVENTS: usize = 1024;
+
+/// Capacity of the channel for peer events: small, because one event can list every unit.
+const PEER_EVENTS: usize = 64;
+
+/// An event of a running download.
+#[derive(Debug)]
+pub(super) enum DriverEvent {
+    /// The download must stop.
+    Stopped,
+    /// Something happened to a request.
+    Request(RequestEvent),
+    /// Something happened to a peer.
+    Peer(PeerKey, PeerEvent),
+    /// The list of candidates changed.
+    Candidates(Arc<Vec<PeerCandidate>>),
+    /// The limits or the budget changed.
+    LimitsChanged,
+    /// It is time to update the status.
+    ReportDue,
+    /// It is time to check the full disk.
+    DiskCheckDue,
+    /// A timer of the swarm expired.
+    SwarmTimeout,
+}
+
+/// The deadlines of one wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadlines {
+    pub(super) swarm: Option<Instant>,
+    pub(super) disk: Option<Instant>,
+}
+
+/// The sources of events from outside the driver.
+#[derive(Debug)]
+pub(crate) struct DriverSignals {
+    /// The candidates that discovery finds.
+    pub(crate) candidates: watch::Receiver<PeerCandidates>,
+    /// Stops the download.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Receives all events of one download.
+#[derive(Debug)]
+pub(super) struct DriverEvents {
+    signals: DriverSignals,
+    requests: mpsc::Receiver<RequestEvent>,
+    peers: mpsc::Receiver<(PeerKey, PeerEvent)>,
+    report: Interval,
+}
+
+/// The senders of the channels that [`DriverEvents`] receives from.
+#[derive(Debug)]
+pub(super) struct EventSenders {
+    pub(super) requests: mpsc::Sender<RequestEvent>,
+    pub(super) peers: mpsc::Sender<(PeerKey, PeerEvent)>,
+}
+
+impl DriverEvents {
+    pub(super) fn new(signals: DriverSignals) -> (Self, EventSenders) {
+        let (request_sender, requests) = mpsc::channel(REQUEST_EVENTS);
+        let (peer_sender, peers) = mpsc::channel(PEER_EVENTS);
+        let events = Self {
+            signals,
+            requests,
+            peers,
+            report: tokio::time::interval(REPORT_INTERVAL),
+        };
+        let senders = EventSenders {
+            requests: request_sender,
+            peers: peer_sender,
+        };
+        (events, senders)
+    }
+
+    /// The candidates known now.
+    pub(super) fn candidates(&mut self) -> Arc<Vec<PeerCandidate>> {
+        Arc::clone(&self.signals.candidates.borrow_and_update().list)
+    }
+
+    /// Waits for an event.
+    pub(super) async fn next(&mut self, limits: &mut DownloadLimits, deadlines: Deadlines) -> DriverEvent {
+        // All arms are cancel-safe: channels and timers lose nothing if another arm completes.
+        tokio::select! {
+            () = self.signals.stop.cancelled() => DriverEvent::Stopped,
+            Some(event) = self.requests.recv() => DriverEvent::Request(event),
+            Some((peer, event)) = self.peers.recv() => DriverEvent::Peer(peer, event),
+            Ok(()) = self.signals.candidates.changed() => DriverEvent::Candidates(self.candidates()),
+            () = limits.changed() => DriverEvent::LimitsChanged,
+            _ = self.report.tick() => DriverEvent::ReportDue,
+            () = sleep_until(deadlines.disk) => DriverEvent::DiskCheckDue,
+            () = sleep_until(deadlines.swarm) => DriverEvent::SwarmTimeout,
+        }
+    }
+
+    /// An event that has already arrived, if there is one.
+    pub(super) fn try_next(&mut self) -> Option<DriverEvent> {
+        if let Ok(event) = self.requests.try_recv() {
+            return Some(DriverEvent::Request(event));
+        }
+        let (peer, event) = self.peers.try_recv().ok()?;
+        Some(DriverEvent::Peer(peer, event))
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

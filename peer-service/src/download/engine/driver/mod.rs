@@ -1,0 +1,493 @@
+//! Drives one running download: events in, actions out.
+//!
+//! The driver waits for an event, reports it to the swarm, and executes the actions that the swarm
+//! decides on.
+//!
+//! | module | purpose |
+//! |---|---|
+//! | `events` | everything that the driver waits for |
+//! | `requests` | the requests in flight, and the calls that carry them |
+//! | `limits` | the rate and the part of the in-flight budget |
+//! | `disk_wait` | what happens while the disk is full |
+//!
+//! Invariants:
+//!
+//! - One task owns the swarm. Other tasks send to it through bounded channels and hold no locks
+//!   while they wait.
+//! - A unit counts as present only after it was verified and written.
+//!
+//! Non-goals: which peer to ask for what (the swarm), when to connect to others
+//! ([`crate::download::peers::connection_policy`]).
+
+mod disk_wait;
+mod events;
+mod limits;
+mod requests;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use potluck_core::{
+    Problem, Reason,
+    availability::{AvailabilityChange, AvailabilityUpdate},
+    model::Address,
+};
+use potluck_swarm::{Action, Failure, PeerKey, RequestId, Swarm, SwarmConfig};
+use rand::RngExt as _;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    content::BadPieces,
+    download::{
+        context::DownloadContext,
+        engine::{
+            active::ActiveDownload,
+            disk_pool::DiskPool,
+            request::{CallContext, RequestEvent, RequestOutcome},
+        },
+        peers::{
+            connection_policy::ConnectionPolicy,
+            connector::ConnectorContext,
+            event::PeerEvent,
+            peer_set::{KnownPeers, PeerSet},
+        },
+    },
+    fs::blocking::blocking,
+};
+
+use disk_wait::DiskWait;
+use events::{Deadlines, DriverEvent, DriverEvents};
+use requests::{CallBatch, RequestTable};
+
+pub(crate) use events::DriverSignals;
+pub(crate) use limits::DownloadLimits;
+
+/// Maximum events that are handled before the next actions: a loop turn costs more than an event,
+/// and requests must still go out while a crowd sends events.
+const MAX_BATCH: usize = 64;
+
+/// The result of one attempt at a download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AttemptOutcome {
+    /// Every unit is there.
+    Complete,
+    /// The download was stopped.
+    Stopped,
+    /// The content was taken for a plain file and may be a collection: start again and examine it.
+    KindDoubted,
+}
+
+/// What a report shows.
+#[derive(Debug)]
+pub(crate) struct DriverView<'a> {
+    pub(crate) swarm: &'a Swarm,
+    /// The swarm's time.
+    pub(crate) now: Duration,
+    pub(crate) peers: &'a PeerSet,
+    pub(crate) disk: &'a DiskPool,
+    /// The problem of a full disk.
+    pub(crate) disk_problem: Option<Problem>,
+}
+
+/// Runs the swarm of one download.
+pub(crate) struct DownloadDriver<'a> {
+    context: Arc<DownloadContext>,
+    download: Arc<ActiveDownload>,
+    disk: Arc<DiskPool>,
+    swarm: Swarm,
+    /// The swarm's time zero.
+    start: Instant,
+    peers: PeerSet,
+    policy: ConnectionPolicy,
+    /// The violation of a peer, until the swarm bans the peer.
+    violations: HashMap<PeerKey, String>,
+    requests: RequestTable,
+    limits: DownloadLimits,
+    disk_wait: DiskWait,
+    events: DriverEvents,
+    /// Whether a different unit count at a peer casts doubt on the kind of the content.
+    may_be_collection: bool,
+    /// Shows the progress.
+    report: Box<dyn FnMut(DriverView<'_>) + Send + 'a>,
+}
+
+impl<'a> DownloadDriver<'a> {
+    /// A driver for a download that is incomplete. `tracker` tracks the tasks of its calls, all of
+    /// which must end before the content is finalized.
+    pub(crate) fn new(
+        context: &Arc<DownloadContext>,
+        download: &Arc<ActiveDownload>,
+        known_peers: KnownPeers,
+        limits: DownloadLimits,
+        signals: DriverSignals,
+        tracker: TaskTracker,
+    ) -> Self {
+        let now = Instant::now();
+        let plan = download.part_file.plan();
+        let unit_lens = (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect();
+        let swarm = Swarm::new(SwarmConfig::default(), unit_lens, download.have(), rand::random());
+        let disk = context.resources.disk_pools.pool(download.part_file.device());
+        let stop: CancellationToken = signals.stop.clone();
+        let (events, senders) = DriverEvents::new(signals);
+        let connector = ConnectorContext {
+            id: download.record.id,
+            units: plan.unit_count(),
+            own_id: context.local.id,
+            leave_from: context.local.leave_from,
+            events: senders.peers,
+        };
+        let calls = CallContext {
+            download: Arc::clone(download),
+            disk: Arc::clone(&disk),
+            rate_limiter: Arc::clone(limits.rate()),
+            events: senders.requests,
+            tracker,
+        };
+        Self {
+            context: Arc::clone(context),
+            download: Arc::clone(download),
+            disk,
+            swarm,
+            start: now,
+            peers: PeerSet::new(known_peers, connector, stop.clone(), context.tracker.clone()),
+            policy: ConnectionPolicy::new(now),
+            violations: HashMap::new(),
+            requests: RequestTable::new(calls, stop),
+            limits,
+            disk_wait: DiskWait::new(),
+            events,
+            may_be_collection: false,
+            report: Box::new(|_| {}),
+        }
+    }
+
+    /// Stops with [`AttemptOutcome::KindDoubted`] if a peer has another number of units.
+    #[must_use]
+    pub(crate) const fn may_be_collection(mut self, may_be: bool) -> Self {
+        self.may_be_collection = may_be;
+        self
+    }
+
+    /// Calls `report` at intervals, immediately when a problem occurs, and at the end.
+    #[must_use]
+    pub(crate) fn report_to(mut self, report: impl FnMut(DriverView<'_>) + Send + 'a) -> Self {
+        self.report = Box::new(report);
+        self
+    }
+
+    /// Runs until all units are there, the download stops, or its kind is in doubt.
+    ///
+    /// # Errors
+    /// If units cannot be written and waiting does not help.
+    pub(crate) async fn run(mut self) -> Result<AttemptOutcome, Problem> {
+        let outcome = self.run_events().await;
+        self.report(None);
+        outcome
+    }
+
+    async fn run_events(&mut self) -> Result<AttemptOutcome, Problem> {
+        let candidates = self.events.candidates();
+        self.peers.update_candidates(&candidates);
+        // Peers that were banned while the metadata was downloaded.
+        let now = self.now();
+        for key in self.peers.banned() {
+            self.swarm.misbehaved(key, now);
+        }
+        loop {
+            self.swarm.set_max_in_flight_bytes(self.limits.in_flight_budget());
+            let is_finished = self.run_actions();
+            self.limits.report_in_flight(self.swarm.in_flight_bytes());
+            if is_finished {
+                return Ok(AttemptOutcome::Complete);
+            }
+            let deadlines = Deadlines {
+                swarm: self.swarm.poll_timeout().map(|at| self.start + at),
+                disk: self.disk_wait.check_at(),
+            };
+            let mut event = self.events.next(&mut self.limits, deadlines).await;
+            for _ in 0..MAX_BATCH {
+                if let Some(outcome) = self.on_event(event).await? {
+                    return Ok(outcome);
+                }
+                match self.events.try_next() {
+                    Some(next) => event = next,
+                    None => break,
+                }
+            }
+        }
+    }
+
+    /// The swarm's time.
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Handles an event; `Some` if it ends the attempt.
+    async fn on_event(&mut self, event: DriverEvent) -> Result<Option<AttemptOutcome>, Problem> {
+        match event {
+            DriverEvent::Stopped => return Ok(Some(AttemptOutcome::Stopped)),
+            DriverEvent::Peer(_, PeerEvent::UnitCountMismatch) if self.may_be_collection => {
+                return Ok(Some(AttemptOutcome::KindDoubted));
+            }
+            DriverEvent::Peer(key, event) => self.on_peer_event(key, event),
+            DriverEvent::Request(event) => self.on_request_event(event)?,
+            DriverEvent::Candidates(list) => self.peers.update_candidates(&list),
+            // The loop reads the new budget.
+            DriverEvent::LimitsChanged => {}
+            DriverEvent::ReportDue => {
+                self.adjust_connections();
+                self.report(self.disk_wait.problem());
+            }
+            DriverEvent::DiskCheckDue => self.check_full_disk().await,
+            DriverEvent::SwarmTimeout => {
+                let now = self.now();
+                self.swarm.handle_timeout(now);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Executes the actions of the swarm; true once the download is complete.
+    fn run_actions(&mut self) -> bool {
+        if self.disk_wait.is_waiting() {
+            return false;
+        }
+        let now = self.now();
+        let mut batch = CallBatch::default();
+        while let Some(action) = self.swarm.poll_action(now) {
+            match action {
+                Action::Request { id, peer, unit } => {
+                    tracing::trace!(file = %self.download.record.id.short(), unit, ?peer, "requests a unit");
+                    let request = self.requests.add(id, peer, unit);
+                    batch.add(peer, request, self.download.part_file.plan());
+                }
+                Action::Cancel { id } => self.requests.close(id),
+                Action::Ban { peer, unit } => self.ban(peer, unit),
+                Action::Forget { peer } => self.peers.reconnect_later(peer),
+                Action::Readmit { peer } => self.readmit(peer),
+                // `is_finished` below says so as well.
+                Action::Finished => {}
+            }
+        }
+        for (peer, requests) in batch.into_calls() {
+            match self.peers.get(peer).and_then(|entry| entry.client.clone()) {
+                Some(client) => self.requests.start_call(peer, client, requests),
+                None => {
+                    for request in requests {
+                        self.fail_request(request.id, Failure::Disconnected);
+                    }
+                }
+            }
+        }
+        self.swarm.is_finished()
+    }
+
+    fn ban(&mut self, peer: PeerKey, unit: u32) {
+        let violation = self.violations.remove(&peer);
+        let violation = violation.unwrap_or_else(|| format!("unit {unit} failed verification"));
+        if let Some(address) = self.address(peer) {
+            tracing::warn!(
+                file = %self.download.record.id.short(), peer = %address, unit, violation, "banned a peer"
+            );
+        }
+        self.peers.ban(peer, violation);
+    }
+
+    fn readmit(&mut self, peer: PeerKey) {
+        if let Some(address) = self.address(peer) {
+            tracing::info!(
+                file = %self.download.record.id.short(), peer = %address,
+                "asks a banned peer again: no other peer serves the missing units"
+            );
+        }
+        self.peers.readmit(peer);
+    }
+
+    fn address(&self, peer: PeerKey) -> Option<&Address> {
+        self.peers.get(peer).map(|entry| &entry.candidate.address)
+    }
+
+    fn fail_request(&mut self, id: RequestId, failure: Failure) {
+        self.requests.close(id);
+        let now = self.now();
+        self.swarm.failed(id, failure, now);
+    }
+
+    /// Connects to other peers if that helps.
+    fn adjust_connections(&mut self) {
+        self.peers.connect_past_silent();
+        let (stuck, is_crowd) = (self.swarm.stuck_reason(), self.swarm.is_crowd());
+        let jitter = rand::rng().random_range(0.75..1.25);
+        let advice = self.policy.advise(stuck, is_crowd, Instant::now(), jitter);
+        let now = self.now();
+        if advice.raise_cap {
+            self.peers.raise_connection_cap();
+        }
+        if advice.reconnect {
+            for key in self.peers.reconnect() {
+                self.swarm.peer_left(key, now);
+            }
+        }
+        if advice.replace_idle
+            && let Some(key) = self.peers.replace_idle_peer()
+        {
+            self.swarm.peer_left(key, now);
+            self.requests.close_all_of(key);
+        }
+    }
+
+    fn report(&mut self, disk_problem: Option<Problem>) {
+        let view = DriverView {
+            swarm: &self.swarm,
+            now: self.start.elapsed(),
+            peers: &self.peers,
+            disk: &self.disk,
+            disk_problem,
+        };
+        (self.report)(view);
+    }
+
+    fn on_request_event(&mut self, event: RequestEvent) -> Result<(), Problem> {
+        let now = self.now();
+        match event.outcome {
+            RequestOutcome::Progress(bytes) => {
+                self.peers.mark_sending(event.peer);
+                self.swarm.progressed(event.id, bytes, now);
+            }
+            RequestOutcome::LocallyThrottled => self.swarm.locally_throttled(event.id, now),
+            RequestOutcome::Verified => {
+                self.disk_wait.record_write();
+                self.policy.record_progress();
+                // The unit counts even if a hedged request was faster; the swarm counts it once.
+                if self.swarm.verified(event.id, now) {
+                    self.record_unit(event.peer, event.unit);
+                }
+                self.requests.close(event.id);
+            }
+            RequestOutcome::ProtocolViolation(violation) => {
+                self.on_violation(event.peer, event.id, violation);
+            }
+            RequestOutcome::Unverified(violation, bad_pieces) => {
+                self.report_bad_pieces(event.peer, bad_pieces);
+                self.on_violation(event.peer, event.id, violation);
+            }
+            RequestOutcome::NotWritten(problem) => {
+                // The unit was valid and no peer is at fault: counts it, then resets it.
+                if self.swarm.verified(event.id, now) {
+                    self.swarm.reset_unit(event.unit, now);
+                }
+                self.requests.close(event.id);
+                if !problem.reason.is_exhaustion() {
+                    return Err(problem);
+                }
+                if self.disk_wait.start(problem.clone(), Instant::now()) {
+                    tracing::warn!(
+                        file = %self.download.record.id.short(), %problem, "waits until it can write again"
+                    );
+                    self.report(Some(problem));
+                }
+            }
+            RequestOutcome::Failed(failure, problem) => {
+                tracing::debug!(
+                    file = %self.download.record.id.short(), unit = event.unit, %problem, "a request failed"
+                );
+                self.peers.record_error(event.peer, problem.message);
+                self.fail_request(event.id, failure);
+            }
+        }
+        Ok(())
+    }
+
+    /// Records that a unit was verified and written.
+    fn record_unit(&mut self, peer: PeerKey, unit: u32) {
+        if let Some(address) = self.address(peer) {
+            tracing::trace!(
+                file = %self.download.record.id.short(), unit, peer = %address, "verified a unit"
+            );
+        }
+        let len = self.download.part_file.plan().unit_len(unit);
+        self.context.downloaded_bytes.fetch_add(len, Ordering::Relaxed);
+        self.peers.credit_bytes(peer, len);
+        self.download.update(|units| units.have.set(unit, true));
+    }
+
+    /// Records the violation of a peer, which the swarm then bans.
+    fn on_violation(&mut self, peer: PeerKey, request: RequestId, violation: String) {
+        self.violations.entry(peer).or_insert(violation);
+        let now = self.now();
+        self.swarm.corrupt(request, now);
+        self.requests.close(request);
+    }
+
+    /// Reports to a peer which of its pieces failed verification, because its disk or memory may be
+    /// faulty without its owner's knowledge. The outcome does not matter here.
+    fn report_bad_pieces(&self, peer: PeerKey, bad_pieces: Option<BadPieces>) {
+        let client = self.peers.get(peer).and_then(|entry| entry.client.clone());
+        if let Some((client, bad_pieces)) = client.zip(bad_pieces) {
+            self.context.tracker.spawn(client.report_bad_pieces(bad_pieces));
+        }
+    }
+
+    fn on_peer_event(&mut self, key: PeerKey, event: PeerEvent) {
+        let now = self.now();
+        match event {
+            PeerEvent::Connected(client, round_trip) => {
+                if self.peers.mark_connected(key, *client) {
+                    if let Some(address) = self.address(key) {
+                        tracing::debug!(
+                            file = %self.download.record.id.short(), peer = %address, ?round_trip, "connected to a peer"
+                        );
+                    }
+                    self.swarm.peer_joined(key, now);
+                    self.swarm.round_trip(key, round_trip);
+                }
+            }
+            PeerEvent::Availability(AvailabilityUpdate::Snapshot(units)) => {
+                self.swarm.availability(key, &units, now);
+            }
+            PeerEvent::Availability(AvailabilityUpdate::Change(change)) => {
+                let AvailabilityChange {
+                    have,
+                    fetching,
+                    abandoned,
+                } = &change;
+                self.swarm
+                    .availability_changed(key, have, fetching, abandoned, now);
+            }
+            // The connector reports the peer as lost.
+            PeerEvent::UnitCountMismatch => {}
+            PeerEvent::Lost(problem) => {
+                tracing::debug!(file = %self.download.record.id.short(), %problem, "lost a peer");
+                self.swarm.peer_left(key, now);
+                self.peers.mark_lost(key, &problem);
+                self.requests.close_all_of(key);
+            }
+            PeerEvent::Unusable(problem) if problem.reason == Reason::VerificationFailed => {
+                tracing::warn!(file = %self.download.record.id.short(), %problem, "banned a peer");
+                self.swarm.misbehaved(key, now);
+                self.requests.close_all_of(key);
+                self.peers.ban(key, problem.message);
+            }
+            PeerEvent::Unusable(_) => {
+                self.swarm.peer_left(key, now);
+                self.requests.close_all_of(key);
+                self.peers.forget(key);
+            }
+        }
+    }
+
+    /// Requests units again if the disk has room for a few of them.
+    async fn check_full_disk(&mut self) {
+        let download = Arc::clone(&self.download);
+        let has_room = blocking(move || download.part_file.has_room(&download.have())).await;
+        let has_room = has_room.unwrap_or(false);
+        if has_room {
+            tracing::info!(file = %self.download.record.id.short(), "the disk has room: tries to write again");
+        }
+        self.disk_wait.record_check(has_room, Instant::now());
+    }
+}

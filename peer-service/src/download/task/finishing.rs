@@ -1,0 +1,180 @@
+//! Finishes a run whose units are all there: gives the content its final name and shares it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use potluck_core::{
+    Problem, Sha256,
+    collection::path::Label,
+    identity::{hash, merkle::FileTree},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    announce::set::PartialAnnouncement,
+    download::{
+        context::DownloadContext,
+        engine::{active::ActiveDownload, driver::AttemptOutcome},
+        status::DownloadStatus,
+        storage::{
+            finalize::{self, FinalStamps},
+            target,
+        },
+        task::{metadata::CollectionManifest, preexisting, run_context::RunContext},
+    },
+    fs::blocking::blocking,
+    library::Item,
+};
+
+/// How long a finished download waits to be shared: enough except for huge collections, whose files
+/// are registered in the background.
+const ADOPTION_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Interval between updates of the copied bytes.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Gives the content its final name and shares it. `announcement` ends once the library has the
+/// content.
+///
+/// # Errors
+/// As [`finalize::finalize`], unless waiting helps.
+pub(crate) async fn finish(
+    context: &RunContext,
+    download: &Arc<ActiveDownload>,
+    collection: Option<CollectionManifest>,
+    announcement: PartialAnnouncement,
+) -> Result<AttemptOutcome, Problem> {
+    let RunContext { reporter, spec, .. } = context;
+    if !reporter.start_finishing() {
+        return Ok(AttemptOutcome::Stopped);
+    }
+    let stamps = loop {
+        let part = Arc::clone(&download.part_file);
+        let (claim, stop) = (spec.sha256, context.stop.clone());
+        let work = blocking(move || finalize::finalize(&part, claim, &stop));
+        match while_copying(context, download, work).await? {
+            Ok(stamps) => break stamps,
+            // After a failed flush the written data is lost, so the run needs a new part file.
+            Err(problem) if problem.reason.is_exhaustion() && !download.part_file.sync_failed() => {
+                if !context.wait_to_retry(problem).await {
+                    return Ok(AttemptOutcome::Stopped);
+                }
+            }
+            Err(problem) => return Err(problem),
+        }
+    };
+    reporter.set_copied_bytes(download.part_file.copied());
+    reporter.set_not_kept(download.part_file.not_kept());
+    let adoption = Adoption {
+        context: Arc::clone(&context.peer),
+        download: Arc::clone(download),
+        sha256: spec.sha256,
+        stamps,
+        collection,
+        stop: context.stop.clone(),
+        status: context.channels.status.clone(),
+        label: Label::sanitize(&download.name),
+    };
+    // The download serves the content and stays announced as partial until the library has it.
+    let active = context.channels.active.clone();
+    let adopted = context.peer.tracker.spawn(async move {
+        adoption.run().await;
+        drop(announcement);
+        active.send_replace(None);
+    });
+    // The adoption continues if it takes longer.
+    let _ = tokio::time::timeout(ADOPTION_TIMEOUT, adopted).await;
+    Ok(AttemptOutcome::Complete)
+}
+
+/// Reports how many bytes of duplicate content are copied, until the work is done.
+async fn while_copying<T>(
+    context: &RunContext,
+    download: &Arc<ActiveDownload>,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(work);
+    let mut report = tokio::time::interval(REPORT_INTERVAL);
+    loop {
+        // The work is pinned outside the loop, so polling the other arm does not drop it.
+        tokio::select! {
+            result = &mut work => break result,
+            _ = report.tick() => context.reporter.set_copied_bytes(download.part_file.copied()),
+        }
+    }
+}
+
+/// Adopts a finished download into the library.
+struct Adoption {
+    context: Arc<DownloadContext>,
+    download: Arc<ActiveDownload>,
+    sha256: Option<Sha256>,
+    stamps: FinalStamps,
+    collection: Option<CollectionManifest>,
+    stop: CancellationToken,
+    status: watch::Sender<DownloadStatus>,
+    /// The name that others use; the target path stays private.
+    label: Label,
+}
+
+impl Adoption {
+    /// The download is done even if this fails.
+    async fn run(&self) {
+        let path = self.download.part_file.target().path.clone();
+        let adopted = match &self.collection {
+            None => self.adopt_file(path.clone()).await,
+            Some(collection) => self.adopt_folder(collection, path.clone()).await,
+        };
+        if let Err(problem) = adopted {
+            tracing::warn!(path = %path.display(), %problem, "downloaded and verified, but cannot be shared");
+            self.status
+                .send_modify(|status| status.sharing_error = Some(problem));
+        }
+    }
+
+    async fn adopt_file(&self, path: PathBuf) -> Result<Item, Problem> {
+        let stamp = self.stamps.clone()?.first().copied().unwrap_or_default();
+        let tree = match self.download.verifier.tree(0) {
+            Some(tree) => tree,
+            None => self.hash_small_file().await?,
+        };
+        self.context
+            .library
+            .adopt_file(path, tree, stamp, self.sha256, Some(self.label.clone()))
+            .await
+    }
+
+    /// The tree of a one-piece file from an earlier run.
+    async fn hash_small_file(&self) -> Result<FileTree, Problem> {
+        let part = Arc::clone(&self.download.part_file);
+        let hashed = blocking(move || {
+            let file = part.file(0)?;
+            hash::hash_file(&file, part.plan().total(), 1, &hash::ignore_progress)
+        });
+        let path = &self.download.part_file.target().path;
+        hashed
+            .await?
+            .map_err(|error| target::target_problem(path, &error))
+    }
+
+    async fn adopt_folder(&self, collection: &CollectionManifest, path: PathBuf) -> Result<Item, Problem> {
+        let (verifier, plan, root) = (
+            Arc::clone(&self.download.verifier),
+            Arc::clone(self.download.part_file.plan()),
+            path.clone(),
+        );
+        let manifest = Arc::clone(&collection.manifest);
+        let entries = Arc::clone(&manifest);
+        let stop = self.stop.clone();
+        let stamps = self.stamps.clone()?;
+        let hashes = blocking(move || {
+            let hashes = preexisting::collect_hashes(&verifier, &plan, &entries, &root, &stop);
+            hashes.map_err(|error| target::target_problem(&root, &error))
+        });
+        let hashes = hashes.await??;
+        self.context
+            .library
+            .adopt_collection(path, manifest, stamps, hashes, Some(self.label.clone()))
+            .await
+    }
+}

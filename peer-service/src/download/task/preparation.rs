@@ -1,0 +1,140 @@
+//! Prepares the data of a download: opens the part file, recovers units, and publishes the
+//! download.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use potluck_core::{Problem, Reason, bitfield::Bitfield, problem::RAISE_OPEN_FILES};
+
+use crate::{
+    download::{
+        engine::{active::ActiveDownload, verifier::UnitVerifier},
+        storage::part_file::{FoundPart, PartFile},
+        task::{planning::PlannedDownload, recovery, run_context::RunContext},
+    },
+    fs::blocking::blocking,
+};
+
+/// Interval between updates of the recovered bytes.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Opens the part file; waits if the disk is full. `None` if stopped.
+///
+/// # Errors
+/// As [`PartFile::open`].
+pub(crate) async fn open_part(
+    context: &RunContext,
+    planned: &PlannedDownload,
+) -> Result<Option<(PartFile, FoundPart)>, Problem> {
+    let id = context.spec.id;
+    while !context.stop.is_cancelled() {
+        let (target, plan) = (planned.target.clone(), Arc::clone(&planned.plan));
+        let manifest = planned.collection.as_ref().map(|it| Arc::clone(&it.manifest));
+        let stop = context.stop.clone();
+        match blocking(move || PartFile::open(id, target, plan, manifest, &stop)).await? {
+            Err(problem) if problem.reason.is_exhaustion() => {
+                context.wait_to_retry(problem).await;
+            }
+            opened => return opened.map(Some),
+        }
+    }
+    Ok(None)
+}
+
+/// Recovers units of an earlier run and copies units from the library. `None` if stopped.
+///
+/// # Errors
+/// Only if this process is ending.
+pub(crate) async fn recover_units(
+    context: &RunContext,
+    part_file: &Arc<PartFile>,
+    verifier: &Arc<UnitVerifier>,
+    found: FoundPart,
+) -> Result<Option<Bitfield>, Problem> {
+    let (part, verifier) = (Arc::clone(part_file), Arc::clone(verifier));
+    let (library, threads) = (context.peer.library.clone(), context.peer.resources.hash_threads);
+    let stop = context.stop.clone();
+    let recovered_bytes = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&recovered_bytes);
+    let work = blocking(move || {
+        let on_unit = |len: u64| {
+            counter.fetch_add(len, Ordering::Relaxed);
+        };
+        let is_wanted = || !stop.is_cancelled();
+        let mut have = recovery::recover(&part, &verifier, found, threads, &is_wanted, &on_unit);
+        let resumed_bytes: u64 = have.ones().map(|unit| part.plan().unit_len(unit)).sum();
+        let copied = recovery::copy_local(&library, &part, &verifier, &mut have, &is_wanted, &on_unit);
+        if let Err(error) = copied {
+            // The swarm's first write fails the same way and reports the error.
+            tracing::warn!(%error, "could not copy units from the library");
+        }
+        (have, resumed_bytes)
+    });
+    tokio::pin!(work);
+    let mut report = tokio::time::interval(REPORT_INTERVAL);
+    let (have, resumed_bytes) = loop {
+        // The work is pinned outside the loop, so polling the other arm does not drop it.
+        tokio::select! {
+            result = &mut work => break result?,
+            _ = report.tick() => context.reporter.set_bytes(recovered_bytes.load(Ordering::Relaxed)),
+        }
+    };
+    context.reporter.set_resumed_bytes(resumed_bytes);
+    context
+        .reporter
+        .set_bytes(recovered_bytes.load(Ordering::Relaxed));
+    Ok(Some(have).filter(|_| !context.stop.is_cancelled()))
+}
+
+/// Makes the download available to uploads.
+///
+/// # Errors
+/// If the temporary file for a manifest cannot be written.
+pub(crate) async fn publish(
+    context: &RunContext,
+    planned: &PlannedDownload,
+    part_file: Arc<PartFile>,
+    verifier: Arc<UnitVerifier>,
+    have: Bitfield,
+) -> Result<Arc<ActiveDownload>, Problem> {
+    let (record, name) = (planned.record, planned.name.clone());
+    let collection = planned.collection.clone();
+    let download = blocking(move || {
+        let manifest = collection
+            .as_ref()
+            .map(|it| (it.tree.clone(), &**it.manifest.bytes()));
+        ActiveDownload::new(record, name, part_file, verifier, manifest, have)
+    });
+    let download = Arc::new(download.await?.map_err(|error| temporary_file_problem(&error))?);
+    context.channels.active.send_replace(Some(Arc::clone(&download)));
+    Ok(download)
+}
+
+fn temporary_file_problem(error: &io::Error) -> Problem {
+    let folder = std::env::temp_dir();
+    let folder = folder.display();
+    match Reason::of_exhaustion(error) {
+        Some(Reason::DiskFull) => Problem::new(
+            Reason::DiskFull,
+            format!(
+                "no room for a temporary file in {folder}: free some space there; the download then continues by itself"
+            ),
+        ),
+        Some(reason) => Problem::new(
+            reason,
+            format!(
+                "cannot create a temporary file: {RAISE_OPEN_FILES}; the download then continues by itself"
+            ),
+        ),
+        None => Problem::new(
+            Reason::Internal,
+            format!("cannot create a temporary file in {folder}: {error}"),
+        ),
+    }
+}

@@ -1,0 +1,307 @@
+//! Assembles a peer from its parts, serves its two endpoints, and shuts it down.
+//!
+//! Invariant: the control endpoint serves only the control service, and the open port serves only
+//! the peer service.
+//!
+//! Shutdown order:
+//!
+//! 1. Health reports NOT_SERVING.
+//! 2. Downloads save their progress, the registrar unregisters from the index, and the servers stop
+//!    accepting connections.
+//! 3. Open calls get some time to finish; then their connections are closed.
+//! 4. The remaining tasks get some time to finish.
+
+mod control_port;
+mod endpoint;
+mod open_port;
+mod shutdown;
+
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use potluck_core::{
+    PeerId, Problem, Reason, grpc::transport::Endpoint, index_client::IndexClient, model::Address,
+};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    announce::{
+        registrar::{IndexConnection, Registrar},
+        set::AnnounceSet,
+    },
+    control::{ControlApi, listener::ControlListener},
+    download::{
+        context::{DownloadContext, LocalPeer, SharedResources},
+        engine::disk_pool::DiskPools,
+        manager::DownloadManager,
+    },
+    fs::blocking::blocking,
+    home::Home,
+    library::{Library, ShareEvent},
+    limits::{Limits, budget::InFlightBudget},
+    options::{Config, Options},
+    problem::cannot_listen,
+    server::shutdown::{ShutdownSignals, Supervisor},
+    store::Store,
+    upload::{PeerApi, UploadCounters},
+};
+
+/// How long the first scan of the files folder waits for the index to acknowledge the known files.
+/// Announcing a hundred thousand files takes less, and a user who added files while the peer was
+/// off barely notices the delay.
+const FIRST_SYNC_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a peer did not start, or failed while running.
+pub type StartError = Problem;
+
+/// A running peer. Dropping this does not stop the peer: cancel the token passed to [`start`], then
+/// call [`Running::join`].
+#[derive(Debug)]
+pub struct Running {
+    /// The address of the open port.
+    pub local_addr: SocketAddr,
+    /// The control endpoint.
+    pub control: Endpoint,
+    /// The token that the control service requires if it listens on TCP. Clients send it as
+    /// `authorization: Bearer TOKEN`.
+    pub control_token: Option<String>,
+    /// The peer's public id.
+    pub peer_id: PeerId,
+    /// The peer's home folder.
+    pub home: PathBuf,
+    supervisor: JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until the peer has stopped: stores are flushed and the lease is returned.
+    pub async fn join(self) {
+        if let Err(error) = self.supervisor.await {
+            tracing::error!(%error, "the peer's main task failed");
+        }
+    }
+}
+
+/// Starts a peer that serves on `listener` until `shutdown` is cancelled.
+///
+/// # Errors
+/// Fails if the home is in use or cannot be created, if the store cannot be opened, or if the
+/// control endpoint cannot be opened. The message says what to do.
+pub async fn start(
+    listener: TcpListener,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<Running, StartError> {
+    let local_addr = listener.local_addr().map_err(|error| {
+        Problem::new(
+            Reason::Internal,
+            format!("cannot determine the address on which the peer listens: {error}"),
+        )
+    })?;
+    let signals = ShutdownSignals::new(shutdown);
+    let (servers, tasks) = (TaskTracker::new(), TaskTracker::new());
+    let path = config.home.clone();
+    let home = blocking(move || Home::open(&path)).await??;
+    let (control_listener, control) = ControlListener::open(&config.control, config.plaintext, &home).await?;
+    warn_of_loopback(local_addr, &config);
+
+    let announce_set = AnnounceSet::new();
+    let (store, library, home) = {
+        let (announce_set, threads) = (announce_set.clone(), config.hash_threads);
+        let (stop, tasks) = (signals.stop_work.child_token(), tasks.clone());
+        let open = move || -> Result<_, Problem> {
+            let store = Store::open(&home)?;
+            let library = Library::open(store.clone(), announce_set, home.files(), threads, stop, &tasks)?;
+            Ok((store, library, home))
+        };
+        blocking(open).await??
+    };
+    let local = LocalPeer {
+        id: home.peer_id(),
+        address: local_addr.into(),
+        leave_from: Some(local_addr.ip()).filter(|ip| !ip.is_unspecified()),
+    };
+    let index = config.index.clone();
+    let index = index.map(|index| IndexClient::leaving_from(index, local.leave_from));
+    let registrar = index.clone().map(|client| {
+        let address = config.advertise.clone();
+        let connection = IndexConnection::new(
+            client,
+            home.token().clone(),
+            address.unwrap_or_else(|| own_address(local_addr)),
+            config.lease,
+        );
+        let stop = signals.stop_work.child_token();
+        Registrar::start(connection, announce_set.clone(), stop, &tasks)
+    });
+    tasks.spawn(watch_after_first_sync(
+        library.clone(),
+        announce_set.clone(),
+        registrar.clone(),
+        signals.stop_work.child_token(),
+        tasks.clone(),
+    ));
+    let limits = Limits::with_max_share(
+        config.limits.upload_bytes_per_second,
+        config.limits.download_bytes_per_second,
+        config.limits.upload_slots,
+        config.address_share,
+    );
+    let context = Arc::new(DownloadContext {
+        library: library.clone(),
+        announce_set,
+        index,
+        store,
+        files_folder: home.files(),
+        local,
+        resources: SharedResources {
+            limits: limits.clone(),
+            budget: InFlightBudget::default(),
+            hash_threads: config.hash_threads,
+            disk_pools: DiskPools::new(config.hash_threads),
+        },
+        downloaded_bytes: Arc::clone(&library.activity().downloaded),
+        tracker: tasks.clone(),
+    });
+    let downloads = DownloadManager::new(Arc::clone(&context), signals.stop_work.child_token());
+    let counters = Arc::new(UploadCounters {
+        uploaded_bytes: Arc::clone(&library.activity().uploaded),
+    });
+    let peer_api = PeerApi::new(
+        vec![Arc::new(library.clone()), Arc::new(downloads.clone())],
+        home.peer_id(),
+        limits,
+        Arc::clone(&counters),
+    );
+    let control_api = ControlApi {
+        context,
+        transfers: downloads.clone(),
+        registrar,
+        counters,
+        home: home.path().to_owned(),
+        previous_peer_id: home.previous_peer_id(),
+        started: Instant::now(),
+        shutdown: signals.stop_work.child_token(),
+    };
+
+    let health = open_port::serve(listener, peer_api, &config, &signals, &servers).await?;
+    // Before the control service accepts new downloads, because those would reuse the restored
+    // numbers.
+    downloads.restore().await?;
+    let control_port = control_port::serve(control_listener, control_api, &signals, &servers).await?;
+    if !config.share.is_empty() {
+        tasks.spawn(share_at_start(library, config.share));
+    }
+    tracing::info!(
+        peer = %home.peer_id().short(), %local_addr, %control, home = %home.path().display(), "peer ready"
+    );
+    let (peer_id, home_path) = (home.peer_id(), home.path().to_owned());
+    let supervisor = Supervisor {
+        signals,
+        servers,
+        tasks,
+        health: [health, control_port.health],
+        socket: control_port.socket,
+        home,
+    };
+    Ok(Running {
+        local_addr,
+        control,
+        control_token: control_port.token,
+        peer_id,
+        home: home_path,
+        supervisor: tokio::spawn(supervisor.run()),
+    })
+}
+
+/// The address to register: the listening address. For a wildcard address, the host is empty, and
+/// the index fills in the address that it sees.
+fn own_address(local: SocketAddr) -> Address {
+    match local.ip().is_unspecified() {
+        true => Address {
+            host: String::new(),
+            port: local.port(),
+        },
+        false => local.into(),
+    }
+}
+
+/// Warns if the index is on another machine while this peer listens on loopback only: other
+/// machines could not reach it.
+fn warn_of_loopback(local: SocketAddr, config: &Config) {
+    let Some(Endpoint::Http(index)) = &config.index else {
+        return;
+    };
+    let host = index.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_local = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    if local.ip().is_loopback() && !is_local && config.advertise.is_none() {
+        tracing::warn!(
+            %local, index = host,
+            "the index is on another machine, and only this machine can reach this peer: to share with other \
+             machines, give --listen 0.0.0.0:{} or this machine's address", local.port()
+        );
+    }
+}
+
+/// Starts watching the files folder once the index has acknowledged the files known before, or
+/// after [`FIRST_SYNC_TIMEOUT`]. Doing both at the same time would delay the announcement.
+async fn watch_after_first_sync(
+    library: Library,
+    announce_set: AnnounceSet,
+    registrar: Option<Registrar>,
+    shutdown: CancellationToken,
+    tracker: TaskTracker,
+) {
+    if let Some(registrar) = registrar.filter(|_| !announce_set.is_empty()) {
+        // Both arms are cancel-safe: they only wait. The registrar logs its own errors.
+        tokio::select! {
+            _ = registrar.synced(FIRST_SYNC_TIMEOUT) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+    library.watch_files_folder(&tracker);
+}
+
+async fn share_at_start(library: Library, paths: Vec<PathBuf>) {
+    let (sender, mut events) = mpsc::channel(64);
+    let sharing = library.share(paths, sender);
+    let log = async {
+        while let Some(event) = events.recv().await {
+            match event {
+                ShareEvent::Shared(item) => {
+                    tracing::info!(path = %item.path.display(), id = %item.record.id, "shared");
+                }
+                ShareEvent::Failed { path, problem } => {
+                    tracing::warn!(path = %path.display(), %problem, "cannot share");
+                }
+                ShareEvent::Progress { .. } => {}
+            }
+        }
+    };
+    tokio::join!(sharing, log);
+}
+
+/// Binds to the address in `options`, prints `listening on ADDR` to stdout when ready, and serves
+/// until `shutdown` is cancelled.
+///
+/// # Errors
+/// Fails as [`start`] does, and with [`Reason::AddressInUse`], [`Reason::InvalidAddress`] or
+/// [`Reason::PermissionDenied`] if the address cannot be bound.
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), StartError> {
+    let requested = options.listen;
+    let failed = |error: std::io::Error| cannot_listen(requested, "--listen", &error);
+    let listener = TcpListener::bind(requested).await.map_err(failed)?;
+    let port = listener.local_addr().map_err(failed)?.port();
+    let running = start(listener, Config::from_options(options, port)?, shutdown.clone()).await?;
+    let mut out = std::io::stdout();
+    let written = writeln!(out, "listening on {}", running.local_addr).and_then(|()| out.flush());
+    if let Err(error) = written {
+        shutdown.cancel();
+        running.join().await;
+        return Err(Problem::new(
+            Reason::Internal,
+            format!("cannot print the peer's address: {error}"),
+        ));
+    }
+    running.join().await;
+    Ok(())
+}
