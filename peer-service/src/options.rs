@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_original() {
+    fn the_default_addresses_are_12349_and_1313() {
         let options = parse(&["--home", "/h"]);
         assert_eq!(options.listen.to_string(), "127.0.0.1:12349");
         let config = Config::from_options(options, 12349).unwrap();
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_can_be_done_without() {
+    fn a_peer_can_run_without_an_index() {
         for none in ["", "none"] {
             let config = Config::from_options(parse(&["--home", "/h", "--index", none]), 1).unwrap();
             assert_eq!(config.index, None);

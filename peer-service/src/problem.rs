@@ -41,7 +41,8 @@ pub(crate) fn cannot_listen(address: SocketAddr, flag: &str, error: &io::Error) 
         io::ErrorKind::AddrInUse => Problem::new(
             Reason::AddressInUse,
             format!(
-                "{address} is in use by another program, perhaps another peer: stop it, or choose another port with {flag}"
+                "{address} is in use by another program, perhaps another peer: stop it, or choose \
+                 another port with {flag}"
             ),
         ),
         io::ErrorKind::PermissionDenied => Problem::new(
@@ -50,7 +51,7 @@ pub(crate) fn cannot_listen(address: SocketAddr, flag: &str, error: &io::Error) 
         ),
         io::ErrorKind::AddrNotAvailable => Problem::new(
             Reason::InvalidAddress,
-            format!("{address} is no address of this machine: choose one with {flag}"),
+            format!("{address} is not an address of this machine: choose one with {flag}"),
         ),
         _ => Problem::new(
             Reason::InvalidAddress,

@@ -134,7 +134,7 @@ async fn what_the_target_cannot_keep_is_told_and_counts_against_nothing() {
     assert_done(&done);
     let told = done.not_kept.join("; ");
     assert!(
-        told.contains("`link`") && told.contains("1 are executable"),
+        told.contains("`link`") && told.contains("1 file is executable"),
         "{told}"
     );
     assert_eq!(done.not_kept.len(), 2);

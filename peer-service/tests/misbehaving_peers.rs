@@ -428,7 +428,7 @@ async fn a_sole_source_that_told_of_nothing_is_asked_anew_what_it_has() {
     let target = world.dir.path().join("out");
     let waits = |transfer: &v1::Transfer| {
         let error = transfer.error.as_ref();
-        error.is_some_and(|error| error.message.contains("no provider that is connected has any"))
+        error.is_some_and(|error| error.message.contains("no connected provider has any"))
     };
     let request = wish_from(&world, &target, &source);
     let (mut events, _) = fetch_until(&world, request, waits).await;

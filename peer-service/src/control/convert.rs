@@ -27,7 +27,7 @@ pub(crate) fn path(text: &str, field: &str) -> Result<PathBuf, Problem> {
     match path.is_absolute() && !text.contains('\0') {
         true => Ok(path),
         false => {
-            let problem = Problem::new(Reason::UnsafePath, format!("`{text}` is no absolute path"));
+            let problem = Problem::new(Reason::UnsafePath, format!("`{text}` is not an absolute path"));
             Err(problem.field(field))
         }
     }
@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_tells_only_of_peers_that_gave_something_or_are_banned() {
+    fn a_list_has_only_peers_that_sent_bytes_or_are_banned() {
         let row = |bytes, standing| PeerStatus {
             peer: None,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
@@ -303,16 +303,16 @@ mod tests {
             row(0, PeerState::Active),
             row(0, PeerState::Banned),
         ];
-        let told = |status: &DownloadStatus| {
+        let listed = |status: &DownloadStatus| {
             let peers = summarized(status.clone()).peers.into_iter();
             peers.map(|row| (row.bytes, row.state())).collect::<Vec<_>>()
         };
         let expected = [(5, v1::PeerState::Unreachable), (0, v1::PeerState::Banned)];
-        assert_eq!(told(&status), expected);
+        assert_eq!(listed(&status), expected);
         assert_eq!(
             v1::Transfer::from(&status).peers.len(),
             3,
-            "alone it tells them all"
+            "a single transfer has all of them"
         );
         let reason = "it sent bytes of piece 123456 that failed verification".to_owned();
         status.peers = (0..1_000)

@@ -67,12 +67,13 @@ impl ControlListener {
             ControlAt::Tcp(address) => {
                 if !address.ip().to_canonical().is_loopback() {
                     if !plaintext {
-                        return Err(beyond_this_machine(*address));
+                        return Err(beyond_loopback(*address));
                     }
                     tracing::warn!(
                         %address,
-                        "the control service listens beyond this machine without encryption: whoever can read the network's \
-                         traffic learns the token and commands this peer"
+                        "the control service listens beyond this machine without encryption: \
+                         anyone who can read the network's traffic learns the token and can \
+                         control this peer"
                     );
                 }
                 let token = create_token(&home.state().join(TOKEN_FILE))?;
@@ -87,12 +88,13 @@ impl ControlListener {
     }
 }
 
-fn beyond_this_machine(address: SocketAddr) -> Problem {
+fn beyond_loopback(address: SocketAddr) -> Problem {
     Problem::new(
         Reason::InvalidArgument,
         format!(
-            "--control {address} would let other machines command this peer, without encryption: use a socket or 127.0.0.1, \
-             reach it from elsewhere through a tunnel such as `ssh -L`, or give --plaintext as well"
+            "--control {address} would let other machines control this peer without encryption: \
+             use a socket or 127.0.0.1 and connect from elsewhere through a tunnel such as \
+             `ssh -L`, or give --plaintext as well"
         ),
     )
     .field("control")
@@ -108,7 +110,8 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
         Problem::new(
             Reason::InvalidArgument,
             format!(
-                "cannot make the control socket {}: {why}; choose another with --control unix:PATH",
+                "cannot create the control socket {}: {why}; choose another with --control \
+                 unix:PATH",
                 path.display()
             ),
         )
@@ -117,7 +120,9 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
         return Err(failed(format!("its path is longer than {MAX_SOCKET_PATH} bytes")));
     }
     match fs::symlink_metadata(path) {
-        Ok(there) if !there.file_type().is_socket() => return Err(failed("something else is there".into())),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(failed("something other than a socket is there".into()));
+        }
         Ok(_) => {
             if !ours && std::os::unix::net::UnixStream::connect(path).is_ok() {
                 return Err(failed("another program listens on it".into()));
@@ -201,7 +206,8 @@ impl tonic::service::Interceptor for TokenInterceptor {
             true => Ok(request),
             false => Err(Problem::new(
                 Reason::Unauthenticated,
-                "this needs the token in state/control-token of the peer's folder, as `authorization: Bearer TOKEN`",
+                "the call lacks the token from state/control-token in the peer's folder: send it \
+                 as `authorization: Bearer TOKEN`",
             )
             .into()),
         }
@@ -220,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_token_opens() {
+    fn calls_without_the_token_are_refused() {
         let mut guard = TokenInterceptor::new(Some("secret".into()));
         let mut request = Request::new(());
         assert!(guard.call(Request::new(())).is_err());
@@ -236,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn control_beyond_this_machine_needs_the_owners_word() {
+    async fn control_beyond_this_machine_needs_the_plaintext_flag() {
         let folder = tempfile::tempdir().unwrap();
         let home = Home::open(&folder.path().join("home")).unwrap();
         let open = async |at: &str, plaintext| {
@@ -256,14 +262,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_anything_else_is_not() {
+    async fn only_a_stale_socket_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
         drop(bind_socket(&path, true).unwrap());
         let live = bind_socket(&path, true).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(bind_socket(&path, false).is_err(), "somebody listens there");
+        assert!(
+            bind_socket(&path, false).is_err(),
+            "another program listens on it"
+        );
         drop(live);
         fs::remove_file(&path).unwrap();
         fs::write(&path, "precious").unwrap();

@@ -80,7 +80,7 @@ impl ControlApi {
     ) -> ResponseStream<T> {
         let stopping = Problem::new(
             Reason::ShuttingDown,
-            "the peer is shutting down: what was fetched is kept",
+            "the peer is shutting down: the downloaded data is kept",
         );
         let shutdown = self.shutdown.clone().cancelled_owned();
         Box::pin(stream::unfold(
@@ -114,14 +114,14 @@ fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::Fetch
                 return None;
             }
             if !first {
-                let rests = async {
+                let settled = async {
                     watching
                         .status
                         .wait_for(|status| status.state.is_settled())
                         .await
                         .is_ok()
                 };
-                if tokio::time::timeout(STATUS_INTERVAL, rests).await == Ok(false) {
+                if tokio::time::timeout(STATUS_INTERVAL, settled).await == Ok(false) {
                     // The sender is gone, so the status no longer changes; repeat it at the usual
                     // interval.
                     tokio::time::sleep(STATUS_INTERVAL).await;

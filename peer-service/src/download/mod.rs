@@ -1,14 +1,19 @@
 //! Downloads: from a request for a file or folder to verified content under its final name.
 //!
-//! | module | responsibility |
+//! | module | purpose |
 //! |---|---|
 //! | [`manager`] | all downloads of a peer: start, join, pause, resume, cancel, persist |
 //! | [`context`] | the services that every download uses |
-//! | `task` | one run of a download: metadata, recovery, the swarm, finalizing |
-//! | `engine` | the data path: driver, requests, assembly, verification |
-//! | `peers` | discovery of peers and connections to them |
+//! | `task` | one run of a download, step by step |
+//! | [`engine`] | the data path: driver, requests, assembly, verification |
+//! | `peers` | discovery of peers, connections and calls to them |
 //! | `storage` | target path, part file, resume state, finalizing |
 //! | [`status`] | what the user requests and what a download reports |
+//!
+//! Invariants: no byte counts, is served or gets its final name before it was verified against the
+//! id, and nothing at the target is overwritten.
+//!
+//! Non-goal: which peer to ask for what; `potluck-swarm` decides that.
 
 pub mod context;
 pub mod engine;

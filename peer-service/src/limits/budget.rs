@@ -59,7 +59,7 @@ impl InFlightBudget {
         let number = state.last_number;
         let (notify, part) = watch::channel(0);
         state.notify.insert(number, notify);
-        state.change(|division| division.join(number, priority));
+        state.change(|allocation| allocation.join(number, priority));
         drop(state);
         BudgetShare {
             budget: self.clone(),
@@ -94,7 +94,7 @@ impl Drop for BudgetShare {
     fn drop(&mut self) {
         let mut state = self.budget.state();
         state.notify.remove(&self.number);
-        state.change(|division| division.leave(self.number));
+        state.change(|allocation| allocation.leave(self.number));
     }
 }
 
@@ -127,7 +127,7 @@ impl BudgetShare {
         self.reported = in_flight;
         let mut state = self.budget.state();
         if state.allocation.changes_allocation(self.number, in_flight) {
-            state.change(|division| division.report_in_flight(self.number, in_flight));
+            state.change(|allocation| allocation.report_in_flight(self.number, in_flight));
         }
     }
 
@@ -136,7 +136,7 @@ impl BudgetShare {
         let number = self.number;
         self.budget
             .state()
-            .change(|division| division.set_priority(number, priority));
+            .change(|allocation| allocation.set_priority(number, priority));
     }
 }
 
@@ -196,13 +196,13 @@ impl FairAllocation {
     /// Whether a report would change any state. Often it does not: one unit arrived and another was
     /// requested.
     fn changes_allocation(&self, number: u64, in_flight: u64) -> bool {
-        let bound = |it: &BudgetMember| match in_flight {
+        let bound = |member: &BudgetMember| match in_flight {
             0 => 0,
-            some => some.max(it.allocation),
+            bytes => bytes.max(member.allocation),
         };
         self.members
             .get(&number)
-            .is_some_and(|it| it.in_flight_bound != bound(it))
+            .is_some_and(|member| member.in_flight_bound != bound(member))
     }
 
     fn allocation(&self, number: u64) -> u64 {
@@ -216,29 +216,29 @@ impl FairAllocation {
         let weight: u64 = self
             .members
             .values()
-            .filter(|it| it.in_flight_bound > 0)
+            .filter(|member| member.in_flight_bound > 0)
             .map(BudgetMember::weight)
             .sum();
-        let fair = |it: &BudgetMember, weight: u64| {
-            let part = u128::from(self.total) * u128::from(it.weight()) / u128::from(weight.max(1));
+        let fair = |member: &BudgetMember, weight: u64| {
+            let part = u128::from(self.total) * u128::from(member.weight()) / u128::from(weight.max(1));
             u64::try_from(part).unwrap_or(u64::MAX)
         };
-        let claim = |it: &BudgetMember| match it.in_flight_bound {
+        let claim = |member: &BudgetMember| match member.in_flight_bound {
             0 => 0,
-            bound => bound.max(fair(it, weight)),
+            bound => bound.max(fair(member, weight)),
         };
         let claims: u64 = self.members.values().map(claim).sum();
         let parts: Vec<u64> = self
             .members
             .values()
-            .map(|it| {
-                let others = claims - claim(it);
-                let weight = if it.in_flight_bound > 0 {
+            .map(|member| {
+                let others = claims - claim(member);
+                let weight = if member.in_flight_bound > 0 {
                     weight
                 } else {
-                    weight + it.weight()
+                    weight + member.weight()
                 };
-                fair(it, weight).min(self.total.saturating_sub(others))
+                fair(member, weight).min(self.total.saturating_sub(others))
             })
             .collect();
         for (member, part) in self.members.values_mut().zip(parts) {
@@ -262,8 +262,8 @@ mod tests {
 
     use super::*;
 
-    fn priority(of: u32) -> Priority {
-        Priority::new(of).unwrap()
+    fn priority(number: u32) -> Priority {
+        Priority::new(number).unwrap()
     }
 
     const TOTAL: u64 = 64 << 20;
@@ -271,19 +271,19 @@ mod tests {
 
     /// Simulates download drivers: each reports its bytes in flight immediately after requesting
     /// something, and eventually after its part changed.
-    struct World {
+    struct SimulatedPeer {
         budget: InFlightBudget,
         shares: BTreeMap<u64, (BudgetShare, u64)>,
     }
 
-    impl World {
-        fn set(&mut self, who: u64, bytes: impl FnOnce(u64, u64) -> u64) {
-            let (share, in_flight) = self.shares.get_mut(&who).unwrap();
+    impl SimulatedPeer {
+        fn set(&mut self, number: u64, bytes: impl FnOnce(u64, u64) -> u64) {
+            let (share, in_flight) = self.shares.get_mut(&number).unwrap();
             *in_flight = bytes(share.bytes(), *in_flight);
             share.report_in_flight(*in_flight);
         }
 
-        fn wake(&mut self) {
+        fn settle(&mut self) {
             let mut rounds = 0;
             while self
                 .shares
@@ -294,7 +294,7 @@ mod tests {
                     share.report_in_flight(*in_flight);
                 }
                 rounds += 1;
-                assert!(rounds < 10, "they come to rest: {:?}", self.budget);
+                assert!(rounds < 10, "the shares settle: {:?}", self.budget);
             }
         }
     }
@@ -304,68 +304,72 @@ mod tests {
         /// never exceed the budget plus one unit each, and once settled, each download has its fair
         /// part.
         #[test]
-        fn the_whole_is_never_passed_and_all_of_it_is_given(
+        fn the_budget_is_never_exceeded_and_fully_allocated(
             events in proptest::collection::vec((0u8..8, 0u64..5, 1u32..=100, 0u64..64), 1..200),
         ) {
-            let mut world = World { budget: InFlightBudget::new(TOTAL), shares: BTreeMap::new() };
+            let mut peer = SimulatedPeer { budget: InFlightBudget::new(TOTAL), shares: BTreeMap::new() };
             let mut weights = BTreeMap::new();
-            for (what, who, of, units) in events {
-                if !world.shares.contains_key(&who) {
-                    let share = world.budget.join(priority(of));
-                    world.shares.insert(who, (share, 0));
-                    weights.insert(who, of);
+            for (event, number, weight, units) in events {
+                if !peer.shares.contains_key(&number) {
+                    let share = peer.budget.join(priority(weight));
+                    peer.shares.insert(number, (share, 0));
+                    weights.insert(number, weight);
                 }
-                match what {
+                match event {
                     0 => {
-                        world.shares.remove(&who);
-                        weights.remove(&who);
+                        peer.shares.remove(&number);
+                        weights.remove(&number);
                     }
                     1 => {
-                        world.shares[&who].0.set_priority(priority(of));
-                        weights.insert(who, of);
+                        peer.shares[&number].0.set_priority(priority(weight));
+                        weights.insert(number, weight);
                     }
-                    2 => world.wake(),
+                    2 => peer.settle(),
                     // Some of the bytes arrive.
-                    3..=4 => world.set(who, |_, has| has.saturating_sub(units * UNIT)),
+                    3..=4 => peer.set(number, |_, bytes| bytes.saturating_sub(units * UNIT)),
                     // Requests as much as it may.
-                    _ => world.set(who, |part, has| has.max(part / UNIT * UNIT).max(UNIT)),
+                    _ => peer.set(number, |share, bytes| bytes.max(share / UNIT * UNIT).max(UNIT)),
                 }
-                let all: u64 = world.shares.values().map(|(_, in_flight)| in_flight).sum();
-                let most = TOTAL + world.shares.len() as u64 * UNIT;
-                prop_assert!(all <= most, "{} in flight, {:?}", all, world.budget);
-                let mut inner = world.budget.state();
-                for (number, tell) in &inner.notify {
-                    prop_assert_eq!(*tell.borrow(), inner.allocation.allocation(*number));
+                let all: u64 = peer.shares.values().map(|(_, in_flight)| in_flight).sum();
+                let most = TOTAL + peer.shares.len() as u64 * UNIT;
+                prop_assert!(all <= most, "{} in flight, {:?}", all, peer.budget);
+                let mut state = peer.budget.state();
+                for (number, sender) in &state.notify {
+                    prop_assert_eq!(*sender.borrow(), state.allocation.allocation(*number));
                 }
                 // A report that was skipped as redundant would indeed have changed nothing.
-                if let Some((share, in_flight)) = world.shares.get(&who).filter(|(share, _)| share.reported > 0 || what > 2) {
-                    let before = format!("{:?}", inner.allocation);
+                if let Some((share, in_flight)) = peer.shares.get(&number).filter(|(share, _)| share.reported > 0 || event > 2) {
+                    let before = format!("{:?}", state.allocation);
                     if !share.allocation.has_changed().unwrap() {
-                        inner.allocation.report_in_flight(share.number, *in_flight);
+                        state.allocation.report_in_flight(share.number, *in_flight);
                     }
-                    prop_assert_eq!(before, format!("{:?}", inner.allocation));
+                    prop_assert_eq!(before, format!("{:?}", state.allocation));
                 }
             }
-            for who in weights.keys() {
-                world.set(*who, |_, _| 1);
+            for number in weights.keys() {
+                peer.set(*number, |_, _| 1);
             }
-            world.wake();
-            let weight: u64 = weights.values().map(|of| u64::from(*of)).sum();
-            for (who, of) in &weights {
-                let fair = TOTAL * u64::from(*of) / weight;
-                prop_assert!(world.shares[who].0.bytes() == fair, "{} for {}, {:?}", fair, who, world.budget);
+            peer.settle();
+            let total_weight: u64 = weights.values().map(|weight| u64::from(*weight)).sum();
+            for (number, weight) in &weights {
+                let fair = TOTAL * u64::from(*weight) / total_weight;
+                prop_assert!(peer.shares[number].0.bytes() == fair, "{} for {}, {:?}", fair, number, peer.budget);
             }
         }
     }
 
     #[test]
-    fn one_alone_has_all_and_gives_it_up_as_it_comes_in() {
+    fn a_single_download_has_the_whole_budget_and_releases_it_as_requests_complete() {
         let budget = InFlightBudget::new(TOTAL);
         let mut one = budget.join(priority(30));
         assert_eq!(one.bytes(), TOTAL);
         one.report_in_flight(TOTAL);
         let mut two = budget.join(priority(10));
-        assert_eq!((one.bytes(), two.bytes()), (TOTAL, 0), "idle, it changes nothing");
+        assert_eq!(
+            (one.bytes(), two.bytes()),
+            (TOTAL, 0),
+            "an idle download changes nothing"
+        );
         two.report_in_flight(UNIT);
         assert_eq!((one.bytes(), two.bytes()), (TOTAL / 4 * 3, 0));
         one.report_in_flight(TOTAL / 8 * 7);
@@ -373,7 +377,7 @@ mod tests {
         one.report_in_flight(TOTAL / 8);
         assert_eq!((one.bytes(), two.bytes()), (TOTAL / 4 * 3, TOTAL / 4));
         one.report_in_flight(0);
-        assert_eq!(two.bytes(), TOTAL, "an idle one holds nothing back");
+        assert_eq!(two.bytes(), TOTAL, "an idle download claims nothing");
         two.set_priority(priority(90));
         one.report_in_flight(1);
         two.report_in_flight(TOTAL / 4);

@@ -102,7 +102,7 @@ impl<T> FlowState<T> {
 impl<T> FairQueue<T> {
     /// A full bucket with this rate in bytes per second; 0 for no limit.
     pub fn new(rate: u64, now: Duration) -> Self {
-        let mut fair = Self {
+        let mut queue = Self {
             rate,
             tokens: 0,
             at: now,
@@ -112,8 +112,8 @@ impl<T> FairQueue<T> {
             order: BTreeSet::new(),
             last_number: 0,
         };
-        fair.tokens = fair.burst();
-        fair
+        queue.tokens = queue.burst();
+        queue
     }
 
     fn burst(&self) -> u128 {
@@ -209,11 +209,14 @@ impl<T> FairQueue<T> {
         let Some(&(start, id)) = self.order.first() else {
             return Dispatch::Empty;
         };
-        let flow = self.flows.get_mut(&id).expect("flows in order are there");
+        let flow = self
+            .flows
+            .get_mut(&id)
+            .expect("`order` lists only existing flows");
         let first = flow
             .requests
             .first_entry()
-            .expect("flows in order have somebody waiting");
+            .expect("flows in `order` have waiting requests");
         if self.rate > 0 {
             let needed = u128::from(first.get().0.bytes) * NANOS;
             let Some(left) = self.tokens.checked_sub(needed) else {
@@ -257,33 +260,33 @@ mod tests {
 
     const START: Duration = Duration::ZERO;
 
-    fn priority(of: u32) -> Priority {
-        Priority::new(of).unwrap()
+    fn priority(number: u32) -> Priority {
+        Priority::new(number).unwrap()
     }
 
     /// Runs flows with these priorities, each of which always has a waiting request; the sizes
     /// repeat in order. Returns the bytes that each flow got by `end`.
     fn backlogged(rate: u64, flows: &[(u32, Vec<u64>)], end: Duration) -> Vec<u64> {
-        let mut fair = FairQueue::new(rate, START);
-        let ids: Vec<_> = flows.iter().map(|(of, _)| fair.join(priority(*of))).collect();
+        let mut queue = FairQueue::new(rate, START);
+        let ids: Vec<_> = flows.iter().map(|(of, _)| queue.join(priority(*of))).collect();
         let mut requested = vec![0; flows.len()];
         let mut got = vec![0; flows.len()];
-        let mut ask = |fair: &mut FairQueue<(usize, u64)>, flow: usize, now: Duration| {
+        let mut enqueue = |queue: &mut FairQueue<(usize, u64)>, flow: usize, now: Duration| {
             let sizes = &flows[flow].1;
             let bytes = sizes[requested[flow] % sizes.len()];
             requested[flow] += 1;
-            fair.enqueue(ids[flow], bytes, (flow, bytes), now).unwrap();
+            queue.enqueue(ids[flow], bytes, (flow, bytes), now).unwrap();
         };
-        (0..flows.len()).for_each(|flow| (0..2).for_each(|_| ask(&mut fair, flow, START)));
+        (0..flows.len()).for_each(|flow| (0..2).for_each(|_| enqueue(&mut queue, flow, START)));
         let largest = *flows.iter().flat_map(|(_, sizes)| sizes).max().unwrap();
         let mut now = START;
         let mut sent = 0u128;
         loop {
-            match fair.next(now) {
+            match queue.next(now) {
                 Dispatch::Go((flow, bytes)) => {
                     got[flow] += bytes;
                     sent += u128::from(bytes);
-                    ask(&mut fair, flow, now);
+                    enqueue(&mut queue, flow, now);
                     let max = u128::from(rate) * (now + BURST).as_nanos();
                     assert!(sent * NANOS <= max, "{sent} bytes by {now:?}");
                 }
@@ -291,9 +294,9 @@ mod tests {
                 Dispatch::Wait(wait) => {
                     now += wait;
                     let min = (u128::from(rate) * now.as_nanos() / NANOS).saturating_sub(largest.into());
-                    assert!(sent >= min, "{sent} bytes by {now:?}, {min} could have gone");
+                    assert!(sent >= min, "{sent} bytes by {now:?}, at least {min} expected");
                 }
-                Dispatch::Empty => panic!("somebody always waits"),
+                Dispatch::Empty => panic!("each flow always has a waiting request"),
             }
         }
     }
@@ -307,7 +310,7 @@ mod tests {
         /// For flows that always wait: the rate is not exceeded, nothing is left unused, and no two
         /// flows are further apart than one request of each.
         #[test]
-        fn shares_are_as_the_priorities(rate in 10_000u64..100_000_000, flows in flows(), millis in 1u64..20_000) {
+        fn flows_share_by_priority(rate in 10_000u64..100_000_000, flows in flows(), millis in 1u64..20_000) {
             let got = backlogged(rate, &flows, Duration::from_millis(millis));
             let shares: Vec<(f64, f64)> = flows.iter().zip(got).map(|((of, sizes), got)| {
                 let of = f64::from(*of);
@@ -323,22 +326,22 @@ mod tests {
         /// For any order of requests and withdrawals: the rate is never exceeded, and in the end
         /// every request was dispatched or withdrawn.
         #[test]
-        fn the_rate_holds(
+        fn the_rate_is_never_exceeded(
             rate in 1_000u64..10_000_000,
             events in proptest::collection::vec((0usize..4, 0u64..1 << 20, 0u64..500, 0u8..10), 1..80),
         ) {
-            let mut fair = FairQueue::new(rate, START);
-            let ids = [1, 10, 20, 100].map(|of| fair.join(priority(of)));
+            let mut queue = FairQueue::new(rate, START);
+            let ids = [1, 10, 20, 100].map(|of| queue.join(priority(of)));
             let (mut now, mut sent, mut log) = (START, 0i128, vec![(START, 0i128)]);
-            let mut asked: Vec<(Ticket, bool)> = Vec::new();
+            let mut enqueued: Vec<(Ticket, bool)> = Vec::new();
             // Dispatches every request that may go until then, each at its time.
-            let mut run = |fair: &mut FairQueue<u64>, asked: &mut Vec<(Ticket, bool)>, sent: &mut i128, until: Duration| {
+            let mut run = |queue: &mut FairQueue<u64>, enqueued: &mut Vec<(Ticket, bool)>, sent: &mut i128, until: Duration| {
                 loop {
-                    match fair.next(now) {
+                    match queue.next(now) {
                         Dispatch::Go(number) => {
-                            let it = asked.iter_mut().find(|(ticket, _)| ticket.number == number);
-                            let (ticket, gone) = it.expect("nobody goes who was taken back");
-                            assert!(!std::mem::replace(gone, true), "nobody goes twice");
+                            let it = enqueued.iter_mut().find(|(ticket, _)| ticket.number == number);
+                            let (ticket, is_dispatched) = it.expect("a withdrawn request is not dispatched");
+                            assert!(!std::mem::replace(is_dispatched, true), "no request is dispatched twice");
                             *sent += i128::from(ticket.bytes);
                             log.push((now, *sent));
                         }
@@ -353,22 +356,22 @@ mod tests {
             let mut at = START;
             for (flow, bytes, pause, what) in events {
                 match what {
-                    0 => fair.set_priority(ids[flow], priority(1 + (bytes % 100) as u32)),
-                    1 if !asked.is_empty() => {
-                        let (ticket, gone) = asked.remove(bytes as usize % asked.len());
-                        fair.withdraw(ticket);
-                        sent -= i128::from(gone) * i128::from(ticket.bytes);
+                    0 => queue.set_priority(ids[flow], priority(1 + (bytes % 100) as u32)),
+                    1 if !enqueued.is_empty() => {
+                        let (ticket, is_dispatched) = enqueued.remove(bytes as usize % enqueued.len());
+                        queue.withdraw(ticket);
+                        sent -= i128::from(is_dispatched) * i128::from(ticket.bytes);
                     }
                     _ => {
-                        let ticket = fair.enqueue(ids[flow], bytes, fair.last_number + 1, at).unwrap();
-                        asked.push((ticket, false));
+                        let ticket = queue.enqueue(ids[flow], bytes, queue.last_number + 1, at).unwrap();
+                        enqueued.push((ticket, false));
                     }
                 }
-                at = run(&mut fair, &mut asked, &mut sent, at + Duration::from_millis(pause));
+                at = run(&mut queue, &mut enqueued, &mut sent, at + Duration::from_millis(pause));
             }
-            run(&mut fair, &mut asked, &mut sent, Duration::from_secs(1 << 40));
-            prop_assert!(asked.iter().all(|(_, gone)| *gone));
-            prop_assert!(fair.waiting == 0 && fair.order.is_empty());
+            run(&mut queue, &mut enqueued, &mut sent, Duration::from_secs(1 << 40));
+            prop_assert!(enqueued.iter().all(|(_, is_dispatched)| *is_dispatched));
+            prop_assert!(queue.waiting == 0 && queue.order.is_empty());
             let most = |from: Duration, to: Duration| {
                 ((to - from + BURST).as_nanos() * u128::from(rate)).div_ceil(NANOS) as i128 + (1 << 20)
             };
@@ -381,9 +384,9 @@ mod tests {
     }
 
     /// Dispatches everything that may go by then, in order.
-    fn run(fair: &mut FairQueue<&'static str>, now: Duration) -> Vec<&'static str> {
-        std::iter::from_fn(|| match fair.next(now) {
-            Dispatch::Go(who) => Some(who),
+    fn run(queue: &mut FairQueue<&'static str>, now: Duration) -> Vec<&'static str> {
+        std::iter::from_fn(|| match queue.next(now) {
+            Dispatch::Go(payload) => Some(payload),
             _ => None,
         })
         .collect()
@@ -394,82 +397,87 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_bucket_saves_up_a_burst_and_no_more() {
-        let mut fair = FairQueue::new(1000, START);
-        let flow = fair.join(Priority::default());
+    fn an_idle_bucket_saves_at_most_a_burst() {
+        let mut queue = FairQueue::new(1000, START);
+        let flow = queue.join(Priority::default());
         let hour = secs(3600);
-        fair.enqueue(flow, 100, (), hour).unwrap();
-        assert_eq!(fair.next(hour), Dispatch::Go(()));
-        fair.enqueue(flow, 1000, (), hour).unwrap();
-        assert_eq!(fair.next(hour), Dispatch::Wait(secs(1)));
+        queue.enqueue(flow, 100, (), hour).unwrap();
+        assert_eq!(queue.next(hour), Dispatch::Go(()));
+        queue.enqueue(flow, 1000, (), hour).unwrap();
+        assert_eq!(queue.next(hour), Dispatch::Wait(secs(1)));
     }
 
     #[test]
-    fn an_idle_flow_hoards_nothing_and_loses_nothing() {
-        let mut fair = FairQueue::new(1000, START);
-        let (busy, idle) = (fair.join(priority(10)), fair.join(priority(10)));
+    fn an_idle_flow_neither_saves_nor_loses_anything() {
+        let mut queue = FairQueue::new(1000, START);
+        let (busy, idle) = (queue.join(priority(10)), queue.join(priority(10)));
         // One flow has the whole rate while the other is idle.
-        (0..50).for_each(|_| _ = fair.enqueue(busy, 1000, "busy", START));
-        assert_eq!(run(&mut fair, secs(20)).len(), 20);
+        (0..50).for_each(|_| _ = queue.enqueue(busy, 1000, "busy", START));
+        assert_eq!(run(&mut queue, secs(20)).len(), 20);
         // Then each gets half, immediately: the new flow does not wait for twenty seconds.
-        (0..50).for_each(|_| _ = fair.enqueue(idle, 1000, "idle", secs(20)));
-        let both = run(&mut fair, secs(30));
-        let idles = both.iter().filter(|who| **who == "idle").count();
+        (0..50).for_each(|_| _ = queue.enqueue(idle, 1000, "idle", secs(20)));
+        let both = run(&mut queue, secs(30));
+        let idles = both.iter().filter(|payload| **payload == "idle").count();
         assert_eq!((both.len(), idles), (10, 5), "{both:?}");
     }
 
     #[test]
-    fn a_new_priority_holds_for_what_waits() {
-        let mut fair = FairQueue::new(1000, START);
-        let (one, two) = (fair.join(priority(10)), fair.join(priority(10)));
-        (0..100).for_each(|_| _ = fair.enqueue(one, 1000, "one", START));
-        (0..100).for_each(|_| _ = fair.enqueue(two, 1000, "two", START));
-        assert_eq!(run(&mut fair, secs(10)).len(), 10);
-        fair.set_priority(one, priority(40));
-        let then = run(&mut fair, secs(60));
-        assert_eq!(then.iter().filter(|who| **who == "one").count(), 40, "{then:?}");
+    fn a_new_priority_applies_to_waiting_requests() {
+        let mut queue = FairQueue::new(1000, START);
+        let (one, two) = (queue.join(priority(10)), queue.join(priority(10)));
+        (0..100).for_each(|_| _ = queue.enqueue(one, 1000, "one", START));
+        (0..100).for_each(|_| _ = queue.enqueue(two, 1000, "two", START));
+        assert_eq!(run(&mut queue, secs(10)).len(), 10);
+        queue.set_priority(one, priority(40));
+        let then = run(&mut queue, secs(60));
+        assert_eq!(
+            then.iter().filter(|payload| **payload == "one").count(),
+            40,
+            "{then:?}"
+        );
     }
 
     #[test]
-    fn the_lowest_rank_of_a_flow_goes_first_and_the_rest_takes_what_it_leaves() {
-        let mut fair = FairQueue::new(1000, START);
-        let flow = fair.join(Priority::default());
-        let ask =
-            |fair: &mut FairQueue<_>, rank, who, at| fair.enqueue_ranked(flow, rank, 1000, who, at).unwrap();
-        ask(&mut fair, 7, "later", START);
-        ask(&mut fair, 7, "later still", START);
-        ask(&mut fair, 3, "first", START);
-        let gone = ask(&mut fair, 2, "gone", START);
-        assert_eq!(run(&mut fair, Duration::from_millis(800)), [""; 0]);
-        fair.withdraw(gone);
-        assert_eq!(run(&mut fair, secs(1)), ["first"]);
+    fn the_lowest_rank_of_a_flow_goes_first() {
+        let mut queue = FairQueue::new(1000, START);
+        let flow = queue.join(Priority::default());
+        let enqueue = |queue: &mut FairQueue<_>, rank, payload, at| {
+            queue.enqueue_ranked(flow, rank, 1000, payload, at).unwrap()
+        };
+        enqueue(&mut queue, 7, "later", START);
+        enqueue(&mut queue, 7, "later still", START);
+        enqueue(&mut queue, 3, "first", START);
+        let withdrawn = enqueue(&mut queue, 2, "withdrawn", START);
+        assert_eq!(run(&mut queue, Duration::from_millis(800)), [""; 0]);
+        queue.withdraw(withdrawn);
+        assert_eq!(run(&mut queue, secs(1)), ["first"]);
         // No request of a lower rank waits at that moment.
-        assert_eq!(run(&mut fair, secs(2)), ["later"]);
-        ask(&mut fair, 3, "first again", secs(2));
-        assert_eq!(run(&mut fair, secs(4)), ["first again", "later still"]);
-        assert_eq!(fair.waiting, 0);
+        assert_eq!(run(&mut queue, secs(2)), ["later"]);
+        enqueue(&mut queue, 3, "first again", secs(2));
+        assert_eq!(run(&mut queue, secs(4)), ["first again", "later still"]);
+        assert_eq!(queue.waiting, 0);
     }
 
     #[test]
-    fn without_a_rate_all_go_at_once_and_leave_no_debt() {
-        let mut fair = FairQueue::new(0, START);
-        let flow = fair.join(Priority::default());
-        (0..100).for_each(|_| _ = fair.enqueue(flow, u64::MAX, "it", START));
-        assert_eq!(run(&mut fair, START).len(), 100);
-        fair.set_rate(1000, START);
-        fair.enqueue(flow, 1000, "it", START).unwrap();
-        assert_eq!(run(&mut fair, secs(1)), ["it"]);
+    fn without_a_rate_all_requests_go_immediately() {
+        let mut queue = FairQueue::new(0, START);
+        let flow = queue.join(Priority::default());
+        (0..100).for_each(|_| _ = queue.enqueue(flow, u64::MAX, "it", START));
+        assert_eq!(run(&mut queue, START).len(), 100);
+        queue.set_rate(1000, START);
+        queue.enqueue(flow, 1000, "it", START).unwrap();
+        assert_eq!(run(&mut queue, secs(1)), ["it"]);
     }
 
     #[test]
-    fn who_leaves_is_waited_for_no_more() {
-        let mut fair = FairQueue::new(1000, START);
-        let (gone, stays) = (fair.join(priority(100)), fair.join(priority(1)));
-        let ticket = fair.enqueue(gone, 1 << 40, "gone", START).unwrap();
-        fair.enqueue(stays, 1000, "stays", START).unwrap();
-        fair.leave(gone);
-        fair.withdraw(ticket);
-        assert_eq!(run(&mut fair, secs(1)), ["stays"]);
-        assert_eq!(fair.enqueue(gone, 1, "gone", START), None);
+    fn a_flow_that_left_blocks_no_other() {
+        let mut queue = FairQueue::new(1000, START);
+        let (leaving, staying) = (queue.join(priority(100)), queue.join(priority(1)));
+        let ticket = queue.enqueue(leaving, 1 << 40, "leaving", START).unwrap();
+        queue.enqueue(staying, 1000, "staying", START).unwrap();
+        queue.leave(leaving);
+        queue.withdraw(ticket);
+        assert_eq!(run(&mut queue, secs(1)), ["staying"]);
+        assert_eq!(queue.enqueue(leaving, 1, "gone", START), None);
     }
 }

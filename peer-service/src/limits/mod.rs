@@ -126,8 +126,8 @@ impl Limits {
     ///
     /// # Errors
     /// All slots are taken, or this address has its maximum.
-    pub fn try_upload(&self, source: ClientAddress) -> Result<UploadSlot, LimitError> {
-        self.shared.upload_slots.try_acquire(source)
+    pub fn try_upload(&self, address: ClientAddress) -> Result<UploadSlot, LimitError> {
+        self.shared.upload_slots.try_acquire(address)
     }
 }
 
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_counted_and_can_be_changed() {
+    fn upload_slots_are_counted_and_their_number_can_change() {
         let limits = Limits::new(0, 0, 1);
         let first = limits.try_upload(ClientAddress::LOCAL).unwrap();
         assert!(limits.try_upload(ClientAddress::LOCAL).is_err());

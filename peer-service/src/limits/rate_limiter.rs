@@ -16,7 +16,7 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{
-    sync::{Mutex as Turn, Notify, oneshot},
+    sync::{Mutex as AsyncMutex, Notify, oneshot},
     time::Instant,
 };
 
@@ -38,7 +38,7 @@ struct RateLimiterShared {
     queue: Mutex<FairQueue<oneshot::Sender<()>>>,
     start: Instant,
     /// Held by the task that runs the timer.
-    timer: Turn<()>,
+    timer: AsyncMutex<()>,
     /// Notifies the timer task that a request may go earlier than its timer is set for.
     deadline_moved: Notify,
 }
@@ -51,7 +51,7 @@ impl RateLimiter {
                 rate: AtomicU64::new(rate),
                 queue: Mutex::new(FairQueue::new(rate, Duration::ZERO)),
                 start: Instant::now(),
-                timer: Turn::new(()),
+                timer: AsyncMutex::new(()),
                 deadline_moved: Notify::new(),
             }),
         }
@@ -66,8 +66,8 @@ impl RateLimiter {
     /// requests.
     pub fn set_rate(&self, rate: u64) {
         let shared = &self.shared;
-        shared.change(|fair| {
-            fair.set_rate(rate, shared.start.elapsed());
+        shared.change(|queue| {
+            queue.set_rate(rate, shared.start.elapsed());
             shared.rate.store(rate, Ordering::Relaxed);
         });
     }
@@ -96,9 +96,9 @@ impl RateLimiterShared {
 
     /// Wakes the requests that may go now. Returns the time until the next may go, if any waits.
     fn release_ready(&self) -> Option<Duration> {
-        let mut fair = self.queue();
+        let mut queue = self.queue();
         loop {
-            match fair.next(self.start.elapsed()) {
+            match queue.next(self.start.elapsed()) {
                 // If the receiver is gone, dropping its `PendingRequest` withdraws the request.
                 Dispatch::Go(wake) => _ = wake.send(()),
                 Dispatch::Wait(wait) => return Some(wait),
@@ -110,7 +110,7 @@ impl RateLimiterShared {
     /// Runs the timer for all waiting tasks, once this task holds the lock. Never returns; when it
     /// is dropped, another task takes over.
     async fn run_timer(&self) {
-        let _turn = self.timer.lock().await;
+        let _running = self.timer.lock().await;
         loop {
             let wait = self.release_ready().unwrap_or(Duration::MAX);
             // Both arms are cancel-safe: they take nothing, and `Notify` keeps one pending
@@ -132,7 +132,7 @@ pub struct Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.limiter.shared.change(|fair| fair.leave(self.id));
+        self.limiter.shared.change(|queue| queue.leave(self.id));
     }
 }
 
@@ -151,7 +151,7 @@ impl Flow {
     pub fn set_priority(&self, priority: Priority) {
         self.limiter
             .shared
-            .change(|fair| fair.set_priority(self.id, priority));
+            .change(|queue| queue.set_priority(self.id, priority));
     }
 
     /// Waits until `bytes` bytes may go; this may be more than a second's worth. Dropping the
@@ -168,7 +168,7 @@ impl Flow {
         let shared = &*self.limiter.shared;
         let (wake, mut woken) = oneshot::channel();
         let pending =
-            shared.change(|fair| fair.enqueue_ranked(self.id, rank, bytes, wake, shared.start.elapsed()));
+            shared.change(|queue| queue.enqueue_ranked(self.id, rank, bytes, wake, shared.start.elapsed()));
         let Some(ticket) = pending else {
             return;
         };
@@ -196,7 +196,7 @@ struct PendingRequest<'a> {
 impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            self.limiter.change(|fair| fair.withdraw(ticket));
+            self.limiter.change(|queue| queue.withdraw(ticket));
         }
     }
 }
@@ -207,47 +207,52 @@ mod tests {
 
     use super::*;
 
-    fn priority(of: u32) -> Priority {
-        Priority::new(of).unwrap()
+    fn priority(number: u32) -> Priority {
+        Priority::new(number).unwrap()
     }
 
     /// A task that acquires this many bytes in a loop and counts them.
-    fn taker(flow: &Arc<Flow>, bytes: u64) -> Arc<AtomicU64> {
-        let (flow, got) = (Arc::clone(flow), Arc::new(AtomicU64::new(0)));
-        let counted = Arc::clone(&got);
+    fn start_taker(flow: &Arc<Flow>, bytes: u64) -> Arc<AtomicU64> {
+        let (flow, taken) = (Arc::clone(flow), Arc::new(AtomicU64::new(0)));
+        let counter = Arc::clone(&taken);
         tokio::spawn(async move {
             loop {
                 flow.acquire(bytes).await;
-                counted.fetch_add(bytes, Ordering::Relaxed);
+                counter.fetch_add(bytes, Ordering::Relaxed);
             }
         });
-        got
+        taken
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tasks_share_as_their_priorities_whatever_their_number() {
-        let meter = RateLimiter::new(1_000_000);
+    async fn flows_share_by_priority_whatever_their_number_of_tasks() {
+        let limiter = RateLimiter::new(1_000_000);
         let (high, low) = (
-            Arc::new(meter.flow(priority(30))),
-            Arc::new(meter.flow(priority(10))),
+            Arc::new(limiter.flow(priority(30))),
+            Arc::new(limiter.flow(priority(10))),
         );
         // The flow of low priority has ten tasks.
-        let highs = taker(&high, 64_000);
-        let lows: Vec<_> = (0..10).map(|_| taker(&low, 64_000)).collect();
-        let sum = || lows.iter().map(|got| got.load(Ordering::Relaxed)).sum::<u64>();
+        let high_bytes = start_taker(&high, 64_000);
+        let low_bytes: Vec<_> = (0..10).map(|_| start_taker(&low, 64_000)).collect();
+        let sum = || {
+            low_bytes
+                .iter()
+                .map(|bytes| bytes.load(Ordering::Relaxed))
+                .sum::<u64>()
+        };
         tokio::time::sleep(Duration::from_secs(100)).await;
-        let (first, then) = (highs.load(Ordering::Relaxed), sum());
+        let (first, second) = (high_bytes.load(Ordering::Relaxed), sum());
         assert!(
-            first + then > 99_800_000 && first + then <= 100_100_000,
-            "{first} and {then}"
+            first + second > 99_800_000 && first + second <= 100_100_000,
+            "{first} and {second}"
         );
         assert!(
-            (first as f64 / then as f64 - 3.0).abs() < 0.05,
-            "{first} and {then}"
+            (first as f64 / second as f64 - 3.0).abs() < 0.05,
+            "{first} and {second}"
         );
         high.set_priority(priority(10));
         tokio::time::sleep(Duration::from_secs(100)).await;
-        let (more, others) = (highs.load(Ordering::Relaxed) - first, sum() - then);
+        let (more, others) = (high_bytes.load(Ordering::Relaxed) - first, sum() - second);
         assert!(
             (more as f64 / others as f64 - 1.0).abs() < 0.05,
             "{more} and {others}"
@@ -255,9 +260,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_new_rate_holds_for_those_who_wait() {
-        let meter = RateLimiter::new(1);
-        let flow = Arc::new(meter.flow(Priority::default()));
+    async fn a_new_rate_applies_to_waiting_requests() {
+        let limiter = RateLimiter::new(1);
+        let flow = Arc::new(limiter.flow(Priority::default()));
         let done = Arc::new(AtomicUsize::new(0));
         for _ in 0..3 {
             let (flow, done) = (Arc::clone(&flow), Arc::clone(&done));
@@ -268,36 +273,36 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_secs(1000)).await;
         assert_eq!(done.load(Ordering::Relaxed), 0);
-        meter.set_rate(1 << 30);
+        limiter.set_rate(1 << 30);
         tokio::time::sleep(Duration::from_millis(1100)).await;
         assert_eq!(done.load(Ordering::Relaxed), 1);
-        meter.set_rate(0);
+        limiter.set_rate(0);
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(done.load(Ordering::Relaxed), 3);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_gives_up_gives_back_and_hands_the_clock_on() {
-        let meter = RateLimiter::new(1000);
-        let flow = Arc::new(meter.flow(Priority::default()));
-        let keeper = tokio::spawn({
+    async fn a_cancelled_request_returns_its_bytes_and_the_timer() {
+        let limiter = RateLimiter::new(1000);
+        let flow = Arc::new(limiter.flow(Priority::default()));
+        let first = tokio::spawn({
             let flow = Arc::clone(&flow);
             async move { flow.acquire(1_000_000).await }
         });
         tokio::task::yield_now().await;
-        let behind = tokio::spawn({
+        let second = tokio::spawn({
             let flow = Arc::clone(&flow);
             async move { flow.acquire(1000).await }
         });
         tokio::task::yield_now().await;
         let start = Instant::now();
-        keeper.abort();
-        behind.await.unwrap();
+        first.abort();
+        second.await.unwrap();
         assert!(start.elapsed() <= Duration::from_secs(1), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_limit_nobody_waits() {
+    async fn without_a_limit_no_request_waits() {
         let flow = RateLimiter::new(0).flow(Priority::default());
         let start = Instant::now();
         flow.acquire(u64::MAX).await;

@@ -192,7 +192,8 @@ pub async fn start(
         tasks.spawn(share_at_start(library, config.share));
     }
     tracing::info!(
-        peer = %home.peer_id().short(), %local_addr, %control, home = %home.path().display(), "peer ready"
+        peer = %home.peer_id().short(), %local_addr, %control, home = %home.path().display(),
+        "peer ready"
     );
     let (peer_id, home_path) = (home.peer_id(), home.path().to_owned());
     let supervisor = Supervisor {
@@ -236,8 +237,9 @@ fn warn_of_loopback(local: SocketAddr, config: &Config) {
     if local.ip().is_loopback() && !is_local && config.advertise.is_none() {
         tracing::warn!(
             %local, index = host,
-            "the index is on another machine, and only this machine can reach this peer: to share with other \
-             machines, give --listen 0.0.0.0:{} or this machine's address", local.port()
+            "the index is on another machine, and only this machine can reach this peer: to share \
+             with other machines, give --listen 0.0.0.0:{} or this machine's address",
+            local.port()
         );
     }
 }

@@ -20,7 +20,8 @@ pub(crate) fn busy(calls: &str, limit: LimitError) -> Problem {
     let message = match limit {
         LimitError::Full => format!("this peer serves no more {calls} at once: try again"),
         LimitError::AddressShare => format!(
-            "your address has its share of the {calls} that this peer serves at once: end some, or try again"
+            "your address has its share of the {calls} that this peer serves at once: end some, or \
+             try again"
         ),
     };
     Problem::new(Reason::Busy, message).retry_after(RETRY_AFTER)

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_and_are_capped() {
+    fn the_backoff_grows_up_to_a_maximum() {
         assert_eq!(back_off(1), FIRST_WAIT);
         assert_eq!(back_off(2), FIRST_WAIT * 2);
         assert_eq!(back_off(u32::MAX), MAX_WAIT);

@@ -307,7 +307,10 @@ impl RegistrarTask {
             }
             Refusal::File if changes.put.len() == 1 => {
                 let file = &changes.put[0];
-                tracing::warn!(id = %file.file.id, names = ?file.names, %problem, "the index refused a file");
+                tracing::warn!(
+                    id = %file.file.id, names = ?file.names, %problem,
+                    "the index refused a file"
+                );
                 self.sync.refused_files += 1;
                 self.status.send_modify(|status| status.error = Some(problem));
                 self.sync.acknowledged = changes.up_to;
@@ -360,7 +363,10 @@ impl RegistrarTask {
     fn record_lease(&mut self, lease: &Lease) {
         if self.conflicting_address != lease.conflicting_address {
             if let Some(conflicting_address) = &lease.conflicting_address {
-                tracing::warn!(problem = %identity_in_use(conflicting_address), "another peer uses this peer's identity");
+                tracing::warn!(
+                    problem = %identity_in_use(conflicting_address),
+                    "another peer uses this peer's identity"
+                );
             }
             self.conflicting_address.clone_from(&lease.conflicting_address);
         }
@@ -383,7 +389,10 @@ impl RegistrarTask {
         self.sync.expected_files = (self.sync.refused_files == 0 && !differs).then_some(total);
         // Files refused after the full pass cannot be distinguished from those refused in it.
         if differs && (self.sync.refused_files == 0 || was_full) {
-            tracing::info!(accepted, found = ?lease, "the index has another number of this peer's files");
+            tracing::info!(
+                accepted, found = ?lease,
+                "the index has another number of this peer's files"
+            );
             if !(was_full && self.sync.has_replaced) {
                 self.start_over(true);
             }
@@ -396,8 +405,8 @@ fn identity_in_use(address: &Address) -> Problem {
     Problem::new(
         Reason::IdentityInUse,
         format!(
-            "another peer at {address} uses this peer's token, and the index refuses this peer: stop one of the two, and remove \
-             `state/token` from the home that is a copy"
+            "another peer at {address} uses this peer's token, and the index refuses this peer: \
+             stop one of the two, and remove `state/token` from the home that is a copy"
         ),
     )
 }
@@ -425,8 +434,8 @@ impl RegistrarTask {
             DigestVerdict::RegisterAgain => true,
             DigestVerdict::Accepted => {
                 tracing::warn!(
-                    "the index reports another digest of this peer's registrations, also after everything was \
-                     registered again: accepts it"
+                    "the index reports another digest of this peer's registrations, also after \
+                     everything was registered again: accepts it"
                 );
                 false
             }

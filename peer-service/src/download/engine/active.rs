@@ -139,7 +139,10 @@ impl ActiveDownload {
             ));
         }
         self.part_file.file(index).map_err(|error| {
-            tracing::warn!(path = %self.part_file.target().part().display(), %error, "cannot read the downloaded data");
+            tracing::warn!(
+                path = %self.part_file.target().part().display(), %error,
+                "cannot read the downloaded data"
+            );
             Problem::new(Reason::FileChanged, "the file cannot be read here any more")
         })
     }

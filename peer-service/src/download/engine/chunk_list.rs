@@ -155,7 +155,7 @@ mod tests {
         for (at, small_chunk) in (0..).step_by(1000).zip(bytes.chunks(1000)) {
             list.push(Bytes::copy_from_slice(small_chunk), len - at);
         }
-        assert_eq!(list.slices(0..len).count(), 11, "few runs");
+        assert_eq!(list.slices(0..len).count(), 11, "few chunks");
         assert_eq!(*list.contiguous(0..len), bytes);
         // A small chunk between two large ones takes little more memory than its bytes.
         let mut list = ChunkList::default();

@@ -56,7 +56,8 @@ impl DownloadManager {
         stored.map_err(|error| {
             tracing::warn!(
                 transfer = number, %error,
-                "could not store the transfer; tries again: until then, a restart restores its earlier state"
+                "could not store the transfer; tries again: until then, a restart restores its \
+                 earlier state"
             );
             self.retry_storing();
             not_stored(number, &error)
@@ -137,7 +138,8 @@ fn not_stored(number: u64, error: &StoreError) -> Problem {
         Some(Reason::DiskFull) => Problem::new(
             Reason::DiskFull,
             format!(
-                "{failed}, because the disk of the peer's home is full: {effect}; free some space and try again"
+                "{failed}, because the disk of the peer's home is full: {effect}; make room and \
+                 try again"
             ),
         ),
         Some(reason) => Problem::new(reason, format!("{failed}: {RAISE_OPEN_FILES}")),

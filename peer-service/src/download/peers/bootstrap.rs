@@ -286,7 +286,7 @@ impl BootstrapPool {
     ) -> Result<T, Problem> {
         let attempt = self.attempts.acquire().await;
         let known = self.state().clients.get(&address).cloned();
-        let ask = async {
+        let call = async {
             let client = match known {
                 Some(client) => client,
                 None => PeerClient::open(&address, self.leave_from).await?,
@@ -298,9 +298,9 @@ impl BootstrapPool {
             }
             answer
         };
-        tokio::pin!(ask);
+        tokio::pin!(call);
         let host = Host::from(&address);
-        let answer = match tokio::time::timeout(SILENCE_TIMEOUT, &mut ask).await {
+        let answer = match tokio::time::timeout(SILENCE_TIMEOUT, &mut call).await {
             Ok(answer) => {
                 self.state().silent_hosts.record_answer(&host);
                 answer
@@ -309,11 +309,11 @@ impl BootstrapPool {
                 self.state().silent_hosts.record_silence(&host);
                 // Dropping the acquisition leaves the semaphore's queue.
                 tokio::select! {
-                    answer = &mut ask => answer,
+                    answer = &mut call => answer,
                     silent = self.silent.acquire() => {
                         // Frees the permit for another peer.
                         drop(attempt);
-                        let answer = ask.await;
+                        let answer = call.await;
                         drop(silent);
                         answer
                     }
@@ -372,13 +372,13 @@ mod tests {
     async fn the_number_of_concurrent_requests_is_bounded_however_many_peers_are_silent() {
         let all = 4 * MAX_CONCURRENT;
         let pool = pool((0..all).map(address));
-        let asked = Arc::new(AtomicUsize::new(0));
+        let calls = Arc::new(AtomicUsize::new(0));
         let op = |_| {
-            let asked = Arc::clone(&asked);
+            let calls = Arc::clone(&calls);
             async move {
-                let asked = asked.fetch_add(1, Ordering::Relaxed) + 1;
+                let number = calls.fetch_add(1, Ordering::Relaxed) + 1;
                 tokio::time::sleep(Duration::from_secs(100)).await;
-                match asked == all {
+                match number == all {
                     true => Ok(()),
                     false => Err(Problem::new(Reason::NotFound, "not shared")),
                 }
@@ -390,7 +390,7 @@ mod tests {
         let waited = tokio::time::timeout(Duration::from_secs(99), &mut round).await;
         assert!(waited.is_err());
         assert_eq!(
-            asked.load(Ordering::Relaxed),
+            calls.load(Ordering::Relaxed),
             2 * MAX_CONCURRENT,
             "the silent ones, and as many others"
         );
@@ -410,11 +410,11 @@ mod tests {
         let (_list, candidates) = watch::channel(list);
         let pool = BootstrapPool::new(candidates, None);
         pool.state().clients.insert(address(0), PeerClient::to_nobody());
-        let asked = Arc::new(AtomicUsize::new(0));
+        let calls = Arc::new(AtomicUsize::new(0));
         let op = |_| {
-            let asked = Arc::clone(&asked);
+            let calls = Arc::clone(&calls);
             async move {
-                match asked.fetch_add(1, Ordering::Relaxed) {
+                match calls.fetch_add(1, Ordering::Relaxed) {
                     0 => Err(Problem::new(Reason::VerificationFailed, "false answer")),
                     _ => Ok(()),
                 }
@@ -425,7 +425,7 @@ mod tests {
         let waiting = |problem: Problem| messages.lock().push(problem.message);
         pool.ask_any(op, waiting).await;
         assert!(started.elapsed() >= BAN.mul_f64(0.75), "{:?}", started.elapsed());
-        assert_eq!(asked.load(Ordering::Relaxed), 2);
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
         let messages = messages.into_inner();
         assert!(
             messages
@@ -440,11 +440,11 @@ mod tests {
     async fn a_hundred_silent_peers_do_not_delay_the_answer_of_another() {
         let count = 100;
         let pool = pool((0..=count).map(address));
-        let asked = Arc::new(AtomicUsize::new(0));
+        let calls = Arc::new(AtomicUsize::new(0));
         let op = |_| {
-            let asked = Arc::clone(&asked);
+            let calls = Arc::clone(&calls);
             async move {
-                match asked.fetch_add(1, Ordering::Relaxed) == count {
+                match calls.fetch_add(1, Ordering::Relaxed) == count {
                     true => Ok(()),
                     false => std::future::pending().await,
                 }

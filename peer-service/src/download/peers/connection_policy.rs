@@ -58,7 +58,8 @@ impl ConnectionPolicy {
         self.reconnect_timer = ReconnectTimer::default();
     }
 
-    /// Decides again. `stuck` and `is_crowd` come from the swarm; `jitter` is a random factor near 1.
+    /// Decides again. `stuck` and `is_crowd` come from the swarm; `jitter` is a random factor near
+    /// 1.
     pub(crate) fn advise(
         &mut self,
         stuck: Option<StuckReason>,

@@ -54,7 +54,8 @@ const fn advice(reason: Reason) -> &'static str {
         Reason::NotPotluck => "use the address on which the peer listens, as `potluck status` shows it there",
         Reason::NotFound | Reason::FileChanged => "share the file there, or name another peer that has it",
         Reason::PieceNotAvailable => {
-            "check that the file still exists there and is unchanged, or name another peer that has it"
+            "check that the file still exists there and is unchanged, or name another peer that \
+             has it"
         }
         Reason::VerificationFailed => "name another peer that has the file",
         Reason::Busy | Reason::RateLimited => "wait, or name another peer that has the file",

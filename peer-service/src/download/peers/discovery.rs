@@ -158,11 +158,17 @@ async fn watch_index(
         let lost = tokio::select! {
             lost = follow(index, id, view, &mut retry) => lost,
             () = wait_for_requery(&mut status, &mut requeries) => {
-                tracing::debug!(file = %id.short(), "the download is stuck: queries the index again");
+                tracing::debug!(
+                    file = %id.short(),
+                    "the download is stuck: queries the index again"
+                );
                 continue;
             }
         };
-        tracing::debug!(file = %id.short(), error = %lost, "lost the index: keeps the known providers");
+        tracing::debug!(
+            file = %id.short(), error = %lost,
+            "lost the index: keeps the known providers"
+        );
         view.send_modify(|view| {
             view.error = Some(lost);
             view.answered = true;

@@ -99,8 +99,8 @@ pub(super) fn hung_disk_problem(disk: &DiskPool) -> Option<Problem> {
     Some(Problem::new(
         Reason::TargetNotWritable,
         format!(
-            "the disk hangs or is very slow: nothing was written for {} s, and {} is next; the download continues \
-             once the disk responds",
+            "the disk hangs or is very slow: nothing was written for {} s, and {} is next; the \
+             download continues once the disk responds",
             idle.as_secs(),
             target.display()
         ),

@@ -45,11 +45,11 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn follows_what_came_and_ends_with_it() {
+    fn the_rate_follows_the_received_bytes() {
         let start = Instant::now();
         let mut rate = RateWindow::default();
         let at = |tick: u32| start + Duration::from_millis(200) * tick;
-        assert_eq!(rate.sample(at(0), 0), 0, "nothing to go by yet");
+        assert_eq!(rate.sample(at(0), 0), 0, "no earlier sample");
         for tick in 1..=50 {
             // 1 MiB every 200 ms.
             assert_eq!(rate.sample(at(tick), u64::from(tick) * MIB), 5 * MIB);
@@ -62,13 +62,17 @@ mod tests {
     }
 
     #[test]
-    fn holds_few_samples_however_often_it_is_asked() {
+    fn the_number_of_samples_is_bounded() {
         let start = Instant::now();
         let mut rate = RateWindow::default();
         (0..10_000).for_each(|n| {
             rate.sample(start + Duration::from_millis(n), n);
         });
         assert!(rate.0.len() <= 22, "{}", rate.0.len());
-        assert_eq!(rate.sample(start + Duration::from_secs(10), 0), 0, "begun anew");
+        assert_eq!(
+            rate.sample(start + Duration::from_secs(10), 0),
+            0,
+            "all samples are too old"
+        );
     }
 }

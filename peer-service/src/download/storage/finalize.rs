@@ -100,7 +100,10 @@ pub(crate) fn finalize(
     durable::sync_folder(target.parent()).map_err(|error| target::target_problem(target.parent(), &error))?;
     // A leftover resume state without data is harmless, so failing to remove it is not an error.
     if let Err(error) = fs::remove_file(target.state()) {
-        tracing::debug!(path = %target.state().display(), %error, "could not remove the resume state");
+        tracing::debug!(
+            path = %target.state().display(), %error,
+            "could not remove the resume state"
+        );
     }
     Ok(stamps)
 }
@@ -110,7 +113,8 @@ fn part_truncated(part: &Path) -> Problem {
     Problem::new(
         Reason::FileChanged,
         format!(
-            "{}: the part file was truncated or replaced while downloading; resume to verify it again",
+            "{}: the part file was truncated or replaced while downloading; resume to verify it \
+             again",
             part.display()
         ),
     )
@@ -132,8 +136,8 @@ fn check_claim(file: &File, claim: Sha256, path: &Path, stop: &CancellationToken
         false => Err(Problem::new(
             Reason::VerificationFailed,
             format!(
-                "the downloaded file has the SHA-256 {found}, not the requested {claim}, so the claim was false; \
-                 nothing was written to {}",
+                "the downloaded file has the SHA-256 {found}, not the requested {claim}, so the \
+                 claim was false; nothing was written to {}",
                 path.display()
             ),
         )),

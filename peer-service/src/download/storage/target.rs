@@ -168,14 +168,15 @@ pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
 fn no_room(path: &Path, error: &io::Error) -> String {
     let advice = match error.kind() {
         io::ErrorKind::QuotaExceeded => {
-            "the quota on this file system is exhausted: delete some files; the download then continues by itself"
+            "the quota on this file system is exhausted: delete some files; the download then \
+             continues by itself"
         }
         // A limit of the process or of the file system, such as 4 GiB on FAT.
         io::ErrorKind::FileTooLarge => {
-            "the file exceeds a size limit: raise the limit (`ulimit -f`), or choose a target on a file system \
-             that supports larger files"
+            "the file exceeds a size limit: raise the limit (`ulimit -f`), or choose a target on a \
+             file system that supports larger files"
         }
-        _ => "free some space on the disk; the download then continues by itself",
+        _ => "make room on the disk; the download then continues by itself",
     };
     format!("no room for {}: {advice}", path.display())
 }
@@ -234,8 +235,8 @@ impl NameClash {
         Problem::new(
             Reason::TargetUnsuitable,
             format!(
-                "the file system at {} treats `{}` and `{}` as the same name, so one would overwrite the other; \
-                 choose a target on another file system",
+                "the file system at {} treats `{}` and `{}` as the same name, so one would \
+                 overwrite the other; choose a target on another file system",
                 root.display(),
                 first.escape_debug(),
                 second.escape_debug()
@@ -265,7 +266,8 @@ pub(crate) fn target_exists(path: &Path) -> Problem {
     Problem::new(
         Reason::TargetExists,
         format!(
-            "{} exists and has other content: nothing was changed; choose another target or move it away",
+            "{} exists and has other content: nothing was changed; choose another target or move \
+             it away",
             path.display()
         ),
     )
@@ -281,8 +283,8 @@ pub(crate) fn target_unreadable(path: &Path, error: &io::Error) -> Problem {
     Problem::new(
         Reason::TargetExists,
         format!(
-            "{} exists and cannot be read to compare its content ({error}): nothing was changed; make it readable, \
-             choose another target or move it away",
+            "{} exists and cannot be read to compare its content ({error}): nothing was changed; \
+             make it readable, choose another target or move it away",
             path.display()
         ),
     )

@@ -126,7 +126,10 @@ impl Adoption {
             Some(collection) => self.adopt_folder(collection, path.clone()).await,
         };
         if let Err(problem) = adopted {
-            tracing::warn!(path = %path.display(), %problem, "downloaded and verified, but cannot be shared");
+            tracing::warn!(
+                path = %path.display(), %problem,
+                "downloaded and verified, but cannot be shared"
+            );
             self.status
                 .send_modify(|status| status.sharing_error = Some(problem));
         }

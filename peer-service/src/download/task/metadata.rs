@@ -134,9 +134,15 @@ pub(crate) async fn fetch_collection(
     blocking(move || {
         let tree = potluck_core::identity::hash::hash_bytes(&bytes);
         match Manifest::decode(bytes) {
-            Ok(manifest) => Some(CollectionManifest { manifest: Arc::new(manifest), tree }),
+            Ok(manifest) => Some(CollectionManifest {
+                manifest: Arc::new(manifest),
+                tree,
+            }),
             Err(error) => {
-                tracing::warn!(file = %id.short(), %error, "its record says collection, but it is no manifest: downloads a plain file");
+                tracing::warn!(
+                    file = %id.short(), %error,
+                    "its record says collection, but it is no manifest: downloads a plain file"
+                );
                 None
             }
         }

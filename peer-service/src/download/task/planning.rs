@@ -203,8 +203,8 @@ fn expansion_refused(plan: &Plan) -> Problem {
     Problem::new(
         Reason::ExpansionRefused,
         format!(
-            "the folder has {} MiB of distinct content and would write {} MiB, because many of its files are copies \
-             of each other: to download it nevertheless, give --allow-expansion",
+            "the folder has {} MiB of distinct content and would write {} MiB, because many of its \
+             files are copies of each other: to download it nevertheless, give --allow-expansion",
             mib(plan.total()),
             mib(plan.written())
         ),

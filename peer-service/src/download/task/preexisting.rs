@@ -141,7 +141,10 @@ pub(crate) async fn is_file_complete(
             .adopt_file(path.to_owned(), tree, stamp, None, label)
             .await
     {
-        tracing::warn!(path = %path.display(), %problem, "was at the target already, but cannot be shared");
+        tracing::warn!(
+            path = %path.display(), %problem,
+            "was at the target already, but cannot be shared"
+        );
         reporter.set_not_shared(problem);
     }
     Ok(true)
@@ -188,7 +191,10 @@ pub(crate) async fn is_folder_complete(
         .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes, label)
         .await;
     if let Err(problem) = adopted {
-        tracing::warn!(path = %path.display(), %problem, "was at the target already, but cannot be shared");
+        tracing::warn!(
+            path = %path.display(), %problem,
+            "was at the target already, but cannot be shared"
+        );
         reporter.set_not_shared(problem);
     }
     Ok(true)

@@ -82,7 +82,9 @@ pub(crate) async fn recover_units(
         // The work is pinned outside the loop, so polling the other arm does not drop it.
         tokio::select! {
             result = &mut work => break result?,
-            _ = report.tick() => context.reporter.set_bytes(recovered_bytes.load(Ordering::Relaxed)),
+            _ = report.tick() => {
+                context.reporter.set_bytes(recovered_bytes.load(Ordering::Relaxed));
+            }
         }
     };
     context.reporter.set_resumed_bytes(resumed_bytes);
@@ -123,13 +125,15 @@ fn temporary_file_problem(error: &io::Error) -> Problem {
         Some(Reason::DiskFull) => Problem::new(
             Reason::DiskFull,
             format!(
-                "no room for a temporary file in {folder}: free some space there; the download then continues by itself"
+                "no room for a temporary file in {folder}: make room there; the download then \
+                 continues by itself"
             ),
         ),
         Some(reason) => Problem::new(
             reason,
             format!(
-                "cannot create a temporary file: {RAISE_OPEN_FILES}; the download then continues by itself"
+                "cannot create a temporary file: {RAISE_OPEN_FILES}; the download then continues \
+                 by itself"
             ),
         ),
         None => Problem::new(

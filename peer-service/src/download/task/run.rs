@@ -73,7 +73,10 @@ impl DownloadRun {
         loop {
             match self.attempt(kind_doubted).await {
                 Ok(AttemptOutcome::KindDoubted) => {
-                    tracing::info!(%file, "may be a folder, although its record says file: examines it");
+                    tracing::info!(
+                        %file,
+                        "may be a folder, although its record says file: examines it"
+                    );
                     kind_doubted = true;
                 }
                 Ok(outcome) => return Ok(outcome),

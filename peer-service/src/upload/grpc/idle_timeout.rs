@@ -61,17 +61,17 @@ impl<T: Send + 'static> IdleTimeoutStream<T> {
             remaining: TOTAL_TIMEOUT,
             timed_out: false,
         }));
-        let gone = CancellationToken::new();
-        tokio::spawn(run_watchdog(shared.clone(), gone.clone()));
+        let ended = CancellationToken::new();
+        tokio::spawn(run_watchdog(shared.clone(), ended.clone()));
         Self {
             state: shared,
-            _watchdog: gone.drop_guard(),
+            _watchdog: ended.drop_guard(),
         }
     }
 }
 
 /// Drops the stream when its receiver delays it too long. Ends with the stream.
-async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>, gone: CancellationToken) {
+async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>, ended: CancellationToken) {
     loop {
         let next = match shared.lock().deadline() {
             Some(next) if next <= Instant::now() => break,
@@ -80,7 +80,7 @@ async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>
         };
         // Both arms are cancel-safe: they only wait.
         tokio::select! {
-            () = gone.cancelled() => return,
+            () = ended.cancelled() => return,
             () = tokio::time::sleep_until(next) => {}
         }
     }
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(
             Arc::strong_count(&held),
             1,
-            "the stream is dropped while nobody reads"
+            "the stream is dropped while its receiver does not read"
         );
         let problem = Problem::from(stream.next().await.unwrap().unwrap_err());
         assert_eq!(problem.reason, Reason::TimedOut);

@@ -346,7 +346,7 @@ mod tests {
     use super::*;
 
     /// As many connections as there are permits; each has a chunk that holds one.
-    async fn taken(scheduler: &SendScheduler) -> Vec<(ConnectionHandle, SendPermit)> {
+    async fn take_all_permits(scheduler: &SendScheduler) -> Vec<(ConnectionHandle, SendPermit)> {
         let mut taken = Vec::new();
         for _ in 0..SEND_PERMITS {
             let connection = scheduler.add_connection(ClientAddress::LOCAL);
@@ -359,7 +359,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn permits_are_granted_in_the_order_of_requests() {
         let scheduler = SendScheduler::new();
-        let mut taken = taken(&scheduler).await;
+        let mut taken = take_all_permits(&scheduler).await;
         let (first, second) = (
             scheduler.add_connection(ClientAddress::LOCAL),
             scheduler.add_connection(ClientAddress::LOCAL),
@@ -379,7 +379,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_receiver_that_does_not_read_delays_others_for_a_short_time_only() {
         let scheduler = SendScheduler::new();
-        let silent = taken(&scheduler).await;
+        let silent = take_all_permits(&scheduler).await;
         let other = scheduler.add_connection(ClientAddress::LOCAL);
         let start = Instant::now();
         let mut permits = vec![other.acquire().await];
@@ -416,12 +416,12 @@ mod tests {
         for strike in 0..3 {
             stall(&scheduler, &slow).await;
             for _ in 0..1 << strike {
-                let full = taken(&scheduler).await;
+                let full = take_all_permits(&scheduler).await;
                 let unscheduled = slow.acquire().now_or_never();
                 assert!(unscheduled.is_some(), "it sends without a permit");
                 drop((full, unscheduled));
             }
-            let full = taken(&scheduler).await;
+            let full = take_all_permits(&scheduler).await;
             assert!(
                 slow.acquire().now_or_never().is_none(),
                 "it waits like the others"
@@ -436,7 +436,7 @@ mod tests {
         let slow = scheduler.add_connection(ClientAddress::LOCAL);
         stall(&scheduler, &slow).await;
         drop(slow.unscheduled());
-        let full = taken(&scheduler).await;
+        let full = take_all_permits(&scheduler).await;
         let unscheduled = slow.acquire().now_or_never();
         assert!(unscheduled.is_some(), "it is still on probation");
         drop(unscheduled);
@@ -457,7 +457,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_ends_releases_its_permits() {
         let scheduler = SendScheduler::new();
-        let mut taken = taken(&scheduler).await;
+        let mut taken = take_all_permits(&scheduler).await;
         let next = scheduler.add_connection(ClientAddress::LOCAL);
         assert!(next.acquire().now_or_never().is_none());
         drop(taken.pop());

@@ -108,7 +108,9 @@ impl DriverEvents {
             () = self.signals.stop.cancelled() => DriverEvent::Stopped,
             Some(event) = self.requests.recv() => DriverEvent::Request(event),
             Some((peer, event)) = self.peers.recv() => DriverEvent::Peer(peer, event),
-            Ok(()) = self.signals.candidates.changed() => DriverEvent::Candidates(self.candidates()),
+            Ok(()) = self.signals.candidates.changed() => {
+                DriverEvent::Candidates(self.candidates())
+            }
             () = limits.changed() => DriverEvent::LimitsChanged,
             _ = self.report.tick() => DriverEvent::ReportDue,
             () = sleep_until(deadlines.disk) => DriverEvent::DiskCheckDue,

@@ -261,7 +261,10 @@ impl<'a> DownloadDriver<'a> {
         while let Some(action) = self.swarm.poll_action(now) {
             match action {
                 Action::Request { id, peer, unit } => {
-                    tracing::trace!(file = %self.download.record.id.short(), unit, ?peer, "requests a unit");
+                    tracing::trace!(
+                        file = %self.download.record.id.short(), unit, ?peer,
+                        "requests a unit"
+                    );
                     let request = self.requests.add(id, peer, unit);
                     batch.add(peer, request, self.download.part_file.plan());
                 }
@@ -291,7 +294,8 @@ impl<'a> DownloadDriver<'a> {
         let violation = violation.unwrap_or_else(|| format!("unit {unit} failed verification"));
         if let Some(address) = self.address(peer) {
             tracing::warn!(
-                file = %self.download.record.id.short(), peer = %address, unit, violation, "banned a peer"
+                file = %self.download.record.id.short(), peer = %address, unit, violation,
+                "banned a peer"
             );
         }
         self.peers.ban(peer, violation);
@@ -386,14 +390,16 @@ impl<'a> DownloadDriver<'a> {
                 }
                 if self.disk_wait.start(problem.clone(), Instant::now()) {
                     tracing::warn!(
-                        file = %self.download.record.id.short(), %problem, "waits until it can write again"
+                        file = %self.download.record.id.short(), %problem,
+                        "waits until it can write again"
                     );
                     self.report(Some(problem));
                 }
             }
             RequestOutcome::Failed(failure, problem) => {
                 tracing::debug!(
-                    file = %self.download.record.id.short(), unit = event.unit, %problem, "a request failed"
+                    file = %self.download.record.id.short(), unit = event.unit, %problem,
+                    "a request failed"
                 );
                 self.peers.record_error(event.peer, problem.message);
                 self.fail_request(event.id, failure);
@@ -439,7 +445,8 @@ impl<'a> DownloadDriver<'a> {
                 if self.peers.mark_connected(key, *client) {
                     if let Some(address) = self.address(key) {
                         tracing::debug!(
-                            file = %self.download.record.id.short(), peer = %address, ?round_trip, "connected to a peer"
+                            file = %self.download.record.id.short(), peer = %address, ?round_trip,
+                            "connected to a peer"
                         );
                     }
                     self.swarm.peer_joined(key, now);
@@ -486,7 +493,10 @@ impl<'a> DownloadDriver<'a> {
         let has_room = blocking(move || download.part_file.has_room(&download.have())).await;
         let has_room = has_room.unwrap_or(false);
         if has_room {
-            tracing::info!(file = %self.download.record.id.short(), "the disk has room: tries to write again");
+            tracing::info!(
+                file = %self.download.record.id.short(),
+                "the disk has room: tries to write again"
+            );
         }
         self.disk_wait.record_check(has_room, Instant::now());
     }

@@ -272,7 +272,9 @@ impl RequestTask {
                 biased;
                 done = &mut work => return Some(done),
                 () = request.token.cancelled() => return None,
-                () = tokio::time::sleep(THROTTLED_INTERVAL) => self.send_event(request, RequestOutcome::LocallyThrottled).await,
+                () = tokio::time::sleep(THROTTLED_INTERVAL) => {
+                    self.send_event(request, RequestOutcome::LocallyThrottled).await;
+                }
             }
         }
     }

@@ -86,8 +86,8 @@ impl PeerEntry {
         self.connection == ConnectionState::Connecting && self.overdue_at <= now
     }
 
-    /// Whether the peer must stay known while it is not listed: it is in use, has sent bytes, or was
-    /// banned.
+    /// Whether the peer must stay known while it is not listed: it is in use, has sent bytes, or
+    /// was banned.
     pub(super) const fn must_be_kept(&self) -> bool {
         let is_away = matches!(
             self.connection,

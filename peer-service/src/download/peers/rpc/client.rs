@@ -64,8 +64,8 @@ pub(crate) struct FileDescription {
 /// Why a peer's availability is unknown.
 #[derive(Debug)]
 pub(crate) enum WatchError {
-    /// The peer reports a different number of units: because of a false record, one of the two peers
-    /// takes a collection for a file.
+    /// The peer reports a different number of units: because of a false record, one of the two
+    /// peers takes a collection for a file.
     UnitCountMismatch(Problem),
     /// The call failed, or the peer violated the protocol.
     Failed(Problem),
@@ -164,7 +164,10 @@ impl PeerClient {
             count: pieces.count,
         };
         if let Err(problem) = self.call(self.control.clone().report_bad_pieces(request)).await {
-            tracing::debug!(file = %pieces.id.short(), peer = %self.endpoint, %problem, "the peer did not accept a report of bad pieces");
+            tracing::debug!(
+                file = %pieces.id.short(), peer = %self.endpoint, %problem,
+                "the peer did not accept a report of bad pieces"
+            );
         }
     }
 
@@ -292,7 +295,8 @@ impl PeerClient {
         if answer.units != units {
             // Not a violation: either peer may have a false record.
             let message = format!(
-                "the peer at {} divides it into {} units, this peer into {units}: one of the two takes a folder for a file",
+                "the peer at {} divides it into {} units, this peer into {units}: one of the two \
+                 takes a folder for a file",
                 self.endpoint, answer.units
             );
             let problem = Problem::new(Reason::NotFound, message);

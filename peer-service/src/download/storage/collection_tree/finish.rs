@@ -160,8 +160,13 @@ impl CollectionTree {
             }
         }
         if executables > 0 && !is_kept {
+            let files = match executables {
+                1 => "1 file is".to_owned(),
+                more => format!("{more} files are"),
+            };
             self.note(format!(
-                "the file system does not store the executable bit: {executables} files are executable in the original"
+                "the file system does not store the executable bit: {files} executable in the \
+                 original"
             ));
         }
     }

@@ -165,8 +165,9 @@ impl CollectionTree {
         Err(Problem::new(
             Reason::TargetUnsuitable,
             format!(
-                "a path in the collection has {} bytes, and below {} it would have {len}, but this system supports \
-                 {MAX_SYSTEM_PATH}: choose a target whose path is at least {} bytes shorter",
+                "a path in the collection has {} bytes, and below {} it would have {len}, but this \
+                 system supports {MAX_SYSTEM_PATH}: choose a target whose path is at least {} \
+                 bytes shorter",
                 longest.len(),
                 path.display(),
                 len - MAX_SYSTEM_PATH

@@ -491,8 +491,8 @@ fn in_use(part: &Path) -> Problem {
     Problem::new(
         Reason::TargetExists,
         format!(
-            "{} exists and does not belong to this download; it may belong to another unfinished download: cancel \
-             that one, move it away, or choose another target",
+            "{} exists and does not belong to this download; it may belong to another unfinished \
+             download: cancel that one, move it away, or choose another target",
             part.display()
         ),
     )

@@ -43,7 +43,10 @@ pub(crate) fn remove(id: FileId, target: &DownloadTarget) -> io::Result<()> {
     };
     // A running download to the same target may hold the part.
     if !try_lock(&opened) {
-        tracing::info!(part = %part.display(), "another download is writing this part: removes nothing");
+        tracing::info!(
+            part = %part.display(),
+            "another download is writing this part: removes nothing"
+        );
         return Ok(());
     }
     let metadata = opened.metadata()?;
