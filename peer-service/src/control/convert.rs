@@ -220,7 +220,7 @@ impl From<&PeerStatus> for v1::TransferPeer {
 impl From<&DownloadStatus> for v1::Transfer {
     fn from(status: &DownloadStatus) -> Self {
         Self {
-            transfer_id: status.transfer,
+            transfer_id: status.number,
             file_id: status.id.to_bytes(),
             name: status.name.clone(),
             kind: status.kind.map_or(v1::FileKind::Unspecified, Into::into).into(),

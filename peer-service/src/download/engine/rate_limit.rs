@@ -4,7 +4,7 @@
 //! flight, because only complete units are useful; later units take what the earlier ones leave.
 
 use crate::{
-    download::status::TransferLimits,
+    download::status::DownloadLimits,
     limits::{Flow, Limits, RateLimiter},
 };
 use potluck_swarm::RequestId;
@@ -37,7 +37,7 @@ pub(crate) struct DownloadRateLimiter {
 
 impl DownloadRateLimiter {
     /// Applies the download's own limits within the limits of the peer.
-    pub(crate) fn new(own: TransferLimits, peer: &Limits) -> Self {
+    pub(crate) fn new(own: DownloadLimits, peer: &Limits) -> Self {
         Self {
             own: RateLimiter::new(own.max_bytes_per_second).flow(own.priority),
             shared: peer.download().flow(own.priority),
@@ -45,7 +45,7 @@ impl DownloadRateLimiter {
     }
 
     /// Changes the limits, also for waiting acquisitions.
-    pub(crate) fn set_limits(&self, limits: TransferLimits) {
+    pub(crate) fn set_limits(&self, limits: DownloadLimits) {
         self.own.set_rate(limits.max_bytes_per_second);
         self.shared.set_priority(limits.priority);
     }

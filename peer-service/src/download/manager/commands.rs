@@ -146,7 +146,7 @@ impl DownloadManager {
 
 /// The error for a command on a download that is done or cancelled.
 fn already_ended(status: &DownloadStatus) -> Problem {
-    let (number, path) = (status.transfer, status.path.display());
+    let (number, path) = (status.number, status.path.display());
     let message = match status.state {
         DownloadState::Done => format!("transfer {number} is done already: the content is at {path}"),
         _ => format!("transfer {number} was cancelled already: to download the file, start another transfer"),

@@ -61,7 +61,7 @@ struct ManagerShared {
 pub struct DownloadWatch {
     manager: DownloadManager,
     /// The number of the download.
-    pub transfer: u64,
+    pub number: u64,
     /// The current status.
     pub status: watch::Receiver<DownloadStatus>,
 }
@@ -69,13 +69,13 @@ pub struct DownloadWatch {
 impl Drop for DownloadWatch {
     fn drop(&mut self) {
         let mut table = self.manager.table();
-        let Some(entry) = table.downloads.get_mut(&self.transfer) else {
+        let Some(entry) = table.downloads.get_mut(&self.number) else {
             return;
         };
         entry.watchers -= 1;
         let unwatched = entry.watchers == 0 && !entry.spec.detach;
         if unwatched && entry.task.is_some() && !self.manager.shared.shutdown.is_cancelled() {
-            tracing::info!(transfer = self.transfer, "paused, because it has no watchers");
+            tracing::info!(transfer = self.number, "paused, because it has no watchers");
             entry.pause();
         }
     }
@@ -143,7 +143,7 @@ impl DownloadManager {
         let detach = spec.detach;
         // Adds the watcher before the task starts; without a watcher the download would be paused.
         let (watching, _) = self.find_or_insert(spec);
-        match self.start_task(watching.transfer, RestartPolicy::Always).await {
+        match self.start_task(watching.number, RestartPolicy::Always).await {
             // Only a detached download is promised to outlive its caller and this process.
             Err(problem) if detach => Err(problem),
             _ => Ok(watching),
@@ -189,7 +189,7 @@ impl DownloadManager {
         entry.watchers += 1;
         let watching = DownloadWatch {
             manager: self.clone(),
-            transfer: number,
+            number,
             status: entry.status.subscribe(),
         };
         (watching, same.is_some())

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::download::{
     engine::active::ActiveDownload,
-    status::{DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, TransferLimits},
+    status::{DownloadLimits, DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate},
     storage::persisted::PersistedDownload,
 };
 
@@ -36,7 +36,7 @@ pub(super) struct DownloadTable {
 pub(super) struct DownloadEntry {
     pub(super) spec: DownloadSpec,
     /// The current limits; the running task receives changes.
-    pub(super) limits: watch::Sender<TransferLimits>,
+    pub(super) limits: watch::Sender<DownloadLimits>,
     /// The addresses of peers that the user named; the running task receives changes.
     pub(super) named_peers: watch::Sender<Vec<Address>>,
     pub(super) status: watch::Sender<DownloadStatus>,

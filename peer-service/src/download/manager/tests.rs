@@ -182,7 +182,7 @@ async fn concurrent_requests_for_the_same_file_share_a_download() {
                     ..unreachable_spec()
                 })
                 .0
-                .transfer
+                .number
         };
         let (one, other) = std::thread::scope(|scope| {
             let other = scope.spawn(request);
@@ -201,7 +201,7 @@ async fn every_command_is_answered_after_it_is_stored() {
         .once_stored(manager.start_download(unreachable_spec()))
         .await
         .unwrap();
-    let number = started.transfer;
+    let number = started.number;
     assert!(fixture.row(number).unwrap().running);
     fixture.once_stored(manager.pause(number)).await.unwrap();
     assert!(!fixture.row(number).unwrap().running);
@@ -230,7 +230,7 @@ async fn every_command_is_answered_after_it_is_stored() {
 async fn a_failed_write_to_the_store_is_reported_and_retried() {
     let fixture = ManagerFixture::new();
     let manager = &fixture.manager;
-    let number = manager.start_download(unreachable_spec()).await.unwrap().transfer;
+    let number = manager.start_download(unreachable_spec()).await.unwrap().number;
     fixture.break_store();
     let reason = |problem: Problem| problem.reason;
     let named = |name: &str, detach| DownloadSpec {
@@ -245,7 +245,7 @@ async fn a_failed_write_to_the_store_is_reported_and_retried() {
     // The caller of a download that is not detached only sees it end with the peer.
     let watched = manager.start_download(named("watched", false)).await.unwrap();
     fixture
-        .until(watched.transfer, |entry| entry.status.borrow().state.is_active())
+        .until(watched.number, |entry| entry.status.borrow().state.is_active())
         .await;
     assert_eq!(
         manager.pause(number).await.map_err(reason).unwrap_err(),
@@ -258,7 +258,7 @@ async fn a_failed_write_to_the_store_is_reported_and_retried() {
         .await;
     fixture
         .until(number, |_| {
-            fixture.row(watched.transfer).is_some_and(|row| row.running)
+            fixture.row(watched.number).is_some_and(|row| row.running)
         })
         .await;
     drop(watched);
@@ -273,7 +273,7 @@ async fn a_pause_is_visible_immediately() {
         .start_download(unreachable_spec())
         .await
         .unwrap()
-        .transfer;
+        .number;
     let blocked = fixture.block_store();
     let manager = fixture.manager.clone();
     let pausing = tokio::spawn(async move { manager.pause(number).await });
@@ -299,11 +299,11 @@ async fn a_download_that_has_ended_cannot_be_paused_resumed_or_cancelled() {
         detach: true,
         ..DownloadSpec::new(potluck_core::identity::hash::hash_bytes(&[7; 1000]).id())
     };
-    let done = manager.start_download(spec).await.unwrap().transfer;
+    let done = manager.start_download(spec).await.unwrap().number;
     fixture
         .until(done, |entry| entry.status.borrow().state == DownloadState::Done)
         .await;
-    let cancelled = manager.start_download(unreachable_spec()).await.unwrap().transfer;
+    let cancelled = manager.start_download(unreachable_spec()).await.unwrap().number;
     assert_eq!(
         manager.cancel(cancelled).await.unwrap().state,
         DownloadState::Cancelled
@@ -333,7 +333,7 @@ async fn a_cancel_while_a_pause_is_being_stored_takes_effect() {
         .start_download(unreachable_spec())
         .await
         .unwrap()
-        .transfer;
+        .number;
     fixture.until(number, |_| fixture.stored_count() == 1).await;
     let blocked = fixture.block_store();
     let manager = fixture.manager.clone();
@@ -361,7 +361,7 @@ async fn no_task_starts_while_the_data_of_a_cancelled_download_is_deleted() {
             .start_download(unreachable_spec())
             .await
             .unwrap()
-            .transfer;
+            .number;
         fixture.manager.pause(number).await.unwrap();
         let blocked = fixture.block_store();
         let manager = fixture.manager.clone();
@@ -407,7 +407,7 @@ async fn cancelling_while_the_folder_is_created_leaves_nothing_behind() {
         ..DownloadSpec::new(shared.unwrap())
     };
     let watching = fixture.manager.start_download(spec).await.unwrap();
-    let number = watching.transfer;
+    let number = watching.number;
     fixture.until(number, |_| target.part().exists()).await;
     let cancelled = fixture.manager.cancel(number).await.unwrap();
     assert_eq!(cancelled.state, DownloadState::Cancelled);
@@ -439,7 +439,7 @@ async fn a_hanging_disk_is_reported_and_no_peer_is_blamed() {
             detach: true,
             ..DownloadSpec::new(potluck_core::identity::hash::hash_bytes(&bytes).id())
         };
-        let number = fixture.manager.start_download(spec).await.unwrap().transfer;
+        let number = fixture.manager.start_download(spec).await.unwrap().number;
         fixture
             .until(number, |entry| {
                 let status = entry.status.borrow();
@@ -487,7 +487,7 @@ async fn peers_named_by_a_joining_request_are_asked() {
         .start_download(without_peers.clone())
         .await
         .unwrap()
-        .transfer;
+        .number;
     fixture
         .until(number, |entry| {
             entry.status.borrow().state == DownloadState::Waiting
@@ -498,7 +498,7 @@ async fn peers_named_by_a_joining_request_are_asked() {
         ..without_peers
     };
     assert_eq!(
-        fixture.manager.start_download(with_peer).await.unwrap().transfer,
+        fixture.manager.start_download(with_peer).await.unwrap().number,
         number
     );
     fixture

@@ -16,7 +16,7 @@ use crate::limits::Priority;
 
 /// The limits of a download; they may change while it runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TransferLimits {
+pub struct DownloadLimits {
     /// Maximum bytes per second; 0: no limit of its own.
     pub max_bytes_per_second: u64,
     /// Relative weight among this peer's downloads.
@@ -34,16 +34,16 @@ pub struct LimitsUpdate {
 
 impl LimitsUpdate {
     /// Replaces the limits that the update sets.
-    pub fn applied_to(self, limits: TransferLimits) -> TransferLimits {
-        TransferLimits {
+    pub fn applied_to(self, limits: DownloadLimits) -> DownloadLimits {
+        DownloadLimits {
             max_bytes_per_second: self.max_bytes_per_second.unwrap_or(limits.max_bytes_per_second),
             priority: self.priority.unwrap_or(limits.priority),
         }
     }
 }
 
-impl From<TransferLimits> for LimitsUpdate {
-    fn from(limits: TransferLimits) -> Self {
+impl From<DownloadLimits> for LimitsUpdate {
+    fn from(limits: DownloadLimits) -> Self {
         Self {
             max_bytes_per_second: Some(limits.max_bytes_per_second),
             priority: Some(limits.priority),
@@ -180,7 +180,7 @@ pub struct MissingUnits {
 #[derive(Debug, Clone, PartialEq)]
 pub struct DownloadStatus {
     /// The number of the download.
-    pub transfer: u64,
+    pub number: u64,
     /// The id of the content.
     pub id: FileId,
     /// The name of the content.
@@ -192,7 +192,7 @@ pub struct DownloadStatus {
     /// The state.
     pub state: DownloadState,
     /// The current limits.
-    pub limits: TransferLimits,
+    pub limits: DownloadLimits,
     /// Bytes verified and kept.
     pub bytes_done: u64,
     /// Total bytes; 0 until known.
@@ -228,15 +228,15 @@ pub struct DownloadStatus {
 
 impl DownloadStatus {
     /// The initial status of a download.
-    pub fn new(transfer: u64, spec: &DownloadSpec) -> Self {
+    pub fn new(number: u64, spec: &DownloadSpec) -> Self {
         Self {
-            transfer,
+            number,
             id: spec.id,
             name: spec.name.clone().unwrap_or_default(),
             kind: None,
             path: spec.target.clone().unwrap_or_default(),
             state: DownloadState::Preparing,
-            limits: spec.limits.applied_to(TransferLimits::default()),
+            limits: spec.limits.applied_to(DownloadLimits::default()),
             bytes_done: 0,
             bytes_total: 0,
             resumed_bytes: 0,

@@ -128,7 +128,7 @@ mod tests {
     use potluck_core::{FileId, Sha256};
 
     use super::*;
-    use crate::download::status::TransferLimits;
+    use crate::download::status::DownloadLimits;
 
     #[test]
     fn round_trips() {
@@ -163,7 +163,7 @@ mod tests {
         for priority in ["", r#","priority":0"#, r#","priority":101"#] {
             let record = format!(r#"{{"id":"{id}","max_bytes_per_second":7{priority}}}"#);
             let saved = PersistedDownload::decode(record.as_bytes()).unwrap();
-            let limits = saved.spec.limits.applied_to(TransferLimits::default());
+            let limits = saved.spec.limits.applied_to(DownloadLimits::default());
             assert_eq!(
                 (limits.max_bytes_per_second, limits.priority.get()),
                 (7, 10),

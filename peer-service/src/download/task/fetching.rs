@@ -9,7 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::download::{
     engine::{
         active::ActiveDownload,
-        driver::{AttemptOutcome, DownloadDriver, DownloadLimits, DriverSignals},
+        driver::{ActiveLimits, AttemptOutcome, DownloadDriver, DriverSignals},
     },
     peers::{discovery::PeerCandidates, peer_set::KnownPeers},
     task::{checkpoints, run_context::RunContext},
@@ -41,7 +41,7 @@ pub(crate) async fn run_swarm(
         candidates: candidates.clone(),
         stop: stop.clone(),
     };
-    let limits = DownloadLimits::new(context.channels.limits.clone(), &context.peer.resources);
+    let limits = ActiveLimits::new(context.channels.limits.clone(), &context.peer.resources);
     let driver = DownloadDriver::new(
         &context.peer,
         download,

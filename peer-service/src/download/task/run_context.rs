@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::download::{
     context::DownloadContext,
     engine::active::ActiveDownload,
-    status::{DownloadSpec, DownloadState, DownloadStatus, TransferLimits, reporter::StatusReporter},
+    status::{DownloadLimits, DownloadSpec, DownloadState, DownloadStatus, reporter::StatusReporter},
     storage::target::DISK_RETRY,
 };
 
@@ -17,7 +17,7 @@ use crate::download::{
 #[derive(Debug)]
 pub(crate) struct RunChannels {
     /// The current limits; may change during the run.
-    pub(crate) limits: watch::Receiver<TransferLimits>,
+    pub(crate) limits: watch::Receiver<DownloadLimits>,
     /// Addresses of peers that the user named; may grow during the run.
     pub(crate) named_peers: watch::Receiver<Vec<Address>>,
     /// The status that the run reports.

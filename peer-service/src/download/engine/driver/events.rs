@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::download::{
-    engine::{driver::limits::DownloadLimits, request::RequestEvent},
+    engine::{driver::limits::ActiveLimits, request::RequestEvent},
     peers::{
         discovery::{PeerCandidate, PeerCandidates},
         event::PeerEvent,
@@ -102,7 +102,7 @@ impl DriverEvents {
     }
 
     /// Waits for an event.
-    pub(super) async fn next(&mut self, limits: &mut DownloadLimits, deadlines: Deadlines) -> DriverEvent {
+    pub(super) async fn next(&mut self, limits: &mut ActiveLimits, deadlines: Deadlines) -> DriverEvent {
         // All arms are cancel-safe: channels and timers lose nothing if another arm completes.
         tokio::select! {
             () = self.signals.stop.cancelled() => DriverEvent::Stopped,

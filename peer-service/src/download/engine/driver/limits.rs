@@ -5,21 +5,21 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::{
-    download::{context::SharedResources, engine::rate_limit::DownloadRateLimiter, status::TransferLimits},
+    download::{context::SharedResources, engine::rate_limit::DownloadRateLimiter, status::DownloadLimits},
     limits::budget::BudgetShare,
 };
 
-/// The limits of one download; they may change while it runs.
+/// The limits of a running download.
 #[derive(Debug)]
-pub(crate) struct DownloadLimits {
-    settings: watch::Receiver<TransferLimits>,
+pub(crate) struct ActiveLimits {
+    settings: watch::Receiver<DownloadLimits>,
     rate: Arc<DownloadRateLimiter>,
     budget: BudgetShare,
 }
 
-impl DownloadLimits {
+impl ActiveLimits {
     /// Applies these settings within the limits of the peer.
-    pub(crate) fn new(mut settings: watch::Receiver<TransferLimits>, resources: &SharedResources) -> Self {
+    pub(crate) fn new(mut settings: watch::Receiver<DownloadLimits>, resources: &SharedResources) -> Self {
         let now = *settings.borrow_and_update();
         Self {
             settings,

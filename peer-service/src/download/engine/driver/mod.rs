@@ -64,7 +64,7 @@ use events::{Deadlines, DriverEvent, DriverEvents};
 use requests::{CallBatch, RequestTable};
 
 pub(crate) use events::DriverSignals;
-pub(crate) use limits::DownloadLimits;
+pub(crate) use limits::ActiveLimits;
 
 /// Maximum events that are handled before the next actions: a loop turn costs more than an event,
 /// and requests must still go out while a crowd sends events.
@@ -106,7 +106,7 @@ pub(crate) struct DownloadDriver<'a> {
     /// The violation of a peer, until the swarm bans the peer.
     violations: HashMap<PeerKey, String>,
     requests: RequestTable,
-    limits: DownloadLimits,
+    limits: ActiveLimits,
     disk_wait: DiskWait,
     events: DriverEvents,
     /// Whether a different unit count at a peer casts doubt on the kind of the content.
@@ -122,7 +122,7 @@ impl<'a> DownloadDriver<'a> {
         context: &Arc<DownloadContext>,
         download: &Arc<ActiveDownload>,
         known_peers: KnownPeers,
-        limits: DownloadLimits,
+        limits: ActiveLimits,
         signals: DriverSignals,
         tracker: TaskTracker,
     ) -> Self {
