@@ -10,8 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long no bytes must move before the peer counts as idle: longer than the gaps within a
-/// running download.
+/// Time without transferred bytes after which the peer counts as idle: longer than the gaps within
+/// a running download.
 const IDLE_AFTER: Duration = Duration::from_millis(500);
 
 /// Byte counters since the peer started. Cheap to clone; all clones share the same counters.
@@ -35,7 +35,7 @@ impl Activity {
 pub(crate) struct ActivityWatch<'a> {
     activity: &'a Activity,
     moved: u64,
-    /// When a reading last differed from the one before; `None` if none has.
+    /// The time of the last reading that differed from the previous one; `None` if there was none.
     changed: Option<Instant>,
 }
 

@@ -1,4 +1,4 @@
-//! What the peer can serve: the interface between content providers (the library, running
+//! Content that the peer can serve: the interface between its sources (the library, running
 //! downloads) and the upload service.
 
 use std::{fmt, fs::File, ops::Range, sync::Arc};
@@ -43,7 +43,7 @@ pub trait Content: Send + Sync + fmt::Debug {
         Plan::of_file(self.id(), self.size()).map(Arc::new)
     }
 
-    /// Which units can be served now. For a collection, the units of the files in it.
+    /// The units that can be served now. For a collection, the units of the files in it.
     fn availability(&self) -> Availability;
 
     /// Changes whenever [`Content::availability`] changes; `None` if it never does.
@@ -53,21 +53,22 @@ pub trait Content: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// `PIECE_NOT_AVAILABLE` if part of the range is not verified yet; `FILE_CHANGED` if the file
-    /// is no longer what was hashed.
+    /// changed since it was hashed.
     fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem>;
 
     /// Opens the file like [`Content::open`], but never blocks on a disk, another machine or a
     /// contended lock. Returns a file only if reading cached pages of it does not block either.
     fn try_open(&self, range: Range<u64>) -> Option<Arc<File>>;
 
-    /// Whether the open file is certainly still what was hashed, as far as that is known without
-    /// blocking.
+    /// Whether the open file is certainly unchanged since it was hashed, as far as that is known
+    /// without blocking.
     fn is_unchanged(&self, file: &File) -> bool;
 
-    /// Checks that the open file is still what was hashed. Called after reading and before sending.
+    /// Checks that the open file is unchanged since it was hashed. Called after reading and before
+    /// sending.
     ///
     /// # Errors
-    /// `FILE_CHANGED` if it is not.
+    /// `FILE_CHANGED` if it has changed.
     fn check_unchanged(&self, file: &File) -> Result<(), Problem>;
 }
 
@@ -76,7 +77,7 @@ pub trait Content: Send + Sync + fmt::Debug {
 pub(crate) struct FileRange {
     /// The file.
     pub(crate) id: FileId,
-    /// The bytes. May lie outside the file if a stranger claims it.
+    /// The bytes. May lie outside the file if it comes from another peer.
     pub(crate) range: Range<u64>,
 }
 

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`announce`] | the set of files to announce, and the task that announces them to the index |
 //! | `catalog` | the library in memory; pure |
-//! | [`content`] | what can be served: the interface between library, downloads and uploads |
+//! | [`content`] | content that can be served: the interface between library, downloads and uploads |
 //! | [`control`] | the service for the peer's owner, on its own endpoint |
 //! | [`download`] | downloads, from the request to the verified file |
 //! | `fs` | blocking work, durable writes, reads from the page cache |

@@ -213,7 +213,7 @@ cleanly.
     }
 }
 
-/// Where the control service listens.
+/// The address on which the control service listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlAt {
     /// A Unix socket at this path; `None` means `control.sock` in the home.
@@ -271,7 +271,7 @@ pub struct Config {
     pub share: Vec<PathBuf>,
     /// The address that the index gives to other peers; `None` for the address that the index sees.
     pub advertise: Option<Address>,
-    /// Where the control service listens.
+    /// The address on which the control service listens.
     pub control: ControlAt,
     /// Whether the control service may listen beyond this machine without encryption.
     pub plaintext: bool,

@@ -34,7 +34,7 @@ impl From<LibraryError> for Problem {
     }
 }
 
-/// Why a socket cannot listen on `address`, and what to do about it. `flag` is the option that
+/// The reason why a socket cannot listen on `address`, and the remedy. `flag` is the option that
 /// chooses another address.
 pub(crate) fn cannot_listen(address: SocketAddr, flag: &str, error: &io::Error) -> Problem {
     match error.kind() {

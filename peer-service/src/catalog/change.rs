@@ -1,4 +1,4 @@
-//! Changes of the catalog: what to store and what to announce.
+//! Changes of the catalog: the rows to store and the files to announce.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -26,8 +26,8 @@ pub(crate) enum CatalogChange {
 /// SHA-256s of entries of an item.
 pub(crate) type EntrySha256s = Vec<(EntryIndex, Sha256)>;
 
-/// Collects what a change of the catalog touches, until [`Catalog::effects_of`] computes its
-/// effects.
+/// Collects the ids that a change of the catalog affects, until [`Catalog::effects_of`] computes
+/// its effects.
 ///
 /// [`Catalog::effects_of`]: crate::catalog::Catalog::effects_of
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ pub(crate) struct Delta {
     pub(crate) changes: Vec<CatalogChange>,
 }
 
-/// What to store and what to announce.
+/// The rows to store and the files to announce.
 #[derive(Debug, Default)]
 pub(crate) struct DeltaEffects {
     pub(crate) changes: Vec<CatalogChange>,

@@ -1,5 +1,5 @@
-//! Damaged items: bytes that are not what was hashed while the stamp is unchanged. Either the disk
-//! or the memory failed, or a program wrote to the file and reset its times.
+//! Damaged items: their bytes differ from the hashed ones although the stamp is unchanged. Either
+//! the disk or the memory failed, or a program wrote to the file and reset its times.
 //!
 //! Invariants: a damaged entry has no copy, and its hash is never reused. A damaged item is not
 //! hashed again automatically, because that would share the damaged bytes under a new id. The owner

@@ -37,7 +37,7 @@ pub struct Item {
     pub file_count: u64,
     /// Size of the content in bytes.
     pub content_size: u64,
-    /// The first damaged files: their bytes are not what was hashed, but their stamps are
+    /// The first damaged files: their bytes differ from the hashed ones, but their stamps are
     /// unchanged. A damaged item is not offered.
     pub damaged: Vec<PathBuf>,
 }
@@ -73,7 +73,7 @@ pub(crate) enum ItemBody {
 }
 
 impl ItemBody {
-    /// Whether this is the same body, and not one that replaced it meanwhile.
+    /// Whether this is the same body, and not a later replacement.
     pub(crate) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::File(stamp), Self::File(other)) => stamp == other,
@@ -89,7 +89,7 @@ pub(crate) struct SharedCollection {
     pub(crate) manifest: Arc<Manifest>,
     /// One for each entry of the manifest.
     pub(crate) members: Arc<Members>,
-    /// Made at the first use.
+    /// Created at the first use.
     plan: OnceLock<Arc<Plan>>,
 }
 
@@ -98,7 +98,7 @@ pub(crate) struct SharedCollection {
 #[derive(Debug, Clone)]
 pub(crate) struct NewItem {
     pub(crate) path: Arc<Path>,
-    /// As in [`SharedItem`]. An item that was requested once stays requested.
+    /// As in [`SharedItem`]. An item stays requested after its owner requested it.
     pub(crate) is_unrequested: bool,
     /// As in [`SharedItem`].
     pub(crate) label: Option<Label>,

@@ -1,18 +1,18 @@
 //! The library in memory: which files are shared, and where their copies are.
 //!
-//! Pure: no disk, no clock, no store. A method that changes the catalog collects what it touched in
-//! a [`Delta`]; [`Catalog::effects_of`] turns that into rows to store and ids to announce.
+//! Pure: no disk, no clock, no store. A method that changes the catalog records the affected ids in
+//! a [`Delta`]; [`Catalog::effects_of`] turns it into rows to store and ids to announce.
 //!
 //! | module | contents |
 //! |---|---|
 //! | `item` | items, collections and locations of copies |
-//! | `stamp`, `record` | what `stat` says of a file; a file's ids and hashes |
-//! | `row`, `change` | what is stored of an item; what to store and announce after a change |
+//! | `stamp`, `record` | the `stat` data of a file; its ids and hashes |
+//! | `row`, `change` | the stored form of an item; the effects of a change |
 //! | `damaged`, `offline` | items whose bytes are damaged, and items whose paths do not exist now |
 //!
-//! The catalog stores nothing for a file but its copies, each a short entry that leads to an item.
-//! The ids, sizes and paths of a collection's files are in its manifest; their roots and stamps are
-//! in arrays beside it.
+//! For a file the catalog stores only its copies, each a short entry that refers to an item. The
+//! ids, sizes and paths of a collection's files are in its manifest; their roots and stamps are in
+//! separate arrays.
 //!
 //! Invariants:
 //! - A file is in the catalog exactly as long as an item has a trusted copy of it.
@@ -21,7 +21,7 @@
 //!   checked.
 //!
 //! Non-goals: whether a copy is unchanged on the disk, and when a change is stored or announced.
-//! The callers know.
+//! The callers know these.
 
 #![deny(
     clippy::disallowed_methods,
@@ -87,7 +87,7 @@ pub struct Totals {
     pub damaged: u64,
 }
 
-/// The library in memory. See the module's invariants.
+/// The library in memory; the module's documentation lists its invariants.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     /// Boxed: numbers come in order, and a B-tree that grows in order leaves its nodes half empty.
@@ -102,8 +102,8 @@ pub(crate) struct Catalog {
     stale: BTreeSet<u64>,
     /// The stale items whose paths do not exist now.
     offline: BTreeSet<u64>,
-    /// Entries whose bytes are not what was hashed while their stamps are unchanged, by item. See
-    /// [`damaged`].
+    /// Entries whose bytes differ from the hashed ones although their stamps are unchanged, by
+    /// item. See [`damaged`].
     damaged: BTreeMap<u64, BTreeSet<EntryIndex>>,
     /// Copies that were trusted when their item was last online.
     offline_copies: BTreeSet<FileCopy>,
@@ -550,7 +550,7 @@ impl Catalog {
             .collect()
     }
 
-    /// Computes what to store and what to announce after a change.
+    /// Computes the rows to store and the files to announce after a change.
     pub(crate) fn effects_of(&self, delta: Delta) -> DeltaEffects {
         let Delta {
             mut touched,

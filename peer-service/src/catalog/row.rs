@@ -1,4 +1,4 @@
-//! What is stored of an item. The store encodes these types and knows nothing of their meaning.
+//! The stored form of an item. The store encodes these types without knowing their meaning.
 
 use std::{path::Path, sync::Arc};
 
@@ -25,7 +25,7 @@ pub(crate) struct Members {
 pub(crate) struct ItemRow {
     /// An absolute path.
     pub(crate) path: Arc<Path>,
-    /// Whether it is a download that nobody asked to share.
+    /// Whether it is a download that its owner did not ask to share.
     pub(crate) is_unrequested: bool,
     /// The name that it is shared under; `None` for the last component of the path.
     pub(crate) label: Option<Label>,

@@ -1,4 +1,4 @@
-//! What `stat` says of a file, as far as it shows a change.
+//! The part of a file's `stat` that shows a change.
 
 use std::{fs::Metadata, os::unix::fs::MetadataExt as _};
 
@@ -11,7 +11,8 @@ pub struct Stamp {
     pub mtime: i64,
     /// The inode number.
     pub inode: u64,
-    /// Time of the last change of bytes or metadata, in nanoseconds since 1970. Nobody can set it.
+    /// Time of the last change of bytes or metadata, in nanoseconds since 1970. No program can set
+    /// it.
     pub ctime: i64,
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn path(text: &str, field: &str) -> Result<PathBuf, Problem> {
 
 fn priority(number: u32) -> Result<Priority, Problem> {
     Priority::new(number).ok_or_else(|| {
-        let message = format!("a priority is 1 to {}, not {number}", Priority::MAX.get());
+        let message = format!("a priority must be 1 to {}, not {number}", Priority::MAX.get());
         Problem::new(Reason::InvalidArgument, message).field("priority")
     })
 }
@@ -77,7 +77,7 @@ impl TryFrom<v1::FetchRequest> for DownloadSpec {
             let message = format!("at most {MAX_NAMED} providers can be named");
             return Err(Problem::new(Reason::InvalidArgument, message).field("providers"));
         }
-        // 0 means unset.
+        // The value 0 means unset.
         let update = LimitsUpdate {
             max_bytes_per_second: Some(request.max_bytes_per_second).filter(|&rate| rate > 0),
             priority: match request.priority {

@@ -39,8 +39,8 @@ pub(crate) async fn blocking_until_shutdown<T: Send + 'static>(
     result.filter(|_| !shutdown.is_cancelled())
 }
 
-/// Runs long work that nobody waits for on its own thread, with the lowest priority. `None` if it
-/// panicked, which is a bug, or if no thread could be started.
+/// Runs long background work on its own thread, with the lowest priority. `None` if it panicked,
+/// which is a bug, or if no thread could be started.
 pub(crate) async fn in_background<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -63,8 +63,9 @@ pub(crate) async fn in_background<T: Send + 'static>(
     result.ok()
 }
 
-/// Sets the lowest priority of the usual scheduling class: beside one ordinary thread, it gets 1/68
-/// of the processor time. The thread's I/O priority follows from it (ioprio_set(2), "io_nice").
+/// Sets the lowest priority of the usual scheduling class: while one ordinary thread competes, this
+/// thread gets 1/68 of the processor time. The thread's I/O priority follows from it
+/// (ioprio_set(2), "io_nice").
 #[cfg(target_os = "linux")]
 fn lower_priority() {
     const LOWEST: i32 = 19;

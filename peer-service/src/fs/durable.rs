@@ -24,7 +24,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // `create_new` never follows a link that someone placed there.
+    // `create_new` never follows a planted link.
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)

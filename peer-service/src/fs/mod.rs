@@ -1,5 +1,5 @@
-//! Work on files: what must not block the async runtime, what must survive a power failure, and
-//! what a file system can store.
+//! Work on files: outside the async runtime, durable through a power failure, and within the
+//! capabilities of the file system.
 
 pub(crate) mod blocking;
 pub(crate) mod durable;

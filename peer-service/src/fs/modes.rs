@@ -1,9 +1,9 @@
-//! What the file system at a path can store about a file.
+//! The properties of files that the file system at a path can store.
 
 use std::path::Path;
 
-/// File systems, by their names in Linux's `mountinfo`, that store no modes and no links of their
-/// own. Some mount options emulate them, so callers also check the files themselves.
+/// File systems, by their names in Linux's `mountinfo`, that cannot store modes and links. Some
+/// mount options emulate them, so callers also check the files themselves.
 #[cfg(target_os = "linux")]
 const WITHOUT_MODES: [&[u8]; 8] = [
     b"vfat",

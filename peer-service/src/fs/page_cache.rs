@@ -1,8 +1,8 @@
 //! Reads from the page cache, without ever waiting for a disk.
 //!
-//! For a file on a network file system, even `stat` may block, possibly forever. Therefore
-//! [`never_waits`] is called on a blocking thread after a file is opened, and async threads read or
-//! stat only files for which it returned true.
+//! On a network file system, even `stat` may block, possibly forever. Therefore [`never_waits`] is
+//! called on a blocking thread after a file is opened, and async threads read or stat only files
+//! for which it returned true.
 
 use std::fs::File;
 

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-/// Minimum items per thread: some hundred microseconds of `stat` calls, which outweighs the cost of
-/// starting a thread.
+/// Minimum items per thread: a few hundred microseconds of `stat` calls, which outweighs the cost
+/// of starting a thread.
 const MIN_PART: usize = 256;
 
 /// Applies `work` to the range `0..count`, divided among threads. Returns the results in order.
@@ -21,8 +21,8 @@ pub(crate) fn map_ranges<T: Send>(
 }
 
 /// Applies `work` to slices of `things`, divided among threads, and returns its results in order.
-/// `work` may change the items in place and return only a few results: one per file would take some
-/// MiB for a hundred thousand files.
+/// `work` may change the items in place and return only a few results: one result per file would
+/// take a few MiB for a hundred thousand files.
 pub(crate) fn map_slices<S: Send, T: Send>(
     things: &mut [S],
     threads: usize,

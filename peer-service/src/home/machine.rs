@@ -18,7 +18,7 @@ const TRANSIENT: &str = "/run/machine-id";
 const CONTAINER_FILES: [&str; 3] = ["/.dockerenv", "/run/.containerenv", "/run/systemd/container"];
 const CONTAINER_VARIABLES: [&str; 2] = ["container", "KUBERNETES_SERVICE_HOST"];
 
-/// Maximum bytes of the id that are read: 32 digits, with room to spare.
+/// Maximum bytes of the id that are read: 32 digits, with a reserve.
 const MAX_LEN: u64 = 256;
 
 /// A hash of the machine id, as 64 hex digits.

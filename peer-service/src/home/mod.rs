@@ -48,7 +48,7 @@ const PREVIOUS_TOKEN: &str = "token.previous";
 const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;
 
-/// Why a home cannot be used.
+/// The reason why a home cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
     /// Another peer uses the home.
@@ -85,9 +85,9 @@ pub enum HomeError {
     WritableByOthers {
         /// The path that others can write to.
         path: PathBuf,
-        /// Why they can.
+        /// The reason why they can.
         why: String,
-        /// What to do.
+        /// The remedy.
         remedy: String,
     },
     /// The token file is malformed.
@@ -292,7 +292,7 @@ fn token_of_machine(
     };
     let known = match std::fs::read_to_string(&path) {
         Ok(text) => Some(text),
-        // Not UTF-8, so it names no machine.
+        // It is not UTF-8, so it is not a machine id.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(HomeError::io(&path, error)),

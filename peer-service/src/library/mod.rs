@@ -1,17 +1,18 @@
-//! The library: what the peer shares. Files and folders are shared in place and never copied.
+//! The library: the files and folders that the peer shares. Files and folders are shared in place
+//! and never copied.
 //!
 //! [`Library`] assembles the parts below and does nothing else. Each part owns its state and its
 //! lock, and depends only on parts above it in this table:
 //!
-//! | module | its one job |
+//! | module | purpose |
 //! |---|---|
-//! | `problems`, `files_folder` | why a path cannot be shared; rules for the files folder |
+//! | `problems`, `files_folder` | problems with paths; rules for the files folder |
 //! | `scan` | walks of folders, their snapshots, and comparisons by `stat` |
-//! | `hash` | files to hashes and manifests, and which hashing goes first |
+//! | `hash` | computes hashes and manifests of files, and the priority of hashing |
 //! | `catalog_store` | `CatalogStore`: the catalog and its rows on disk; publishes every change |
-//! | `share` | `ItemBuilder`: paths to items; share calls |
-//! | `reconcile` | `Reconciler`: brings the catalog and the disk together again |
-//! | `serve` | `CopyOpener`: opens files for uploads, never one that changed |
+//! | `share` | `ItemBuilder`: builds items from paths; share calls |
+//! | `reconcile` | `Reconciler`: updates the catalog after changes on the disk |
+//! | `serve` | `CopyOpener`: opens files for uploads, but never a changed one |
 //! | `check` | `Checker`: hashes shared files again to find silent corruption |
 //! | `sha256`, `maintenance` | background work |
 //!
@@ -23,7 +24,7 @@
 //!   new collection as soon as the change is noticed: on a read, at start, or by the periodic
 //!   check. Added files are noticed only in the files folder, which is watched.
 //! - An item that its owner shared from outside the files folder stays until the owner unshares it,
-//!   whatever is at its path.
+//!   even if its path is replaced or removed.
 
 use std::{
     path::{Path, PathBuf},
@@ -96,7 +97,7 @@ use crate::{
 /// Maximum number of items in a page.
 const MAX_PAGE: usize = 1000;
 
-/// Why the library cannot be opened.
+/// The reason why the library cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum LibraryError {
     /// The database cannot be read.

@@ -1,4 +1,4 @@
-//! Why a path cannot be shared or served: the problems that several modules report.
+//! Problems with paths that cannot be shared or served, which several modules report.
 
 use std::{
     fs::FileType,

@@ -1,5 +1,5 @@
-//! Computes missing plain SHA-256s in the background, slowly while a share hashes or the peer is
-//! busy.
+//! Computes missing plain SHA-256s in the background; slows down while a share hashes or the peer
+//! is busy.
 //!
 //! Non-goal: verification. A plain SHA-256 only lets others find a file by it
 //! (docs/decisions/0006).
@@ -109,7 +109,7 @@ impl Sha256Worker {
         let mut turns = BackgroundTurns::new(&self.hashers, &self.activity, &self.shutdown);
         let mut last = None;
         loop {
-            // A separate statement: the catalog must not stay locked in the loop.
+            // A separate statement, so that the catalog does not stay locked in the loop.
             let files = self.catalog.read().without_sha256(last, MAX_BATCH);
             let Some((location, _)) = files.last() else { break };
             last = Some(*location);
@@ -139,7 +139,7 @@ impl Sha256Worker {
         if sha256s.is_empty() {
             return;
         }
-        // A failure is logged there. The SHA-256s are computed again after the next start.
+        // A failure is already logged, and the SHA-256s are computed again after the next start.
         let _ = self.catalog.writer().apply(|catalog, delta| {
             for (id, sha256) in sha256s.drain() {
                 catalog.set_sha256(id, sha256, delta);

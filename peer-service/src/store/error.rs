@@ -1,4 +1,4 @@
-//! Why the database failed, and whether its file is damaged.
+//! Errors of the database, and whether its file is damaged.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 use potluck_core::Reason;
 use redb::StorageError;
 
-/// Why the database cannot be used.
+/// The reason why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file cannot be opened or moved aside.

@@ -49,7 +49,7 @@ use crate::{
 
 const FILE_NAME: &str = "potluck.redb";
 
-/// What a lost database means for the user, and what to do.
+/// The effect of a lost database for the user, and the remedy.
 const LOST: &str = "the files folder is shared again automatically; share everything else again, \
                     and repeat your downloads: they resume from their part files";
 

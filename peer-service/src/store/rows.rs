@@ -83,7 +83,8 @@ pub(crate) fn path_of(bytes: &[u8]) -> PathBuf {
     std::ffi::OsStr::from_bytes(bytes).into()
 }
 
-/// Flag in the first byte of an item's row: the item is a download that nobody asked to share.
+/// Flag in the first byte of an item's row: the item is a download that its owner did not ask to
+/// share.
 const UNREQUESTED: u8 = 2;
 
 /// Flag in the first byte of an item's row: a label follows the id, after one byte with its length.

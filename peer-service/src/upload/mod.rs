@@ -6,7 +6,7 @@
 //! | `shared` | the state that all calls share |
 //! | `data` | reads requested ranges, and streams them |
 //! | `piece_hashes` | finds the requested piece hashes, and permits to hold them |
-//! | `crowd` | tells many downloaders of one file what is available and what is being sent |
+//! | `crowd` | announces available units, and units being sent, to many downloaders of one file |
 //! | `scheduling` | decides which connection may send next, and closes those that stall |
 //! | `refusal` | the problems of refused calls |
 //!

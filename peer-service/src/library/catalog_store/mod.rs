@@ -1,6 +1,6 @@
-//! The catalog in memory together with its rows on disk. All changes of the library go through here
-//! and are published to everything that follows them: the database, the announce set, the watchers
-//! of files, the open handles and the stored manifests.
+//! The catalog in memory together with its rows on disk. All changes of the library go through this
+//! module, which publishes them to the database, the announce set, the watchers of files, the open
+//! handles and the stored manifests.
 //!
 //! # The order of a change
 //!
@@ -9,7 +9,7 @@
 //! 3. Removed files leave the announce set.
 //! 4. The database commits and syncs. New files enter the announce set meanwhile.
 //! 5. Watchers of removed files are notified, their handles closed, their manifests deleted.
-//! 6. The call returns, and its caller is answered.
+//! 6. The call returns.
 //!
 //! # Invariants
 //!
@@ -17,8 +17,8 @@
 //!   be written: the change then stays in effect until the peer stops, and the call returns the
 //!   error.
 //! - A new file may be announced before its commit ends, because a download must not wait for a
-//!   disk. That is safe: all that a downloader can ask for is served from memory until it is on
-//!   disk ([`CatalogStore::layer`]). After a power failure the registrations of the index expire
+//!   disk. That is safe: all data that a downloader can request is served from memory until it is
+//!   on disk ([`CatalogStore::layer`]). After a power failure the registrations of the index expire
 //!   with the lease, or are replaced when the peer registers again.
 //! - A collection's manifest is on disk before its item is in the catalog or the database.
 //! - Changes reach the database in the order in which they were made, each at most once. A change
@@ -71,7 +71,7 @@ use crate::{
 /// with the commit.
 const MANY_FILES: usize = 4096;
 
-/// What to stop sharing.
+/// The target of an unshare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UnshareTarget {
     /// Every item with this id.
@@ -80,14 +80,15 @@ pub enum UnshareTarget {
     Path(PathBuf),
 }
 
-/// Why an item is put. Hashing takes a while, and its owner may unshare the path meanwhile.
+/// The reason why an item is put. Hashing takes a while, and its owner may unshare the path
+/// meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PutCause {
     /// Its owner requested it.
     Requested,
-    /// The item with this number changed: put it if it is still at the path.
+    /// The item with this number changed. It is replaced only if it is still at the path.
     Changed(u64),
-    /// It is in the files folder: put it unless its owner unshared it.
+    /// The path is in the files folder. The item is put unless its owner unshared the path.
     InFilesFolder,
 }
 
@@ -101,7 +102,7 @@ impl PutCause {
     }
 }
 
-/// The catalog and its rows on disk. See the module.
+/// The catalog and its rows on disk; the module's documentation has the order of a change.
 #[derive(Debug)]
 pub(crate) struct CatalogStore {
     catalog: Mutex<Catalog>,
@@ -162,7 +163,8 @@ impl CatalogWriter<'_> {
             return (result, Ok(()));
         }
         let mut effects = catalog.effects_of(delta);
-        // Before the catalog is unlocked: who finds a file there must find its layer.
+        // Before the catalog is unlocked: a reader that finds a file there must also find its
+        // layer.
         self.shared.add_unsaved(std::mem::take(&mut effects.changes));
         drop(catalog);
         (result, self.shared.publish(&effects))
@@ -206,7 +208,7 @@ impl CatalogStore {
         }
     }
 
-    /// The database. Only to read it: every change goes through a [`CatalogWriter`].
+    /// The database. Only for reading: every change goes through a [`CatalogWriter`].
     pub(crate) const fn store(&self) -> &Store {
         &self.store
     }
@@ -219,7 +221,7 @@ impl CatalogStore {
         &self.handles
     }
 
-    /// Waits until the catalog changed since the last call. For one waiter.
+    /// Waits until the catalog changed since the last call. Only one task may wait.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -352,8 +354,8 @@ impl CatalogStore {
     /// A receiver that closes when the file is withdrawn.
     pub(crate) fn watch(&self, id: &FileId) -> watch::Receiver<u64> {
         let mut watchers = self.watchers.lock();
-        // The file may have been withdrawn since it was looked up. Nobody would drop a sender
-        // created now.
+        // The file may have been withdrawn since it was looked up. A sender created now would never
+        // be dropped.
         if self.read().record(id).is_none() {
             return watch::channel(0).1;
         }
@@ -450,11 +452,11 @@ fn put_item(
         ));
     }
     let number = catalog.put(item, delta);
-    Ok(catalog.item(number).expect("it was just put").to_item())
+    Ok(catalog.item(number).expect("the item was just put").to_item())
 }
 
 impl UnshareTarget {
-    /// The target with its path resolved as the paths of items are.
+    /// The target, with its path resolved in the same way as the paths of items.
     fn resolved(&self) -> Self {
         match self {
             Self::Id(id) => Self::Id(*id),
@@ -487,8 +489,8 @@ impl UnshareTarget {
             Self::Id(id) if catalog.record(id).is_some() => {
                 format!("{id} is shared only as part of a collection: unshare the collection")
             }
-            Self::Id(id) => format!("{id} is not shared here"),
-            Self::Path(path) => format!("{} is not shared here as such", path.display()),
+            Self::Id(id) => format!("this peer does not share {id}"),
+            Self::Path(path) => format!("{} is not a shared item", path.display()),
         };
         Problem::new(Reason::NotFound, message)
     }

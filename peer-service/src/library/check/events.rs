@@ -1,15 +1,15 @@
-//! What a check is asked to do, and what it reports.
+//! The target of a check, and the events that it reports.
 
 use std::path::PathBuf;
 
 use potluck_core::{FileId, Problem};
 
-/// What to check.
+/// The target of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckTarget {
-    /// Everything that is shared.
+    /// All shared items.
     All,
-    /// What is shared at this path or below it.
+    /// The items at or below this path.
     Path(PathBuf),
 }
 

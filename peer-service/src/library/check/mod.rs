@@ -1,4 +1,4 @@
-//! Finds silent corruption: bytes on the disk that changed while the file's stamp did not.
+//! Finds silent corruption: bytes on the disk that changed although the file's stamp did not.
 //!
 //! A damaged file is withdrawn immediately and its owner is notified. A check also verifies the
 //! stored piece hashes of each file; a report of bad pieces also verifies the manifest. If those
@@ -87,7 +87,7 @@ struct FileToCheck {
 enum CheckOutcome {
     Intact,
     Damaged,
-    /// Its stamp changed too: it is hashed again in any case.
+    /// Its stamp changed too, so it will be hashed again anyway.
     Changed,
     Failed(Problem),
     Cancelled,
@@ -283,7 +283,7 @@ impl Checker {
             self.reconciler.withdraw(location, seen);
             return false;
         }
-        // A failure is logged there. The damage is found again at the next read.
+        // A failure is already logged, and the next read finds the damage again.
         let (damaged, _) = self.catalog.writer().apply(|catalog, delta| {
             let item = catalog.item(location.item);
             let item = item.filter(|item| item.body.is(seen))?;
@@ -295,7 +295,7 @@ impl Checker {
         if let Some((path, id)) = damaged {
             tracing::error!(
                 path = %path.display(), %id,
-                "a shared file is damaged: its bytes differ from what was hashed although its size \
+                "a shared file is damaged: its bytes differ from the hashed ones although its size \
                  and times did not change. It is no longer offered: restore it from a copy, or \
                  share it again as it is"
             );
@@ -404,7 +404,7 @@ fn has_piece_hash(
 fn damaged_problem() -> Problem {
     Problem::new(
         Reason::VerificationFailed,
-        "its bytes differ from what was hashed although its size and times did not change: restore \
+        "its bytes differ from the hashed ones although its size and times did not change: restore \
          it from a copy, or share it again as it is",
     )
 }

@@ -15,7 +15,7 @@ use crate::library::check::events::CheckEvent;
 /// Minimum time between two progress events: a person cannot follow more.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How soon a check that waits for its rate limit notices that it was cancelled.
+/// Time within which a check that waits for its rate limit notices its cancellation.
 const CANCEL_POLL: Duration = Duration::from_millis(50);
 
 /// Limits the rate of a check and reports its progress.

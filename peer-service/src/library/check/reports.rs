@@ -35,7 +35,7 @@ const MAX_PER_ADDRESS: usize = 4;
 const REST_FACTOR: u32 = 9;
 const MIN_REST: Duration = Duration::from_millis(20);
 
-/// How soon a rest ends on shutdown.
+/// Time within which a rest ends on shutdown.
 const SHUTDOWN_POLL: Duration = Duration::from_millis(50);
 
 /// The waiting reports.
@@ -123,7 +123,10 @@ mod tests {
             assert!(reports.push(piece(first), source(1)));
         }
         assert!(!reports.push(piece(100), source(1)));
-        assert!(reports.push(piece(0), source(1)), "known, and not kept twice");
+        assert!(
+            reports.push(piece(0), source(1)),
+            "a report that is queued already is not queued again"
+        );
         let flood = (2..=200u8).flat_map(|n| (0..100).map(move |first| (n, first)));
         let count = flood
             .filter(|&(n, first)| reports.push(piece(1000 * u32::from(n) + first), source(n)))

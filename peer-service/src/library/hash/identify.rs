@@ -1,5 +1,5 @@
-//! Computes what a file or folder would be shared as, without sharing it: the same walk, hashing
-//! and manifest, but nothing is stored.
+//! Computes the item that a file or folder would be shared as, without sharing it: the same walk,
+//! hashing and manifest, but nothing is stored.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// What a path would be shared as.
+/// The item that a path would be shared as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identified {
     /// The record of the file, or of the collection's manifest.
@@ -77,7 +77,8 @@ fn without_mode(entry: ManifestEntry<'_>) -> ManifestEntry<'_> {
 /// any thread. `is_cancelled` is polled often; true stops the hashing.
 ///
 /// # Errors
-/// Everything that cannot be shared, each with its path. `CANCELLED`: `is_cancelled` returned true.
+/// Every problem that prevents sharing, each with its path. `CANCELLED`: `is_cancelled` returned
+/// true.
 pub fn identify(
     path: &Path,
     threads: usize,

@@ -21,7 +21,7 @@ pub(crate) struct HashObserver<'a> {
 }
 
 impl<'a> HashObserver<'a> {
-    /// An observer of work that nobody waits for: it only cancels.
+    /// An observer of background work: it only cancels.
     pub(crate) const fn silent(is_cancelled: &'a IsCancelled<'a>) -> Self {
         Self {
             on_size: &|_| {},

@@ -53,7 +53,7 @@ impl BaseFolder {
         self.path.join(path)
     }
 
-    /// Opens a path for reading, whatever is there. Never blocks on a pipe. Follows a link only if
+    /// Opens a path of any kind for reading. Never blocks on a pipe. Follows a link only if
     /// `follow_link`.
     pub(crate) fn open_any(&self, path: &Path, follow_link: bool) -> Result<File, Errno> {
         open_in(self.fd(), path, follow_link)

@@ -16,15 +16,15 @@ use crate::activity::{Activity, ActivityWatch};
 const MAX_YIELD: Duration = Duration::from_millis(100);
 
 /// Maximum time that the pass waits before a turn for the peer to be idle. With one turn after each
-/// wait it takes about a hundredth of a core during downloads; in a day of them it still hashes
-/// some hundred GiB.
+/// wait it takes about a hundredth of a core during downloads; in a day it still hashes a few
+/// hundred GiB.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often the pass checks whether the peer is idle. Also the delay until it notices a shutdown.
 const IDLE_POLL: Duration = Duration::from_millis(50);
 
 /// Bytes that the pass may read in a turn: about ten milliseconds of work, so that it takes about a
-/// tenth of the time while others hash.
+/// tenth of the time while foreground hashers work.
 const TURN_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The cost of opening a file of any size, in bytes that could have been read instead.
@@ -136,7 +136,10 @@ mod tests {
         for _ in 0..100 {
             background_turns.before_read(TURN_BYTES);
         }
-        assert!(start.elapsed() < MAX_YIELD, "there is nobody to yield to");
+        assert!(
+            start.elapsed() < MAX_YIELD,
+            "there is no foreground hasher to yield to"
+        );
         let hashing = hashers.begin();
         background_turns.before_read(TURN_BYTES);
         assert!(start.elapsed() >= MAX_YIELD);
@@ -148,7 +151,7 @@ mod tests {
         });
         assert!(
             start.elapsed() < 50 * MAX_YIELD,
-            "it continues at once when nobody hashes"
+            "it continues at once when no foreground hasher works"
         );
     }
 
@@ -175,7 +178,7 @@ mod tests {
             background_turns.before_read(TURN_BYTES);
             ended.cancel();
         });
-        assert!(start.elapsed() >= MAX_PAUSE, "it waited, and then had its turn");
+        assert!(start.elapsed() >= MAX_PAUSE, "it waited, and then hashed");
         activity.uploaded.fetch_add(1, Ordering::Relaxed);
         stop.cancel();
         background_turns.before_read(TURN_BYTES);

@@ -214,7 +214,7 @@ impl RejectedPath {
         }
     }
 
-    /// How long to leave a path with this fingerprint alone; `None` if it is tried now.
+    /// Time until a path with this fingerprint is tried again; `None` if it is tried now.
     fn remaining_delay(&self, fingerprint: u64, now: Instant) -> Option<Duration> {
         if self.fingerprint != fingerprint {
             return None;
@@ -515,7 +515,7 @@ fn inspect(scan: &FilesFolderScan, path: &Path) -> Option<FolderCandidate> {
             .map(|item| item.body.clone());
         (body, number.is_some_and(|number| catalog.is_stale(number)))
     };
-    // An item that its owner shared explicitly is kept up to date whatever its name is.
+    // An item that its owner shared explicitly is kept up to date regardless of its name.
     if known_body.is_none() && is_skipped(path) {
         return None;
     }

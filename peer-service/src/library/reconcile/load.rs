@@ -55,7 +55,7 @@ const MAX_LOGGED: usize = 5;
 /// Rows, each with the state of its file; `None` for a collection.
 type LoadedRows = Vec<(StoredItem, Option<PathState>)>;
 
-/// What `stat` says of the path of a stored item.
+/// The state of a stored item according to `stat`.
 enum PathState {
     Gone,
     /// Unchanged, except for these entries.
@@ -231,7 +231,7 @@ impl Loader<'_> {
     }
 }
 
-/// What `stat` says of a file; `None` for a collection.
+/// The state of a file according to `stat`; `None` for a collection.
 fn state_of_file(row: &ItemRow, probe: &PathProbe) -> Option<PathState> {
     let RowBody::File(known) = &row.body else {
         return None;

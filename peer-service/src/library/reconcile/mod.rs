@@ -1,5 +1,5 @@
-//! Brings the catalog and the disk together again: withdraws copies that changed, keeps items whose
-//! paths are offline, hashes changed items again, and forgets what is gone for good.
+//! Updates the catalog after changes on the disk: withdraws changed copies, keeps items whose paths
+//! are offline, hashes changed items again, and removes items whose paths are gone for good.
 //!
 //! A copy that changed is withdrawn as soon as anything notices: a read, the periodic check, or a
 //! check of the files. Its item is then stale, and [`Reconciler::run`] hashes it again. Items at
@@ -9,7 +9,7 @@
 //! - Each change is made only if the item is still the one that was checked. Otherwise an item
 //!   that was replaced meanwhile would be withdrawn for the changes of its predecessor.
 //! - An item outside the files folder whose path does not exist is offline, not gone, unless it is
-//!   a download that nobody asked to share.
+//!   a download that its owner did not ask to share.
 //! - A damaged item is never hashed again automatically.
 //!
 //! Blocks, except for [`Reconciler::run`].
@@ -46,7 +46,7 @@ use crate::{
     },
 };
 
-/// How long a file must be unchanged before it is hashed again.
+/// Minimum time since a file's last change before it is hashed again.
 pub(crate) const IDLE_BEFORE_HASH: Duration = Duration::from_secs(1);
 
 /// Delay before an item that still changes is checked again.
@@ -61,7 +61,7 @@ const MAX_REFRESH_DELAY: Duration = Duration::from_secs(300);
 /// Maximum number of problems logged for one item.
 const MAX_LOGGED: usize = 5;
 
-/// Brings the catalog and the disk together. See the module.
+/// Updates the catalog after changes on the disk; the module's documentation lists the invariants.
 #[derive(Debug)]
 pub(crate) struct Reconciler {
     catalog: Arc<CatalogStore>,
@@ -128,7 +128,7 @@ impl Reconciler {
         self.rescan.notify_one();
     }
 
-    /// Waits for a request. For one waiter.
+    /// Waits for a request. Only one task may wait.
     pub(crate) async fn rescan_requested(&self) {
         self.rescan.notified().await;
     }
@@ -137,7 +137,7 @@ impl Reconciler {
     /// until the next pass.
     pub(crate) fn refresh(&self, include_offline: bool) -> Duration {
         let mut delay = MAX_REFRESH_DELAY;
-        // A separate statement: the catalog must not stay locked in the loop.
+        // A separate statement, so that the catalog does not stay locked in the loop.
         let stale = self.catalog.read().stale_numbers();
         for number in stale {
             if self.shutdown.is_cancelled() {
@@ -255,7 +255,7 @@ impl Reconciler {
         if self.files_folder.is_offline(&path, is_unrequested) && self.mark_offline(location.item) {
             return;
         }
-        // A failure is logged there. At the next start `stat` shows the same.
+        // A failure is already logged, and `stat` shows the change again at the next start.
         let (is_withdrawn, _) = self.catalog.writer().apply(|catalog, delta| {
             let item = catalog.item(location.item);
             let Some(item) = item.filter(|item| item.body.is(seen)) else {
@@ -302,7 +302,7 @@ impl Reconciler {
     /// is offline.
     fn mark_offline(&self, number: u64) -> bool {
         let writer = self.catalog.writer();
-        // A separate statement: the catalog must not stay locked during disk access.
+        // A separate statement, so that the catalog does not stay locked during disk access.
         let item = self
             .catalog
             .read()
@@ -312,7 +312,7 @@ impl Reconciler {
         let Some((path, _)) = item.filter(|(path, is_unrequested)| is_offline(path, *is_unrequested)) else {
             return false;
         };
-        // A failure is logged there. At the next start `stat` shows the same.
+        // A failure is already logged, and `stat` shows the change again at the next start.
         let (is_new, _) = writer.apply(|catalog, delta| catalog.set_offline(number, delta));
         if is_new {
             warn_offline(&path);
@@ -329,11 +329,11 @@ impl Reconciler {
         }
         let writer = self.catalog.writer();
         numbers.retain(|&number| {
-            // A separate statement: the catalog must not stay locked during disk access.
+            // A separate statement, so that the catalog does not stay locked during disk access.
             let path = self.catalog.read().item(number).map(|item| item.path.clone());
             path.is_some_and(|path| path.metadata().is_err_and(|error| is_gone(&error)))
         });
-        // A failure is logged there. At the next start `stat` shows the same.
+        // A failure is already logged, and `stat` shows the change again at the next start.
         let _ = writer.apply(|catalog, delta| {
             for number in numbers {
                 if let Some(item) = catalog.remove(number, delta) {
@@ -351,7 +351,7 @@ impl Reconciler {
         let writer = self.catalog.writer();
         let mut gone = self.catalog.read().tombstones_not_in(listing);
         gone.retain(|path| path.symlink_metadata().is_err_and(|error| is_gone(&error)));
-        // A failure is logged there. The next scan finds the same.
+        // A failure is already logged, and the next scan finds the change again.
         let _ = writer.apply(|catalog, delta| {
             gone.into_iter()
                 .for_each(|path| catalog.remove_tombstone(path, delta));
@@ -391,7 +391,7 @@ impl Reconciler {
         if !changed.iter().any(is_damaged) {
             return;
         }
-        // A failure is logged there. At the next start `stat` shows the same.
+        // A failure is already logged, and `stat` shows the change again at the next start.
         let _ = self
             .catalog
             .writer()

@@ -276,7 +276,7 @@ pub(crate) fn fingerprint(snapshot: &Snapshot) -> u64 {
 /// Whether a folder is still as in a manifest and its stamps.
 pub(crate) fn is_same(snapshot: &Snapshot, manifest: &Manifest, stamps: &[Stamp]) -> bool {
     let (has_modes, has_links) = (snapshot.has_modes(), snapshot.has_links());
-    // Links that the file system cannot have are not expected.
+    // Links that the file system does not support are not expected.
     let mut expected = manifest
         .entries()
         .zip(stamps)

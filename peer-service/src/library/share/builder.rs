@@ -1,4 +1,4 @@
-//! Builds an item from a path: `stat`, hash what is not known, make the manifest.
+//! Builds an item from a path: calls `stat`, hashes new files, makes the manifest.
 //!
 //! A folder is shared whole or not at all. If it contains anything that cannot be shared, it is
 //! refused, and every problem is reported, up to a limit. A collection that silently lacks a file
@@ -6,8 +6,7 @@
 //!
 //! Invariant: a file whose path and stamp are in the catalog is not hashed again.
 //!
-//! Non-goals: what happens to an item after it is built; [`CatalogStore::put_items`] takes it from
-//! there.
+//! Non-goals: storing and announcing the item, which [`CatalogStore::put_items`] does.
 //!
 //! Blocks: run it off the async threads.
 
@@ -69,7 +68,7 @@ impl ItemBuilder {
     /// Builds the item at a resolved path and puts it into the library.
     ///
     /// # Errors
-    /// Everything that keeps it from being shared.
+    /// Every problem that prevents sharing it.
     pub(crate) fn build_and_put(
         &self,
         path: &Path,
@@ -93,7 +92,7 @@ impl ItemBuilder {
     /// Builds the item at a resolved path.
     ///
     /// # Errors
-    /// Everything that keeps it from being shared.
+    /// Every problem that prevents sharing it.
     pub(crate) fn build(&self, path: &Path, observer: &HashObserver<'_>) -> Result<NewItem, Vec<Refused>> {
         let refuse = |problem| single_refusal(path, problem);
         let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
@@ -102,7 +101,7 @@ impl ItemBuilder {
             let mut snapshot = walk(path, self.hash_threads)?;
             let is_shared = self.catalog.read().folder_at(path).is_some();
             match is_shared {
-                // It may be unchanged, which the stamps show.
+                // The stamps show whether it is unchanged.
                 true => snapshot.stat_all(path, self.hash_threads)?,
                 false => snapshot.stat_if_many(path, self.hash_threads)?,
             }

@@ -23,19 +23,19 @@ use crate::{
 /// takes, so that a crowd has current information.
 const COALESCE: Duration = Duration::from_millis(10);
 
-/// Maximum interval over which changes are coalesced. With very many watchers, the message rate
+/// Maximum interval over which changes are coalesced. With a great many watchers, the message rate
 /// exceeds [`MESSAGES_PER_SECOND`] instead.
 const MAX_COALESCE: Duration = Duration::from_millis(250);
 
 /// Target rate of messages to all watchers together. Each message costs a packet and a task wake-up
-/// at both ends; a crowd that announces every piece to every peer immediately has no time left for
-/// the pieces.
+/// at both ends; if a crowd announced every piece to every peer immediately, these costs would
+/// leave no time for the pieces.
 const MESSAGES_PER_SECOND: u32 = 500;
 
 /// Maximum units in one message.
 const MAX_UNITS: usize = 64 * 1024;
 
-/// The state that the watcher was last sent.
+/// The state that the watcher has received.
 #[derive(Debug)]
 enum SentAvailability {
     /// All units are here. Kept small, because a crowd watches seeds.
@@ -43,7 +43,7 @@ enum SentAvailability {
     Partial(Availability),
 }
 
-/// What the watcher of a complete file was sent.
+/// The state that the watcher of a complete file has received.
 #[derive(Debug)]
 struct SentComplete {
     units: u32,
@@ -164,7 +164,7 @@ pub(crate) async fn watch(
     }))
 }
 
-/// Why a watcher woke.
+/// The reason why a watcher woke.
 enum WakeReason {
     /// The units may have changed.
     UnitsChanged,

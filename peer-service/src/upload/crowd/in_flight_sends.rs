@@ -2,9 +2,10 @@
 //! requests may wait.
 //!
 //! Peers that do not know each other would request the same units from a seed; therefore watchers
-//! learn which units are being sent. A unit whose request waits long is usually available elsewhere
-//! by the time that it arrives, while nobody else requests it; therefore only few requests may
-//! wait. In the simulator, 300 peers then take 1.20 instead of 1.48 times the lower bound.
+//! learn which units are being sent. If a request waits long, its unit is usually available
+//! elsewhere by the time that it arrives, but the peer does not request it there; therefore only
+//! few requests may wait. In the simulator, 300 peers then take 1.20 instead of 1.48 times the
+//! lower bound.
 //!
 //! Watchers of a collection get reports about its units. A request does not name the collection
 //! that it is for; the watched files and collections determine it.

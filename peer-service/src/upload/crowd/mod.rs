@@ -1,4 +1,4 @@
-//! What the many downloaders of one file tell each other through this peer.
+//! Hints to the downloaders of one file about each other's progress.
 
 pub(crate) mod availability;
 pub(crate) mod in_flight_sends;

@@ -12,7 +12,7 @@ use potluck_core::{
     read_buffer::ReadBuffer,
 };
 
-/// Maximum idle buffers: 2 MiB in all.
+/// Maximum idle buffers: 2 MiB in total.
 const MAX_IDLE: usize = 8;
 
 /// Minimum size of a pooled buffer, in bytes; the allocator handles smaller ones well.
@@ -35,7 +35,7 @@ impl BufferPool {
         self.idle.lock()
     }
 
-    /// A buffer for `messages` messages with `data` bytes of data in all.
+    /// A buffer for `messages` messages with `data` bytes of data in total.
     pub(crate) fn take(&self, messages: usize, data: usize) -> MessageBuffer {
         let space = messages * MAX_HEADER + data;
         let mut idle = self.idle();

@@ -1,4 +1,4 @@
-//! What admission control needs to know of a call on the open port.
+//! The properties of calls on the open port that admission control needs.
 
 use potluck_core::grpc::transport::admission::{CallKind, SMALL_REQUEST};
 

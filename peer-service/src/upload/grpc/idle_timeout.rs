@@ -1,7 +1,7 @@
 //! Streams that end when their receiver stops reading.
 //!
-//! HTTP/2 keeps a stream that nobody reads forever, with all the memory that it holds; here a
-//! watchdog drops such a stream. Time in which the stream itself has no item does not count.
+//! HTTP/2 keeps an unread stream forever, with all the memory that it holds; a watchdog drops such
+//! a stream. Time in which the stream itself has no item does not count.
 //!
 //! Non-goal: items that were already handed over. Chunks and lists of hashes, which are large, also
 //! have the timeouts of [`crate::upload::scheduling`].

@@ -5,7 +5,7 @@
 //! | `service` | the handlers of all calls |
 //! | `raw` | `Download` and `GetPieceHashes` without the generated codec |
 //! | `wire` | conversions between messages and domain types |
-//! | `call_kind` | what admission control needs to know of a call |
+//! | `call_kind` | the properties of calls that admission control needs |
 //! | `idle_timeout` | ends streams whose receiver does not read |
 //!
 //! Invariant: no protobuf type and no gRPC status leaves this folder.

@@ -33,7 +33,7 @@ pub(crate) fn parse_download(request: v1::DownloadRequest) -> Result<Vec<FileRan
         |message: String, field: String| Problem::new(Reason::OutOfRange, message).field(field);
     if request.spans.len() > MAX_SPANS {
         let message = format!(
-            "a request has at most {MAX_SPANS} spans, this has {}",
+            "a request has at most {MAX_SPANS} spans, but this one has {}",
             request.spans.len()
         );
         return Err(out_of_range(message, "spans".into()));
@@ -46,7 +46,7 @@ pub(crate) fn parse_download(request: v1::DownloadRequest) -> Result<Vec<FileRan
         let end = end.ok_or_else(|| out_of_range("no file is that large".into(), field("offset")))?;
         total = total.saturating_add(span.length);
         if total > MAX_BYTES {
-            let message = format!("a request is for at most {MAX_BYTES} bytes in all");
+            let message = format!("a request is for at most {MAX_BYTES} bytes in total");
             return Err(out_of_range(message, field("length")));
         }
         let range: Range<u64> = span.offset..end;

@@ -1,5 +1,5 @@
-//! The chunks that one connection has been handed and has not released, and what they show about
-//! its receiver.
+//! The chunks that one connection has been handed and has not released, and the speed of its
+//! receiver.
 //!
 //! A slow link releases chunks in bursts: the system buffers some ahead, and then releases none for
 //! seconds. Therefore a connection is not judged by a single chunk, but by the time that it would

@@ -1,4 +1,4 @@
-//! The order of sending, and what happens to connections whose receiver does not read.
+//! The order of sending, and the treatment of connections whose receiver does not read.
 
 pub(crate) mod connection;
 mod connection_queue;

@@ -1,10 +1,10 @@
 //! Decides which connection may send next: a few chunks at a time, first come, first served.
 //!
-//! If a peer served all requests at the same rate, each would get a trickle. A piece is worth
-//! nothing to others before its last byte, so the first complete piece would come late, and many
-//! thin flows cost far more packets and processor time than a few thick ones. Therefore a chunk
-//! waits for one of a few permits. It keeps the permit until the connection releases its bytes:
-//! they were sent, or dropped with a stream that the receiver reset.
+//! If a peer served all requests at the same time, each would be slow. A receiver can upload a
+//! piece only when it has all of it, so the first upload would start late. Many slow streams also
+//! cost far more packets and processor time than a few fast ones. Therefore a chunk waits for one
+//! of a few permits. It keeps the permit until the connection releases its bytes: they were sent,
+//! or dropped with a stream that the receiver reset.
 //!
 //! Invariants:
 //!
@@ -265,7 +265,7 @@ impl ConnectionHandle {
             false => Some(shared.scheduler.acquire_permit().await),
         };
         let mut state = shared.scheduler.state();
-        // If the connection was put on probation while this waited, it must not hold a permit.
+        // If the connection was put on probation while the call waited, it must not hold a permit.
         let (permit, unused) = match keeps_up(&state) {
             true => (permit, None),
             false => (None, permit),
