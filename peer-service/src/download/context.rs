@@ -30,9 +30,9 @@ pub struct DownloadContext {
     pub store: Store,
     /// The folder for downloads without a target path.
     pub files_folder: PathBuf,
-    /// How other peers see this peer.
+    /// The identity of this peer towards other peers.
     pub local: LocalPeer,
-    /// What all downloads share of this machine.
+    /// The resources of this machine that all downloads share.
     pub resources: SharedResources,
     /// Verified bytes downloaded since the process started.
     pub downloaded_bytes: Arc<AtomicU64>,
@@ -40,7 +40,7 @@ pub struct DownloadContext {
     pub tracker: TaskTracker,
 }
 
-/// How other peers see this peer.
+/// The identity of this peer towards other peers.
 #[derive(Debug)]
 pub struct LocalPeer {
     /// The id of this peer.
@@ -59,7 +59,7 @@ impl LocalPeer {
     }
 }
 
-/// What all downloads share of this machine.
+/// The resources of this machine that all downloads share.
 #[derive(Debug)]
 pub struct SharedResources {
     /// Limits of the whole peer.

@@ -8,7 +8,7 @@
 //! | [`engine`] | the data path: driver, requests, assembly, verification |
 //! | `peers` | discovery of peers, connections and calls to them |
 //! | `storage` | target path, part file, resume state, finalizing |
-//! | [`status`] | what the user requests and what a download reports |
+//! | [`status`] | the request for a download, and its status |
 //!
 //! Invariants: no byte counts, is served or gets its final name before it was verified against the
 //! id, and nothing at the target is overwritten.

@@ -115,8 +115,8 @@ impl BudgetShare {
     /// Reports the bytes in flight. Call this after each change of them, and after
     /// [`BudgetShare::changed`]. Takes no lock if the report cannot affect other downloads.
     pub(crate) fn report_in_flight(&mut self, in_flight: u64) {
-        // If the part changed, it may have been larger for a while. Other downloads reckon with
-        // that until the next report.
+        // If the part changed, it may have been larger for a while. Other downloads count it until
+        // the next report.
         let changed = self.allocation.has_changed().unwrap_or(false);
         let part = *self.allocation.borrow_and_update();
         let within = in_flight.max(self.reported) <= part && (in_flight == 0) == (self.reported == 0);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     proptest! {
-        /// Downloads come, go, change their priority and use all that they may. The bytes in flight
+        /// Downloads start, end, change their priority and use their full part. The bytes in flight
         /// never exceed the budget plus one unit each, and once settled, each download has its fair
         /// part.
         #[test]
@@ -327,7 +327,7 @@ mod tests {
                     2 => peer.settle(),
                     // Some of the bytes arrive.
                     3..=4 => peer.set(number, |_, bytes| bytes.saturating_sub(units * UNIT)),
-                    // Requests as much as it may.
+                    // Requests as much as its part allows.
                     _ => peer.set(number, |share, bytes| bytes.max(share / UNIT * UNIT).max(UNIT)),
                 }
                 let all: u64 = peer.shares.values().map(|(_, in_flight)| in_flight).sum();

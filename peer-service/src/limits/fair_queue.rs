@@ -15,8 +15,8 @@
 //!   flows use what one flow does not.
 //! - Of two flows that always have waiting requests, neither gets ahead of its share by more than
 //!   one request of each.
-//! - A flow that was idle starts at the virtual time of the others: it has saved nothing, and owes
-//!   at most its last request.
+//! - A flow that was idle starts at the virtual time of the others: it gets no credit for idle
+//!   time, and its debt is at most its last request.
 //! - Within a flow, the lowest rank goes first; within a rank, first come, first served.
 #![deny(
     clippy::disallowed_methods,
@@ -53,7 +53,7 @@ pub struct Ticket {
     bytes: u64,
 }
 
-/// What to do next.
+/// The next step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Dispatch<T> {
     /// This request may go; it has been charged.
@@ -334,7 +334,7 @@ mod tests {
             let ids = [1, 10, 20, 100].map(|of| queue.join(priority(of)));
             let (mut now, mut sent, mut log) = (START, 0i128, vec![(START, 0i128)]);
             let mut enqueued: Vec<(Ticket, bool)> = Vec::new();
-            // Dispatches every request that may go until then, each at its time.
+            // Dispatches every request that may go until that time, each at its time.
             let mut run = |queue: &mut FairQueue<u64>, enqueued: &mut Vec<(Ticket, bool)>, sent: &mut i128, until: Duration| {
                 loop {
                     match queue.next(now) {
@@ -383,7 +383,7 @@ mod tests {
         }
     }
 
-    /// Dispatches everything that may go by then, in order.
+    /// Dispatches all requests that may go until that time, in order.
     fn run(queue: &mut FairQueue<&'static str>, now: Duration) -> Vec<&'static str> {
         std::iter::from_fn(|| match queue.next(now) {
             Dispatch::Go(payload) => Some(payload),

@@ -125,7 +125,7 @@ impl Limits {
     /// Acquires an upload slot.
     ///
     /// # Errors
-    /// All slots are taken, or this address has its maximum.
+    /// All slots are in use, or this address has reached its maximum.
     pub fn try_upload(&self, address: ClientAddress) -> Result<UploadSlot, LimitError> {
         self.shared.upload_slots.try_acquire(address)
     }

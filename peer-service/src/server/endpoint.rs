@@ -1,4 +1,4 @@
-//! What the open port and the control endpoint share.
+//! Code shared by the open port and the control endpoint.
 
 use potluck_core::{Problem, Reason};
 

@@ -51,7 +51,7 @@ use crate::{
 /// off barely notices the delay.
 const FIRST_SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a peer did not start, or failed while running.
+/// The reason why a peer did not start, or failed while running.
 pub type StartError = Problem;
 
 /// A running peer. Dropping this does not stop the peer: cancel the token passed to [`start`], then

@@ -20,8 +20,8 @@ pub(crate) fn busy(calls: &str, limit: LimitError) -> Problem {
     let message = match limit {
         LimitError::Full => format!("this peer serves no more {calls} at once: try again"),
         LimitError::AddressShare => format!(
-            "your address has its share of the {calls} that this peer serves at once: end some, or \
-             try again"
+            "your address has reached its limit of {calls} that this peer serves at once: end \
+             some, or try again"
         ),
     };
     Problem::new(Reason::Busy, message).retry_after(RETRY_AFTER)
@@ -29,6 +29,6 @@ pub(crate) fn busy(calls: &str, limit: LimitError) -> Problem {
 
 /// The problem if too many reports of bad pieces wait to be checked.
 pub(crate) fn too_many_reports() -> Problem {
-    let message = "this peer has enough reports to check; this one is not needed";
+    let message = "this peer has enough reports to check, and drops this one";
     Problem::new(Reason::RateLimited, message).retry_after(RETRY_REPORT_AFTER)
 }

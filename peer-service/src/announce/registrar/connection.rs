@@ -1,4 +1,4 @@
-//! The client of the index, and what every call of a registrar carries.
+//! The client of the index, and the data that every call of a registrar carries.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use potluck_core::{
 };
 use rand::RngExt as _;
 
-/// The client of the index, and what every call carries.
+/// The client of the index, and the data that every call carries.
 #[derive(Debug, Clone)]
 pub struct IndexConnection {
     client: IndexClient,

@@ -9,7 +9,7 @@
 
 use potluck_core::SetDigest;
 
-/// What a comparison shows.
+/// The result of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DigestVerdict {
     /// The digests match, or the difference was accepted before.

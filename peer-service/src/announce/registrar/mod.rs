@@ -1,13 +1,13 @@
-//! Keeps the index informed of what this peer has, whatever happens to the index.
+//! Keeps this peer's files registered with the index, through failures of the index.
 //!
 //! | module | purpose |
 //! |---|---|
 //! | `task` | registers changes, renews the lease, and retries |
-//! | `sync_state` | how far the index knows the announce set |
+//! | `sync_state` | the part of the announce set that the index has |
 //! | `digest` | detects that the index has other registrations |
 //! | `refusal` | classifies refusals, and computes the backoff |
-//! | `connection` | the client of the index, and what every call carries |
-//! | `state` | what a registrar reports |
+//! | `connection` | the client of the index, and the data that every call carries |
+//! | `state` | the state that a registrar reports |
 //!
 //! To detect an index that lost registrations, the registrar compares the number of files after
 //! each pass and at each renewal. At renewals, it also compares the digest of all registrations: an

@@ -1,4 +1,4 @@
-//! What a registrar reports.
+//! The state that a registrar reports.
 
 use potluck_core::{Problem, model::Address};
 

@@ -1,10 +1,10 @@
-//! How far the index knows the announce set, and what it should report.
+//! The state of the index compared with the announce set.
 
 /// Maximum files per batch, well below the index's limit. A batch in memory, with its message,
-/// takes some 500 bytes per file.
+/// takes about 500 bytes per file.
 pub(crate) const MAX_BATCH: usize = 2_500;
 
-/// How far the index knows the announce set.
+/// The part of the announce set that the index has acknowledged.
 #[derive(Debug)]
 pub(crate) struct SyncState {
     /// Number of the last change that the index has acknowledged.
@@ -26,7 +26,7 @@ pub(crate) struct SyncState {
 }
 
 impl SyncState {
-    /// Nothing is known to the index. With `replace`, the first batch replaces what it has.
+    /// The index has nothing. With `replace`, the first batch replaces its registrations.
     pub(crate) const fn start(replace: bool) -> Self {
         Self {
             acknowledged: 0,

@@ -21,7 +21,7 @@ use crate::announce::{
     set::{AnnounceChanges, AnnounceListener},
 };
 
-/// Maximum bytes of names per batch. With some 150 bytes for each of [`MAX_BATCH`] files, this
+/// Maximum bytes of names per batch. With about 150 bytes for each of [`MAX_BATCH`] files, this
 /// stays well below the maximum message size.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
@@ -59,7 +59,7 @@ pub(crate) struct RegistrarTask {
     failures: u32,
 }
 
-/// What a registrar reports.
+/// The state that a registrar reports.
 #[derive(Debug, Clone)]
 pub(crate) struct RegistrarReports {
     pub(crate) status: watch::Receiver<RegistrarStatus>,
@@ -92,14 +92,14 @@ impl RegistrarTask {
 
     /// Runs until `shutdown` is cancelled, then unregisters everything.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        // Cancel-safe: unregistering also undoes a call that was cut off.
+        // Cancel-safe: unregistering also undoes an interrupted call.
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = self.run_sync() => {}
         }
         match tokio::time::timeout(UNREGISTER_TIMEOUT, self.index.unregister(None)).await {
             Ok(Ok(_)) => tracing::debug!("unregistered"),
-            // The lease expires without it.
+            // If this fails, the lease expires.
             Ok(Err(problem)) => tracing::debug!(%problem, "could not unregister"),
             Err(_) => tracing::debug!("could not unregister in time"),
         }
@@ -219,15 +219,15 @@ impl RegistrarTask {
     }
 
     /// Announces the changes up to the number `up_to` in concurrent batches: while the index writes
-    /// one, the next is on its way.
+    /// one, the next is in flight.
     ///
-    /// Each file has one entry in the change log. So batches taken before any newer change contain
-    /// different files, and may arrive in any order.
+    /// Each file has one entry in the change log. So until a newer change is made, all batches
+    /// contain different files and may arrive in any order.
     async fn sync_up_to(&mut self, up_to: u64) -> Result<(), Problem> {
         let mut calls = FuturesOrdered::new();
         let (mut taken, mut is_last) = (self.sync.acknowledged, false);
         let (mut total, mut lease, mut stale) = (0, None::<Lease>, false);
-        // An answer may be lost, so the index's number of files is unknown until the pass is
+        // Answers may be lost, so the index's number of files is unknown until the pass is
         // complete.
         self.sync.expected_files = None;
         loop {
@@ -276,8 +276,8 @@ impl RegistrarTask {
                     }
                 }
                 Err(problem) => {
-                    // The index may have accepted the later batches or not. They are sent again;
-                    // unchanged registrations cost the index nothing.
+                    // It is unknown whether the index has accepted the later batches. They are sent
+                    // again; unchanged registrations cost the index nothing.
                     while calls.next().await.is_some() {}
                     self.handle_refusal(&changes, problem)?;
                     (taken, is_last) = (self.sync.acknowledged, false);
@@ -458,7 +458,7 @@ impl RegistrarTask {
     }
 
     /// Whether the index holds a lease of this peer, from its last answer or from a renewal now. A
-    /// full index may never have granted one.
+    /// full index may never have granted a lease.
     async fn has_lease(&mut self) -> bool {
         self.renew_at.is_some() || self.renew().await.is_ok()
     }
@@ -517,7 +517,7 @@ impl RegistrarTask {
 
 #[cfg(test)]
 impl RegistrarTask {
-    /// How far the index knows the announce set.
+    /// The part of the announce set that the index has acknowledged.
     pub(crate) const fn sync_state(&self) -> &SyncState {
         &self.sync
     }

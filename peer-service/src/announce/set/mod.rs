@@ -29,8 +29,8 @@ mod tests;
 
 use change_log::{ChangeKind, ChangeLog};
 
-/// Ids per lock acquisition while the digest is computed: other tasks wait for the lock for some
-/// microseconds only.
+/// Ids per lock acquisition while the digest is computed: other tasks wait for the lock for only a
+/// few microseconds.
 const DIGEST_RUN: usize = 256;
 
 /// Looks up how files are registered.

@@ -190,7 +190,7 @@ impl ReceiveBuffer {
     }
 }
 
-/// Why the stream cannot be read further.
+/// The reason why the stream cannot be read further.
 #[derive(Debug)]
 pub(crate) enum StreamError {
     /// The peer sent data that was not requested.

@@ -1,5 +1,5 @@
-//! Keeps the store in step with the list of downloads, and deletes what a cancelled download
-//! leaves.
+//! Keeps the store in step with the list of downloads, and deletes the data of a cancelled
+//! download.
 
 use std::time::Duration;
 

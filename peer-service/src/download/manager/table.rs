@@ -1,4 +1,4 @@
-//! The list of downloads, and what is known of each.
+//! The list of downloads, and the state of each.
 //!
 //! Invariant: at most one task runs a download.
 
@@ -20,7 +20,7 @@ use crate::download::{
 /// Maximum ended downloads that stay in the list.
 const MAX_ENDED: usize = 100;
 
-/// All downloads of a peer, and which of them the store must be told about.
+/// All downloads of a peer, and those that must be stored again.
 #[derive(Debug, Default)]
 pub(super) struct DownloadTable {
     pub(super) downloads: BTreeMap<u64, DownloadEntry>,
@@ -82,7 +82,7 @@ pub(super) enum RestartPolicy {
 }
 
 impl DownloadTable {
-    /// Adds a paused download. `persisted`: how the store has it.
+    /// Adds a paused download. `persisted`: its state in the store.
     pub(super) fn insert(
         &mut self,
         number: u64,

@@ -126,7 +126,7 @@ impl ManagerFixture {
         command.await
     }
 
-    /// A download as the store has it.
+    /// A download in its stored form.
     fn row(&self, number: u64) -> Option<PersistedDownload> {
         let rows = self.manager.shared.context.store.transfers().unwrap();
         let row = rows.into_iter().find(|(row, _)| *row == number);

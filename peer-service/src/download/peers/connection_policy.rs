@@ -23,7 +23,7 @@ const RECONNECT_DELAY: Duration = Duration::from_secs(30);
 /// Maximum of that delay.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(600);
 
-/// What the driver must do with its connections.
+/// An instruction to the driver about its connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ConnectionAdvice {
     /// Raise the cap on connections.
@@ -114,7 +114,10 @@ impl ReconnectTimer {
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "a test has to start at some time")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test needs some instant to begin with"
+)]
 mod tests {
     use super::*;
 

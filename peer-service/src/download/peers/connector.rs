@@ -36,7 +36,7 @@ pub(crate) fn backoff(failures: u32) -> Duration {
     }
 }
 
-/// What the connectors of all peers of a download share.
+/// The state that the connectors of all peers of a download share.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectorContext {
     /// The id of the content.

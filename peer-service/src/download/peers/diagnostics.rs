@@ -1,5 +1,4 @@
-//! Explains why no peer serves the content: what went wrong with each peer, and what the user can
-//! do.
+//! Explains why no peer serves the content: the problem of each peer, and the remedy.
 
 use potluck_core::{Problem, Reason, model::Address};
 
@@ -45,7 +44,7 @@ fn peer_problem(address: &Address, message: &str) -> String {
     }
 }
 
-/// What the user can do.
+/// The remedy for the user.
 const fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::Unreachable | Reason::TimedOut => {

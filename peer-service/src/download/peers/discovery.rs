@@ -39,8 +39,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Maximum of that delay.
 const MAX_RETRY: Duration = Duration::from_secs(15);
 
-/// How long a download is stuck before the index is queried again, because an answer may have been
-/// lost or damaged. Doubles each time, up to [`MAX_REQUERY_DELAY`].
+/// Time for which a download is stuck before the index is queried again, because an answer may have
+/// been lost or damaged. Doubles each time, up to [`MAX_REQUERY_DELAY`].
 const REQUERY_DELAY: Duration = Duration::from_secs(15);
 
 /// Maximum of that delay.

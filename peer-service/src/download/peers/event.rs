@@ -1,4 +1,4 @@
-//! What the driver of a download learns about its peers.
+//! The events of peers that the driver of a download receives.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Fairness among hosts: one owner can run any number of peers on a host, so peers are chosen in
-//! rounds over the hosts, and a host whose peers stay silent comes last.
+//! Fairness among hosts: one owner can run any number of peers on a host, so peers are chosen
+//! round-robin over the hosts, and a host whose peers stay silent comes last.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -63,7 +63,7 @@ impl SilentHosts {
         self.0.get(host).is_some_and(|&count| count >= MAX_SILENT)
     }
 
-    /// Forgets all hosts but these.
+    /// Forgets all other hosts.
     pub(crate) fn retain<'a>(&mut self, hosts: impl Iterator<Item = &'a Host>) {
         if !self.0.is_empty() {
             let hosts: HashSet<&Host> = hosts.collect();

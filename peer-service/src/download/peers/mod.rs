@@ -1,4 +1,4 @@
-//! The peers of a download: how they are found, asked for metadata, and kept connected.
+//! The peers of a download: discovery, metadata requests and connections.
 //!
 //! | module | purpose |
 //! |---|---|

@@ -22,8 +22,8 @@ const HUNG_AFTER: Duration = Duration::from_secs(5);
 /// file again answers before that.
 const MIN_REPORTED_REFUSALS: u32 = 4;
 
-/// The problem if no request is possible and only other peers can change that: who has the missing
-/// units, what keeps each peer from serving, and when it is asked again.
+/// The problem if no request is possible and only other peers can change that: the peers that have
+/// the missing units, the obstacle at each, and the time at which it is asked again.
 pub(super) fn stuck_problem(view: &DriverView<'_>, candidates: &PeerCandidates) -> Option<Problem> {
     let peers = view.peers;
     let is_untried = |peer: &PeerEntry| {
@@ -72,7 +72,7 @@ pub(super) fn stuck_problem(view: &DriverView<'_>, candidates: &PeerCandidates) 
     }
 }
 
-/// What keeps each peer from serving: lost, banned, or refusing units that it has.
+/// The obstacle at each peer: it is lost, banned, or refuses units that it has.
 fn peer_problems<'a>(view: &DriverView<'a>) -> Vec<(&'a Address, Problem)> {
     let phases: HashMap<_, _> = view.swarm.peers().map(|peer| (peer.key, peer.phase)).collect();
     let retries = Retries::new(view.swarm, view.now);
@@ -154,7 +154,7 @@ impl Retries {
     }
 }
 
-/// What a peer did that counts as this failure.
+/// A description of this failure.
 pub(super) const fn failure_text(failure: Failure) -> &'static str {
     match failure {
         Failure::Busy { .. } => "had no free upload slot",

@@ -1,4 +1,4 @@
-//! What a download is requested to do and what it reports: plain data.
+//! The request for a download, and the status that it reports: plain data.
 
 mod explanation;
 mod rate;
@@ -17,7 +17,7 @@ use crate::limits::Priority;
 /// The limits of a download; they may change while it runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DownloadLimits {
-    /// Maximum bytes per second; 0: no limit of its own.
+    /// Maximum bytes per second; 0: no limit for this download.
     pub max_bytes_per_second: u64,
     /// Relative weight among this peer's downloads.
     pub priority: Priority,
@@ -26,7 +26,7 @@ pub struct DownloadLimits {
 /// A change to the limits; `None` leaves a limit unchanged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LimitsUpdate {
-    /// Maximum bytes per second; 0: no limit of its own.
+    /// Maximum bytes per second; 0: no limit for this download.
     pub max_bytes_per_second: Option<u64>,
     /// Relative weight among this peer's downloads.
     pub priority: Option<Priority>,
@@ -100,7 +100,7 @@ pub enum DownloadState {
     Waiting,
     /// Paused by the user.
     Paused,
-    /// All units are there; the content is being finalized.
+    /// All units are verified; the content is being finalized.
     Finishing,
     /// Done and verified.
     Done,
@@ -197,7 +197,7 @@ pub struct DownloadStatus {
     pub bytes_done: u64,
     /// Total bytes; 0 until known.
     pub bytes_total: u64,
-    /// Bytes that were already there when the run started.
+    /// Bytes that were already present when the run started.
     pub resumed_bytes: u64,
     /// Bytes of `bytes_done` that were copied locally, for content with several paths in a
     /// collection.
@@ -220,9 +220,9 @@ pub struct DownloadStatus {
     pub error: Option<Problem>,
     /// Readable notes on further problems.
     pub findings: Vec<String>,
-    /// Why a finished download is not shared, or only until the peer stops.
+    /// The reason why a finished download is not shared, or is shared only until the peer stops.
     pub sharing_error: Option<Problem>,
-    /// Readable notes on what the target's file system could not preserve.
+    /// Readable notes on properties that the target's file system could not preserve.
     pub not_kept: Vec<String>,
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct StatusReporter {
 
 #[derive(Debug, Default)]
 struct ReporterState {
-    /// Bytes that were there before the swarm started.
+    /// Bytes that were present before the swarm started.
     initial_bytes: u64,
     rate: RateWindow,
     peer_rates: HashMap<PeerKey, RateWindow>,
@@ -126,7 +126,7 @@ impl StatusReporter {
         });
     }
 
-    /// Reports that all content was already there.
+    /// Reports that all content was already present.
     pub(crate) fn set_preexisting(&self, kind: FileKind, size: u64) {
         self.update(|status| {
             status.kind = Some(kind);
@@ -147,7 +147,7 @@ impl StatusReporter {
         self.update(|status| status.sharing_error = Some(problem));
     }
 
-    /// Sets the bytes that were there before the swarm started.
+    /// Sets the bytes that were present before the swarm started.
     pub(crate) fn set_bytes(&self, bytes: u64) {
         self.state.lock().initial_bytes = bytes;
         self.update(|status| {
@@ -165,7 +165,7 @@ impl StatusReporter {
         });
     }
 
-    /// Sets the notes on what the file system could not preserve.
+    /// Sets the notes on properties that the file system could not preserve.
     pub(crate) fn set_not_kept(&self, notes: Vec<String>) {
         self.update(|status| status.not_kept = notes);
     }

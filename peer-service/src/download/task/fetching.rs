@@ -15,8 +15,8 @@ use crate::download::{
     task::{checkpoints, run_context::RunContext},
 };
 
-/// Runs the swarm until all units are there. `may_be_collection`: whether a different unit count at
-/// a peer casts doubt on the kind of the content.
+/// Runs the swarm until the download has all units. `may_be_collection`: whether a different unit
+/// count at a peer casts doubt on the kind of the content.
 ///
 /// # Errors
 /// If units cannot be written and waiting does not help.

@@ -1,4 +1,4 @@
-//! Finishes a run whose units are all there: gives the content its final name and shares it.
+//! Finishes a run that has all its units: gives the content its final name and shares it.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

@@ -42,7 +42,7 @@ const MANIFEST_REQUEST_BYTES: u64 = 2 * 1024 * 1024;
 /// the rest.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is known about a file before its content.
+/// The metadata of a file.
 #[derive(Debug, Clone)]
 pub(crate) struct FileMetadata {
     /// Size and root match the id; the kind is an unverified claim.
@@ -141,7 +141,7 @@ pub(crate) async fn fetch_collection(
             Err(error) => {
                 tracing::warn!(
                     file = %id.short(), %error,
-                    "its record says collection, but it is no manifest: downloads a plain file"
+                    "its record says collection, but it is not a manifest: downloads it as a plain file"
                 );
                 None
             }

@@ -3,10 +3,10 @@
 //! | module | purpose |
 //! |---|---|
 //! | [`run`] | the steps of a run, and when it starts over |
-//! | `run_context` | what every step uses |
-//! | `planning` | what to download, and where to |
+//! | `run_context` | the context of every step |
+//! | `planning` | the content and the target |
 //! | `metadata` | the metadata that comes from peers |
-//! | `preexisting` | what is at the target already |
+//! | `preexisting` | existing content at the target |
 //! | `preparation` | opens the part file and recovers units |
 //! | `recovery` | finds valid units on this machine |
 //! | `fetching` | runs the swarm |

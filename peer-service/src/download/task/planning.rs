@@ -1,5 +1,5 @@
-//! Decides what a run downloads, where to, and how it verifies the units, before the part file
-//! opens.
+//! Determines the content of a run, its target, and the verification of its units, before the part
+//! file is opened.
 //!
 //! Content counts as a collection only if its bytes decode as a manifest. Content counts as a plain
 //! file until a peer reports a different number of units or the downloaded bytes are a manifest;
@@ -36,7 +36,7 @@ use crate::{
     fs::blocking::blocking,
 };
 
-/// What a run downloads, and where to.
+/// The content that a run downloads, and its target.
 #[derive(Debug)]
 pub(crate) struct PlannedDownload {
     pub(crate) record: FileRecord,
@@ -46,7 +46,7 @@ pub(crate) struct PlannedDownload {
     pub(crate) plan: Arc<Plan>,
 }
 
-/// Collects what the run needs to know; `None` if the content is already at the target. With
+/// Collects what the run needs to know; `None` if the content is already at the target. If
 /// `kind_doubted`, examines the bytes of a supposed plain file.
 ///
 /// # Errors

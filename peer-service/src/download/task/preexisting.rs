@@ -1,5 +1,5 @@
-//! Checks what is already at the target: matching content completes the download; anything else is
-//! never overwritten.
+//! Checks the existing content at the target: matching content completes the download; other
+//! content is never overwritten.
 
 use std::{
     cell::OnceCell,

@@ -91,7 +91,7 @@ impl DownloadRun {
         }
     }
 
-    /// One attempt. With `kind_doubted`, examines whether a supposed plain file is a manifest.
+    /// One attempt. If `kind_doubted`, examines whether a supposed plain file is a manifest.
     async fn attempt(&self, kind_doubted: bool) -> Result<AttemptOutcome, Problem> {
         let context = &self.context;
         let pool = BootstrapPool::new(self.candidates.clone(), context.peer.local.leave_from);

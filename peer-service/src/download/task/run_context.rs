@@ -1,4 +1,4 @@
-//! What every step of a run uses.
+//! The context of every step of a run.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ pub(crate) struct RunChannels {
     pub(crate) active: watch::Sender<Option<Arc<ActiveDownload>>>,
 }
 
-/// What every step of a run uses.
+/// The context of every step of a run.
 #[derive(Debug)]
 pub(crate) struct RunContext {
     /// The services of the peer.
@@ -57,7 +57,7 @@ impl RunContext {
         }
     }
 
-    /// Shows why the run cannot continue now.
+    /// Shows the reason why the run cannot continue now.
     pub(crate) fn show_waiting(&self, problem: Problem) {
         self.reporter.set_state(DownloadState::Waiting, Some(problem));
     }

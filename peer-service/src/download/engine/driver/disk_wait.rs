@@ -1,4 +1,4 @@
-//! What a download does while its disk is full: it requests nothing and tries again later.
+//! The wait of a download while its disk is full: it requests nothing and tries again later.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Everything that the driver of a download waits for.
+//! The events that the driver of a download waits for.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,9 +31,9 @@ const PEER_EVENTS: usize = 64;
 pub(super) enum DriverEvent {
     /// The download must stop.
     Stopped,
-    /// Something happened to a request.
+    /// An event of a request.
     Request(RequestEvent),
-    /// Something happened to a peer.
+    /// An event of a peer.
     Peer(PeerKey, PeerEvent),
     /// The list of candidates changed.
     Candidates(Arc<Vec<PeerCandidate>>),

@@ -5,10 +5,10 @@
 //!
 //! | module | purpose |
 //! |---|---|
-//! | `events` | everything that the driver waits for |
+//! | `events` | the events that the driver waits for |
 //! | `requests` | the requests in flight, and the calls that carry them |
 //! | `limits` | the rate and the part of the in-flight budget |
-//! | `disk_wait` | what happens while the disk is full |
+//! | `disk_wait` | the wait while the disk is full |
 //!
 //! Invariants:
 //!
@@ -73,7 +73,7 @@ const MAX_BATCH: usize = 64;
 /// The result of one attempt at a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AttemptOutcome {
-    /// Every unit is there.
+    /// All units are verified.
     Complete,
     /// The download was stopped.
     Stopped,
@@ -81,7 +81,7 @@ pub(crate) enum AttemptOutcome {
     KindDoubted,
 }
 
-/// What a report shows.
+/// The content of a report.
 #[derive(Debug)]
 pub(crate) struct DriverView<'a> {
     pub(crate) swarm: &'a Swarm,
@@ -179,7 +179,7 @@ impl<'a> DownloadDriver<'a> {
         self
     }
 
-    /// Runs until all units are there, the download stops, or its kind is in doubt.
+    /// Runs until the download has all units, stops, or its kind is in doubt.
     ///
     /// # Errors
     /// If units cannot be written and waiting does not help.
@@ -272,7 +272,7 @@ impl<'a> DownloadDriver<'a> {
                 Action::Ban { peer, unit } => self.ban(peer, unit),
                 Action::Forget { peer } => self.peers.reconnect_later(peer),
                 Action::Readmit { peer } => self.readmit(peer),
-                // `is_finished` below says so as well.
+                // `is_finished` below returns this as well.
                 Action::Finished => {}
             }
         }

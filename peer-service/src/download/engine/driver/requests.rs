@@ -23,7 +23,7 @@ const MAX_CALL_SPANS: usize = 4096;
 #[derive(Debug)]
 pub(super) struct RequestTable {
     in_flight: HashMap<RequestId, InFlightRequest>,
-    /// What every call needs.
+    /// The context of every call.
     calls: CallContext,
     /// Stops all requests.
     stop: CancellationToken,

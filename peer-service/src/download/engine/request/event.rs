@@ -1,4 +1,4 @@
-//! The requests of a call, and what it reports about them.
+//! The requests of a call, and the events that it reports.
 //!
 //! Invariant: each request ends with exactly one final event, or with at most one if its token is
 //! cancelled.

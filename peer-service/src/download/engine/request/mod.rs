@@ -3,7 +3,7 @@
 //!
 //! | module | purpose |
 //! |---|---|
-//! | `event` | the requests of a call, and what it reports about them |
+//! | `event` | the requests of a call, and the events that it reports |
 //! | `progress` | limits how often it reports arriving bytes |
 
 mod event;
@@ -44,7 +44,7 @@ const BUSY_RETRY: Duration = Duration::from_millis(250);
 /// Maximum of that delay.
 const MAX_BUSY_RETRY: Duration = Duration::from_secs(5);
 
-/// What all calls of a download share.
+/// The state that all calls of a download share.
 #[derive(Debug, Clone)]
 pub(crate) struct CallContext {
     pub(crate) download: Arc<ActiveDownload>,
@@ -372,7 +372,7 @@ const fn is_busy(reason: Reason) -> bool {
     matches!(reason, Reason::Busy | Reason::RateLimited)
 }
 
-/// How a call ended.
+/// The end of a call.
 enum CallEnd {
     /// Call again for the remaining units, if any.
     Retry,

@@ -23,7 +23,7 @@ pub(super) struct UnreportedProgress {
 }
 
 impl UnreportedProgress {
-    /// Nothing, as of now.
+    /// No progress yet.
     pub(super) fn new() -> Self {
         Self {
             bytes: 0,
@@ -37,7 +37,7 @@ impl UnreportedProgress {
         self.bytes += bytes;
     }
 
-    /// Whether there is nothing to report.
+    /// Whether no progress is pending.
     pub(super) const fn is_empty(&self) -> bool {
         self.bytes == 0
     }

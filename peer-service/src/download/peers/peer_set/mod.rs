@@ -67,7 +67,7 @@ pub(crate) struct PeerSet {
     max_connections: usize,
     /// Connections that were opened while the metadata was downloaded.
     ready_clients: HashMap<Address, PeerClient>,
-    /// What every connector needs.
+    /// The context of every connector.
     connector: ConnectorContext,
     /// Stops all connectors.
     stop: CancellationToken,

@@ -61,7 +61,7 @@ pub(crate) struct FileDescription {
     pub(crate) peer: PeerId,
 }
 
-/// Why a peer's availability is unknown.
+/// The reason why a peer's availability is unknown.
 #[derive(Debug)]
 pub(crate) enum WatchError {
     /// The peer reports a different number of units: because of a false record, one of the two

@@ -1,4 +1,4 @@
-//! Completes the folder of a collection once all units are there.
+//! Completes the folder of a collection after all units are verified.
 
 use std::{
     fs::File,
@@ -29,7 +29,8 @@ const MAX_UNFLUSHED_COPY: u64 = 64 * 1024 * 1024;
 const MAX_NAMED_LINKS: usize = 3;
 
 impl CollectionTree {
-    /// Creates what no unit carries: empty files, copies of content with several paths, and links.
+    /// Creates the entries that no unit contains: empty files, copies of content with several
+    /// paths, and links.
     ///
     /// # Errors
     /// If the folder contains something that the manifest does not list, or a downloaded file is

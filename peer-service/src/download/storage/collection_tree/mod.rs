@@ -12,7 +12,7 @@
 //! | module | purpose |
 //! |---|---|
 //! | `probe` | tests which names the target's file system accepts and distinguishes |
-//! | `finish` | creates what no unit carries, and checks the folder |
+//! | `finish` | creates entries that no unit contains, and checks the folder |
 //! | `block_clone` | copies a file by sharing its blocks |
 
 mod block_clone;
@@ -75,7 +75,7 @@ pub(crate) struct CollectionTree {
     created_entries: Vec<Mutex<Bitfield>>,
     /// Bytes that [`CollectionTree::finish`] has copied.
     copied: AtomicU64,
-    /// Notes for the user on what the file system cannot preserve.
+    /// Notes for the user on properties that the file system cannot preserve.
     not_kept: Mutex<Vec<String>>,
 }
 
@@ -189,7 +189,7 @@ impl CollectionTree {
         }
     }
 
-    /// Free bytes needed to complete the folder if the units `have` are there: missing data plus
+    /// Free bytes needed to complete the folder if the units `have` are present: missing data plus
     /// copies of content with several paths, rounded up to blocks of this size. Copies that share
     /// blocks need none.
     pub(crate) fn room_needed(&self, have: Option<&Bitfield>, block: u64) -> u64 {
@@ -337,7 +337,7 @@ impl CollectionTree {
         self.copied.load(Ordering::Relaxed)
     }
 
-    /// What the file system could not preserve, one sentence each; complete after
+    /// Properties that the file system could not preserve, one sentence each; complete after
     /// [`CollectionTree::finish`].
     pub(crate) fn not_kept(&self) -> Vec<String> {
         self.not_kept.lock().clone()

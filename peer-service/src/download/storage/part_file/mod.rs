@@ -88,7 +88,7 @@ pub(crate) struct PartFile {
     sync_error: OnceLock<io::Error>,
 }
 
-/// What was at the path when the part was opened.
+/// The state of the path when the part was opened.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FoundPart {
     /// Nothing; the part was created.
@@ -347,7 +347,8 @@ impl PartFile {
         }
     }
 
-    /// What the file system could not preserve, one sentence each; complete once finished.
+    /// Properties that the file system could not preserve, one sentence each; complete once
+    /// finished.
     pub(crate) fn not_kept(&self) -> Vec<String> {
         match &self.storage {
             PartStorage::Tree(tree) => tree.not_kept(),
