@@ -22,7 +22,7 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The environment of one command. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct CommandContext {
-    /// Where output goes.
+    /// The output of the command.
     pub(crate) out: Output,
     /// Cancelled when the command should stop.
     pub(crate) stop: CancellationToken,

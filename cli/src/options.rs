@@ -104,7 +104,7 @@ impl GlobalOptions {
         }
     }
 
-    /// What to print, and how.
+    /// The amount and format of the output.
     pub(crate) const fn output_flags(&self) -> OutputFlags {
         OutputFlags {
             json: self.json,

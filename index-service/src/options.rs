@@ -54,7 +54,7 @@ pub struct Options {
     )]
     pub data_dir: Option<PathBuf>,
 
-    /// Where to keep registrations: `sled` on disk, or `memory` only while the index runs
+    /// Storage of registrations: `sled` on disk, or `memory` only while the index runs
     #[arg(
         long,
         env = "POTLUCK_INDEX_STORE",

@@ -104,7 +104,7 @@ pub(crate) fn invalid_token(error: &IdError) -> Problem {
     };
     Problem::new(
         Reason::InvalidToken,
-        format!("a token has 32 bytes, this one has {length}"),
+        format!("a token has 32 bytes, but this one has {length}"),
     )
     .field("token")
 }

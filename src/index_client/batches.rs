@@ -5,7 +5,7 @@ use crate::{grpc::transport, model::Registration};
 /// Maximum registrations in one `Register` call, as the contract defines it.
 pub const MAX_BATCH: usize = 10_000;
 
-/// Maximum bytes of registrations in one `Register` call: half of what a receiver decodes.
+/// Maximum bytes of registrations in one `Register` call: half of the maximum message size.
 const MAX_BATCH_BYTES: usize = transport::MAX_MESSAGE / 2;
 
 /// Splits registrations into batches that fit one [`IndexClient::register`](crate::index_client::IndexClient::register) call each: at most

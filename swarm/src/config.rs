@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// Maximum bytes in flight (requested and not yet verified) over all peers, whatever the unit size.
-/// Enough for 5 Gbit/s over 100 ms, and for four sources in parallel with units of 16 MiB. All
-/// downloads together hold about this much in memory: several downloads divide it among them.
+/// Maximum bytes in flight (requested and not yet verified) over all peers, regardless of the unit
+/// size. Enough for 5 Gbit/s over 100 ms, and for four sources in parallel with units of 16 MiB.
+/// All downloads together hold about this much in memory: several downloads divide it among them.
 pub const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 
 /// Maximum number of simultaneous requests for one unit, including those to stalled peers.
@@ -14,8 +14,8 @@ pub(crate) const MAX_REQUESTS_PER_UNIT: usize = 3;
 /// wire and the requests queued behind them; no single peer can use the whole budget.
 pub(crate) const MAX_PEER_BYTES: u64 = 16 << 20;
 
-/// Maximum number of requests to one peer, whatever their size: each is a stream, or part of one,
-/// at the other end.
+/// Maximum number of requests to one peer, regardless of their size: each is a stream, or part of
+/// one, at the other end.
 pub(crate) const MAX_PEER_REQUESTS: u32 = 64;
 
 /// Maximum number of peers with requests in a crowd. A peer can upload a unit only when it has all

@@ -44,7 +44,7 @@
 //!
 //! # Cost
 //!
-//! A change in what a peer has or fetches is O(1); arriving bytes are O(log requests). A unit that
+//! A change in the availability of a peer is O(1); arriving bytes are O(log requests). A unit that
 //! becomes missing or stops being missing visits every peer once; all peers together announce each
 //! unit at least as often. Complete peers cost nothing per unit.
 //!

@@ -72,7 +72,7 @@ pub enum Failure {
         /// The delay that the peer asks for.
         retry_after: Option<Duration>,
     },
-    /// The peer does not have this unit now, whatever it announced. The unit is requested again
+    /// The peer does not have this unit now, even if it announced it. The unit is requested again
     /// later.
     NotAvailable,
     /// The connection broke, or could not be made.

@@ -70,7 +70,7 @@ impl FileQuery {
         let digits = name.len();
         let is_id_like = digits >= MIN_ID_LIKE && name.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_id_like
-            .then(|| format!("for an id, give its 64 hex digits or at least the first 8; this has {digits}"))
+            .then(|| format!("an id has 64 hex digits; give all, or at least 8; this text has {digits}"))
     }
 }
 
@@ -111,8 +111,8 @@ mod tests {
     #[test]
     fn an_id_with_too_few_or_too_many_digits_is_detected() {
         let hint = |text: &str| text.parse::<FileQuery>().unwrap().id_length_hint();
-        assert!(hint("3f9a12").unwrap().contains("this has 6"));
-        assert!(hint(&"ab".repeat(33)).unwrap().contains("this has 66"));
+        assert!(hint("3f9a12").unwrap().contains("this text has 6"));
+        assert!(hint(&"ab".repeat(33)).unwrap().contains("this text has 66"));
         assert_eq!(hint("deadbeef"), None);
         assert_eq!(hint("dea"), None);
         assert_eq!(hint("model.bin"), None);

@@ -63,7 +63,7 @@ async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String])
     Ok(())
 }
 
-/// What an argument stands for: an id, the first digits of one, or a path. A path that looks like
+/// The meaning of an argument: an id, the first digits of an id, or a path. A path that looks like
 /// an id can be given as `./PATH`.
 async fn find_shared(
     context: &CommandContext,

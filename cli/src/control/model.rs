@@ -1,5 +1,4 @@
-//! Domain types for what a peer reports over its control service, and their conversion from
-//! messages.
+//! Domain types for the reports of a peer's control service, and their conversion from messages.
 
 use std::time::Duration;
 

@@ -28,7 +28,7 @@ use crate::{error::CommandError, output::ids::IdFormat};
 /// Redraws per second: smooth, and cheap for a slow terminal.
 const REDRAWS: u8 = 15;
 
-/// What to print, and how.
+/// The amount and format of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct OutputFlags {
     /// Print results and errors as JSON.

@@ -20,7 +20,7 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {
         match is_hostile(c) && !joins(before, c, rest.peek().copied()) {
-            true => write!(safe, "\\u{{{:x}}}", u32::from(c)).expect("a String takes everything"),
+            true => write!(safe, "\\u{{{:x}}}", u32::from(c)).expect("a String accepts any text"),
             false => safe.push(c),
         }
         before = Some(c);

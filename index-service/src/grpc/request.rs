@@ -20,7 +20,7 @@ use crate::{
     problem::{invalid_field, invalid_name, invalid_token},
 };
 
-/// Maximum files per page and maximum providers per file, as the contract says.
+/// Maximum files per page and maximum providers per file, as the contract defines it.
 const MAX_PAGE_SIZE: u32 = 1_000;
 
 /// Files per page if the caller gives no page size.
@@ -267,7 +267,7 @@ fn check_instance(instance: Bytes) -> Result<Bytes, Problem> {
         false => Err(invalid_field(
             "instance",
             format!(
-                "an instance has at most {INSTANCE} bytes, this one has {}",
+                "an instance has at most {INSTANCE} bytes, but this one has {}",
                 instance.len()
             ),
         )),

@@ -140,8 +140,8 @@ pub(crate) fn probe(folder: &Path) -> io::Result<()> {
 /// Reads the log of a closed store, writes the same bytes back, and syncs them.
 ///
 /// After a failed write, the system may keep the new bytes in memory but mark them as written. They
-/// can be read, but a later sync does not write them. Writing them again makes the file on disk
-/// equal to what is read.
+/// can be read, but a later sync does not write them. Writing them again makes the bytes on disk
+/// equal to the bytes that were read.
 ///
 /// # Errors
 /// Any I/O error; the readable content of the file is unchanged.

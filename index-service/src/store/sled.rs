@@ -353,8 +353,8 @@ impl BatchWriter<'_> {
         {
             let count = segments.list.len();
             self.fold_from(peer, segments, count - 2)?;
-            // Stop if the merge did not reduce the number of segments, whatever their sizes
-            // suggest.
+            // Stop if the merge did not reduce the number of segments, even if their sizes suggest
+            // that it should.
             if segments.list.len() >= count {
                 break;
             }

@@ -34,7 +34,7 @@ pub(crate) type EntrySha256s = Vec<(EntryIndex, Sha256)>;
 pub(crate) struct Delta {
     /// Ids whose registration may have changed: existence of a copy, name, or SHA-256.
     pub(crate) touched: Vec<FileId>,
-    /// Whether any copy was removed. If not, every touched file still has one.
+    /// Whether any copy was removed. If not, every affected file still has a copy.
     pub(crate) lost_copies: bool,
     /// Ids that had a piece layer (`layered`) or a manifest (`manifests`) when a copy was removed.
     pub(crate) layered: Vec<FileId>,

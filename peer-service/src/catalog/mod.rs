@@ -167,7 +167,7 @@ impl Catalog {
         number
     }
 
-    /// Whether the same item is already there under this number, and trusted as a whole.
+    /// Whether the same item already exists under this number, and is trusted as a whole.
     fn is_same(&self, number: u64, new: &NewItem) -> bool {
         let Some(item) = self.items.get(&number) else {
             return false;

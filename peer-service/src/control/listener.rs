@@ -131,8 +131,8 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
         }
         Err(_) => {}
     }
-    // Bind the socket in a private temporary folder, then rename it: nobody else can open it at any
-    // time.
+    // Bind the socket in a private temporary folder, then rename it: no other user can open it at
+    // any time.
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())

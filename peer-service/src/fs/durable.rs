@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Replaces a file atomically: after a crash it has its old or its new content. Writes a temporary
-/// file beside it, syncs it, and renames it.
+/// file next to it, syncs it, and renames it.
 ///
 /// # Errors
 /// Any error of the file system; the old file is then unchanged, unless only the final sync of the

@@ -1,5 +1,5 @@
-//! Work on files: outside the async runtime, durable through a power failure, and within the
-//! capabilities of the file system.
+//! Work on files: blocking work, durable writes, reads from the page cache, and the capabilities of
+//! file systems.
 
 pub(crate) mod blocking;
 pub(crate) mod durable;

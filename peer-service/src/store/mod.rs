@@ -63,7 +63,7 @@ pub struct Store {
     /// `None` after a disk failure, until it can be reopened.
     database: Arc<RwLock<Option<Database>>>,
     folder: Arc<Path>,
-    /// Where a damaged database was moved to since the start.
+    /// The new path of a damaged database that was moved aside since the start.
     moved_aside: Arc<Mutex<Option<PathBuf>>>,
     /// Whether the open database was found damaged.
     is_suspect: Arc<AtomicBool>,
@@ -123,7 +123,7 @@ impl Store {
         Ok(database)
     }
 
-    /// A warning for the user if a database was lost since the start, with what to do.
+    /// A warning for the user if a database was lost since the start, with the remedy.
     pub(crate) fn warning(&self) -> Option<String> {
         let aside = self.moved_aside.lock();
         aside.as_ref().map(|aside| {

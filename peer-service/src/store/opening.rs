@@ -91,7 +91,7 @@ pub(crate) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
     Ok(database)
 }
 
-/// Marks a database, with a file beside it, to be checked completely when it is next opened.
+/// Marks a database, with a file next to it, to be checked completely when it is next opened.
 pub(crate) fn mark_suspect(path: &Path) {
     // Without the mark, the damage is only found when it is next read.
     let _ = std::fs::write(suspect_mark(path), "");
@@ -136,7 +136,7 @@ fn migrate(write: &WriteTransaction) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// A free path beside a damaged database.
+/// A free path next to a damaged database.
 fn damaged_path(path: &Path) -> PathBuf {
     (1..=u32::MAX)
         .map(|number| path.with_extension(format!("redb.damaged-{number}")))

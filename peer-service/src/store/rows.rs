@@ -1,6 +1,6 @@
 //! Encodes and decodes database rows. Pure.
 //!
-//! Invariant: a row decodes to what was encoded, or not at all.
+//! Invariant: a row decodes to the encoded value, or not at all.
 
 use std::{
     path::{Path, PathBuf},

@@ -115,8 +115,8 @@ fn check_entry(entry: &ManifestEntry<'_>) -> Result<(), ManifestError> {
 /// Rejects a link that could lead out of the collection, alone or through other links.
 ///
 /// Every `..` must precede all names. Nothing lies beneath a link, so a link's ancestors are real
-/// folders and leading `..` components go where the text says. A `..` after a name could start
-/// from the target of another link.
+/// folders and leading `..` components lead to the folder that the text says. A `..` after a name
+/// could start from the target of another link.
 ///
 /// # Errors
 /// [`ManifestError::UnsafeLink`].

@@ -58,7 +58,7 @@ impl Swarm {
         self.arm_timer(key, now);
     }
 
-    /// Removes a request, whatever its result. A unit without requests is missing again.
+    /// Removes a request after any result. A unit without requests is missing again.
     pub(crate) fn close_request(&mut self, id: RequestId, now: Time) -> Option<Request> {
         let request = self.requests.remove(&id)?;
         let Request {

@@ -83,7 +83,7 @@ pub(crate) struct Node {
     pub(crate) swarm: Option<Swarm>,
     /// The units that it can serve.
     pub(crate) have: Bitfield,
-    /// What it last announced: units that it has, units that it fetches.
+    /// Its last announcement: the units that it has, and those that it fetches.
     pub(crate) announced: (Bitfield, Bitfield),
     pub(crate) announce_pending: bool,
     /// The units that it is sending, if it announces them.

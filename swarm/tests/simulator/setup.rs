@@ -14,7 +14,7 @@ pub(crate) struct Setup {
     pub(crate) delay: f64,
     /// How long a node collects changes before it announces them, in seconds.
     pub(crate) announce_interval: f64,
-    /// How long a seed collects changes to what it sends before it announces them, in seconds.
+    /// Time in seconds for which a seed collects changes of its uploads before it announces them.
     pub(crate) seed_announce_interval: f64,
     /// Number of other nodes that each downloader knows, complete ones first; `None` means all.
     pub(crate) neighbours: Option<usize>,

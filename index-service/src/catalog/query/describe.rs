@@ -14,7 +14,7 @@ use crate::catalog::{
     tables::{files::ClaimCount, words::Matcher},
 };
 
-/// Maximum names returned per file, as the contract says.
+/// Maximum names returned per file, as the contract defines it.
 pub(crate) const MAX_NAMES: usize = 16;
 
 /// Maximum claims of a file that a description considers. It bounds the cost of a query if each

@@ -4,7 +4,7 @@
 //! found in one probe. This costs no memory beyond the table that lookups by id need anyway.
 //!
 //! Anyone can compute ids with the same first bytes, at four billion hashes each. At most
-//! [`MAX_SAME_PREFIX`] of them share a place in this table; the others are in a second table that
+//! [`MAX_SAME_PREFIX`] of them share a bucket of this table; the others are in a second table that
 //! is hashed by the whole id. They are found by id, but not by prefix.
 //!
 //! Invariant: each slot is in exactly one of the two tables, so a lookup compares at most

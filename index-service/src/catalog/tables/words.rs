@@ -9,10 +9,10 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 use unicode_normalization::UnicodeNormalization as _;
 
-/// Maximum length of a search query, in bytes, as the contract says.
+/// Maximum length of a search query, in bytes, as the contract defines it.
 pub(crate) const MAX_QUERY_BYTES: usize = 255;
 
-/// Maximum words of a search query, as the contract says.
+/// Maximum words of a search query, as the contract defines it.
 pub(crate) const MAX_QUERY_WORDS: usize = 16;
 
 /// The distinct words of a name, sorted.
@@ -57,10 +57,10 @@ const _: () = assert!(MAX_QUERY_WORDS < 32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TermsError {
     /// Longer than [`MAX_QUERY_BYTES`].
-    #[error("a search query has at most {MAX_QUERY_BYTES} bytes, this one has {0}")]
+    #[error("a search query has at most {MAX_QUERY_BYTES} bytes, but this one has {0}")]
     TooLong(usize),
     /// More words than [`MAX_QUERY_WORDS`].
-    #[error("a search query has at most {MAX_QUERY_WORDS} words, this one has {0}")]
+    #[error("a search query has at most {MAX_QUERY_WORDS} words, but this one has {0}")]
     TooManyWords(usize),
     /// Not empty, but without a letter or digit.
     #[error("a search query needs a letter or a digit; an empty query finds all files")]

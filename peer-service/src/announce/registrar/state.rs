@@ -15,7 +15,7 @@ pub struct RegistrarStatus {
     pub file_count: u64,
 }
 
-/// What the index has acknowledged.
+/// The part of the announce set that the index has acknowledged.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Acknowledged {
     /// Number of the last acknowledged change; `None` before the first lease.

@@ -70,7 +70,7 @@ fn peer_status(
         (ConnectionState::Connected, Some(PeerPhase::Active)) => (PeerState::Active, String::new()),
         (ConnectionState::Connected, Some(PeerPhase::Stalled)) => (
             PeerState::Active,
-            "sends nothing: others are asked as well".into(),
+            "sends nothing: its units are also requested from other peers".into(),
         ),
         (ConnectionState::Connected, Some(PeerPhase::BackedOff { .. })) if last_error.is_empty() => {
             let failure = swarm_view.and_then(|view| view.last_failure);

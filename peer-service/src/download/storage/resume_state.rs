@@ -1,4 +1,4 @@
-//! The resume state of a download: a small file beside the data that lists the verified units on
+//! The resume state of a download: a small file next to the data that lists the verified units on
 //! disk.
 //!
 //! Invariant: the state is written only after its data was flushed, and it is replaced atomically

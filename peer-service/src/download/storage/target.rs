@@ -1,4 +1,4 @@
-//! Resolves a request to one target path, and names the companion files beside it.
+//! Resolves a request to one target path, and names the companion files next to it.
 
 use std::{
     io,

@@ -30,7 +30,8 @@ pub(crate) async fn run_checkpoints(
     stop: CancellationToken,
 ) -> Result<(), Problem> {
     let mut wait = FIRST_CHECKPOINT_AFTER;
-    // Without a valid resume state, the units found on disk justify a checkpoint.
+    // Units found on disk without a valid resume state must be recorded, so the first checkpoint is
+    // due.
     let mut stored_count = match download.part_file.has_valid_resume_state() {
         true => Some(download.have().count()),
         false => None,

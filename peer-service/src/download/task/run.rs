@@ -117,8 +117,8 @@ impl DownloadRun {
             return Ok(AttemptOutcome::Stopped);
         };
         let download = preparation::publish(context, &planned, part_file, verifier, have).await?;
-        // Announced before the first unit is there, so that peers that download the same file find
-        // each other early and know of each other's download.
+        // Announced before the first unit is verified, so that peers that download the same file
+        // find each other early and know of each other's download.
         let announcement = context.peer.announce_set.announce_partial(Registration {
             file: download.record,
             names: vec![download.name.clone()],

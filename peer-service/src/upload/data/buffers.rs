@@ -39,8 +39,8 @@ impl BufferPool {
     pub(crate) fn take(&self, messages: usize, data: usize) -> MessageBuffer {
         let space = messages * MAX_HEADER + data;
         let mut idle = self.idle();
-        // Reuse only a buffer of similar size, so that memory use stays close to what was
-        // requested.
+        // Reuse only a buffer of similar size, so that memory use stays close to the requested
+        // size.
         let fits = idle
             .iter()
             .position(|buffer| (space..=2 * space).contains(&buffer.len()));

@@ -1,4 +1,4 @@
-//! The data of a running download on disk: a `.part` file or folder, and the resume state beside
+//! The data of a running download on disk: a `.part` file or folder, and the resume state next to
 //! it.
 //!
 //! Invariants:
