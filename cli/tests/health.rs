@@ -4,7 +4,7 @@ mod support;
 
 use std::net::Ipv4Addr;
 
-use support::Sandbox;
+use support::{Sandbox, Service};
 use tokio::net::TcpListener;
 
 #[test]
@@ -18,6 +18,30 @@ fn services_that_are_up_are_serving() {
         assert_eq!(object["serving"], true, "{object}");
         assert_eq!(object["endpoint"], endpoint);
     }
+}
+
+#[test]
+fn addresses_are_accepted_as_people_write_them() {
+    let sandbox = Sandbox::new();
+    let peer = sandbox.peer("home", &[]);
+    let url = sandbox.index_url();
+    let port = url.rsplit(':').next().unwrap();
+    let socket = peer.home.join("control.sock");
+    for address in [port, &format!("localhost:{port}"), socket.to_str().unwrap()] {
+        sandbox.run(&["health", address]).expect(0);
+    }
+    let found = sandbox.run(&["search", "absent", "--index", port, "--json"]);
+    assert_eq!(found.expect(3).error()["error"], "not_found");
+    sandbox.run(&["ls", "--peer", socket.to_str().unwrap()]).expect(0);
+    let refused = sandbox.run(&["health", "localhost"]).expect(2).stderr;
+    assert!(refused.contains("give HOST:PORT"), "{refused}");
+    let refused = sandbox.run(&["peer", "--listen", "a.example:7"]).expect(2).stderr;
+    assert!(refused.contains("or a port alone"), "{refused}");
+    // A port alone is one of this machine.
+    let mut command = sandbox.command();
+    let index = Service::start(command.args(["index", "--listen", "0", "--store", "memory", "-q"]));
+    let line = index.line();
+    assert!(line.starts_with("listening on 127.0.0.1:"), "{line}");
 }
 
 #[test]

@@ -28,6 +28,79 @@ fn help_and_version_are_results() {
 }
 
 #[test]
+fn every_variable_is_in_the_help() {
+    let sandbox = Sandbox::without_index();
+    let help = |args: &[&str]| {
+        let text = sandbox.run(args).expect(0).stdout;
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let commands = help(&["--help"]);
+    for name in [
+        "POTLUCK_INDEX",
+        "POTLUCK_PEER",
+        "POTLUCK_PEER_TOKEN_FILE",
+        "POTLUCK_PEER_TOKEN",
+        "POTLUCK_PEER_HOME",
+        "POTLUCK_FULL_IDS",
+        "POTLUCK_JSON",
+        "POTLUCK_QUIET",
+        "POTLUCK_LOG",
+    ] {
+        assert!(commands.contains(name), "{name}: {commands}");
+    }
+    let index = help(&["index", "--help"]);
+    for name in [
+        "LISTEN",
+        "DATA_DIR",
+        "STORE",
+        "TTL",
+        "ALLOW_HOST",
+        "NO_REFLECTION",
+        "MAX_FILES_PER_PEER",
+        "MAX_PEERS_PER_ADDRESS",
+        "MAX_CALLS_PER_SECOND",
+        "MAX_WATCHERS",
+        "MAX_CONNECTIONS",
+        "MAX_MEMORY_MIB",
+    ] {
+        assert!(
+            index.contains(&format!("[env: POTLUCK_INDEX_{name}]")),
+            "{name}: {index}"
+        );
+    }
+    let peer = help(&["peer", "--help"]);
+    for name in [
+        "LISTEN",
+        "HOME",
+        "SHARE",
+        "ADVERTISE",
+        "CONTROL",
+        "PLAINTEXT",
+        "UPLOAD_LIMIT",
+        "DOWNLOAD_LIMIT",
+        "UPLOAD_SLOTS",
+        "MAX_CONNECTIONS",
+        "ADDRESS_SHARE",
+        "NO_REFLECTION",
+        "HASH_THREADS",
+        "LEASE",
+    ] {
+        assert!(
+            peer.contains(&format!("[env: POTLUCK_PEER_{name}")),
+            "{name}: {peer}"
+        );
+    }
+    for service in [&index, &peer] {
+        assert!(
+            service.contains("POTLUCK_LOG") && service.contains("RUST_LOG"),
+            "{service}"
+        );
+        // All commands have the short layout.
+        assert!(!service.contains("see a summary"), "{service}");
+    }
+}
+
+#[test]
 fn no_command_is_a_usage_error_with_the_help() {
     let sandbox = Sandbox::without_index();
     let run = sandbox.run(&[]).expect(2);

@@ -15,8 +15,14 @@ use std::{
     time::Instant,
 };
 
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use support::{Sandbox, wait_until};
+use rustix::{
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
+use support::{Sandbox, Service, wait_until};
+
+/// Width of the pseudo-terminal.
+const COLUMNS: usize = 80;
 
 /// A running prompt.
 struct Prompt {
@@ -31,6 +37,13 @@ impl Prompt {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&terminal).unwrap();
         unlockpt(&terminal).unwrap();
+        let size = Winsize {
+            ws_row: 50,
+            ws_col: COLUMNS as u16, // it fits
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&terminal, size).unwrap();
         let name = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
         let end = File::options().read(true).write(true).open(name).unwrap();
         let child = command
@@ -137,4 +150,61 @@ fn flags_override_the_environment_and_a_line_overrides_both() {
     prompt.shows("error:");
     prompt.types("quit");
     assert_eq!(prompt.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_unknown_word_suggests_a_command() {
+    let sandbox = Sandbox::without_index();
+    let mut prompt = Prompt::start(&mut sandbox.command());
+    prompt.types("serach x");
+    prompt.shows("unknown command `serach`");
+    prompt.shows("did you mean `search`?");
+    // The names that these commands have in other programs.
+    sandbox.file("x.bin", 1000, 1);
+    prompt.types("register x.bin");
+    prompt.shows("shared");
+    prompt.types("unregister x.bin");
+    prompt.shows("no longer shared: x.bin");
+    prompt.types("quit");
+    assert_eq!(prompt.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn tables_fit_the_terminal_and_shorten_names_in_the_middle() {
+    let sandbox = Sandbox::new();
+    let name = format!("begin-{}-end.bin", "long-".repeat(30));
+    sandbox.file(&name, 1000, 1);
+    sandbox.file("名前.bin", 3_000_000, 2);
+    let mut command = sandbox.command();
+    let daemon =
+        Service::start(command.args(["share", &name, "名前.bin", "--json", "--listen", "127.0.0.1:0"]));
+    daemon.line();
+    let mut prompt = Prompt::start(&mut sandbox.command());
+    prompt.types(&format!("get {name} -o copy"));
+    prompt.shows("saved");
+    for line in ["search", "transfers", "ls"] {
+        prompt.types(line);
+        prompt.shows("ID");
+        // The end of the name, or of the path that ends with it.
+        let end = if line == "search" { "end.bin" } else { "copy" };
+        wait_until("the table is shown", || {
+            prompt.shown.lock().unwrap().contains(end)
+        });
+        let shown = prompt.shown.lock().unwrap().clone();
+        let table: Vec<&str> = shown.split("potluck> ").next().unwrap().split("\r\n").collect();
+        for row in &table {
+            assert!(console_width(row) <= COLUMNS, "{line}: {row}");
+        }
+        if line == "search" {
+            assert!(table.iter().any(|row| row.contains('…')), "{table:?}");
+        }
+    }
+    prompt.types("quit");
+    assert_eq!(prompt.child.wait().unwrap().code(), Some(0));
+}
+
+/// Width of a line of plain text with wide characters for Chinese and Japanese.
+fn console_width(line: &str) -> usize {
+    let width = |c: char| if c.is_ascii() || c == '…' { 1 } else { 2 };
+    line.chars().map(width).sum()
 }

@@ -1,7 +1,5 @@
 //! `potluck ls`: lists what the peer shares.
 
-use std::path::Path;
-
 use clap::Args;
 
 use crate::{
@@ -73,20 +71,8 @@ fn lines(out: &Output, items: &[Item]) -> Vec<String> {
             ids.text(&item.record.id),
             text::size(item.content_size),
             library_items::kind_text(item),
-            path_text(item),
+            library_items::path_text(item),
         ]);
     }
     table.lines(out.width())
-}
-
-/// The path, and the name if it is not that of the path.
-fn path_text(item: &Item) -> String {
-    let path = text::path(&item.path);
-    match Path::new(&item.path)
-        .file_name()
-        .is_some_and(|name| *name == *item.name)
-    {
-        true => path,
-        false => format!("{path} (as {})", text::escape(&item.name)),
-    }
 }

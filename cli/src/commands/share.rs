@@ -143,7 +143,7 @@ async fn share(
                 tally.shared += 1;
                 match context.out.is_json() {
                     true => tally.items.push(item),
-                    false => context.out.print_lines(item_lines(&item))?,
+                    false => context.out.print_lines(item_lines(&item, context.out.width()))?,
                 }
             }
             ShareEvent::Failed { path, problem } => {
@@ -161,19 +161,23 @@ async fn share(
     Ok(tally)
 }
 
-/// A shared item as text.
-fn item_lines(item: &Item) -> Vec<String> {
+/// A shared item as text, for a terminal of `width` columns.
+fn item_lines(item: &Item, width: Option<usize>) -> Vec<String> {
+    let name = text::escape(&item.name);
+    let facts = format!(
+        "{}, {}",
+        text::size(item.content_size),
+        library_items::kind_text(item)
+    );
+    let name_width = width.map_or(usize::MAX, |width| {
+        width.saturating_sub("shared   ".len() + facts.len())
+    });
     vec![
         format!(
             "{} {}  {}",
             style("shared").green(),
-            style(text::escape(&item.name)).bold(),
-            style(format!(
-                "{}, {}",
-                text::size(item.content_size),
-                library_items::kind_text(item)
-            ))
-            .dim(),
+            style(text::shorten_middle(&name, name_width)).bold(),
+            style(facts).dim(),
         ),
         format!("  {}", item.record.id),
     ]

@@ -10,7 +10,6 @@ use crate::{
     control::{SharedTarget, model::Item},
     error::CommandError,
     local_files, lookup,
-    output::text,
     views::{
         id_matches::{self, IdMatch},
         library_items,
@@ -53,9 +52,8 @@ async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String])
             match context.out.is_json() {
                 true => context.out.print_object(&library_items::object(item))?,
                 false => context.out.print_line(format_args!(
-                    "no longer shared: {} ({})",
-                    text::escape(&item.name),
-                    text::path(&item.path)
+                    "no longer shared: {}",
+                    library_items::path_text(item)
                 ))?,
             }
         }

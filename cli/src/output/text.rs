@@ -134,12 +134,12 @@ pub(crate) fn mean_rate(bytes: u64, elapsed: Duration) -> String {
     rate(per_second as u64)
 }
 
-/// A duration, rounded for reading: `0.84 s`, `12 s`, `3 min 05 s`, `2 h 04 min`, `3 d 4 h`.
+/// A duration, rounded for reading: `0.84 s`, `7 s`, `3 min 05 s`, `2 h 04 min`, `3 d 4 h`.
 pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
-        0..=9 => format!("{:.2} s", duration.as_secs_f64()),
-        10..=59 => format!("{seconds} s"),
+        0..=9 if duration.subsec_nanos() > 0 => format!("{:.2} s", duration.as_secs_f64()),
+        0..=59 => format!("{seconds} s"),
         60..=3599 => format!("{} min {:02} s", seconds / 60, seconds % 60),
         3600..=86_399 => format!("{} h {:02} min", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
@@ -249,6 +249,7 @@ mod tests {
     #[test]
     fn times_and_clocks() {
         assert_eq!(duration(Duration::from_millis(840)), "0.84 s");
+        assert_eq!(duration(Duration::from_secs(7)), "7 s");
         assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");
         assert_eq!(duration(Duration::from_secs(7440)), "2 h 04 min");
         assert_eq!(clock(7), "0:07");

@@ -1,5 +1,7 @@
 //! Items of a peer's library, as JSON and text.
 
+use std::path::Path;
+
 use potluck_core::model::FileKind;
 use serde_json::json;
 
@@ -31,5 +33,17 @@ pub(crate) fn kind_text(item: &Item) -> String {
     match item.damaged_paths.is_empty() {
         true => what,
         false => format!("{what}, damaged"),
+    }
+}
+
+/// The path, and the name if it is not that of the path.
+pub(crate) fn path_text(item: &Item) -> String {
+    let path = text::path(&item.path);
+    match Path::new(&item.path)
+        .file_name()
+        .is_some_and(|name| *name == *item.name)
+    {
+        true => path,
+        false => format!("{path} (as {})", text::escape(&item.name)),
     }
 }
