@@ -157,7 +157,7 @@ fn the_files_of_an_ambiguous_name_are_listed_and_none_is_downloaded() {
         "{}",
         plain.stdout
     );
-    assert!(!fake.was_called("fetch"));
+    assert!(!fake.was_called("start"));
 }
 
 #[test]
@@ -449,7 +449,7 @@ fn a_sha256_tries_the_next_file_if_the_first_has_no_provider() {
         let sum = format!("sha256:{}", "ab".repeat(32));
         let result = run(&sandbox, &fake, &["get", &sum]).expect(code);
         let another = code != 1;
-        assert_eq!(fake.calls("fetch"), 1 + usize::from(another), "{reason}");
+        assert_eq!(fake.calls("start"), 1 + usize::from(another), "{reason}");
         assert_eq!(
             result
                 .stderr
@@ -487,6 +487,23 @@ fn a_detached_get_returns_at_once() {
         (&"detached".into(), &7.into())
     );
     sandbox.run(&["get", "fake.bin", "--detach"]).expect(2);
+}
+
+#[test]
+fn transfers_lists_every_page() {
+    let sandbox = Sandbox::without_index();
+    let script = Script {
+        more_transfers: 2,
+        ..play([transfer(1, TransferState::Running, 2)])
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    let listed = run(&sandbox, &fake, &["transfers", "--json"]).expect(0);
+    let numbers: Vec<_> = listed
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["transfer"].clone())
+        .collect();
+    assert_eq!(numbers, [7, 8, 9]);
 }
 
 #[test]

@@ -93,9 +93,9 @@ async fn killed_three_times_it_goes_on_where_it_was() {
     let seed = Peer::start(&dir.path().join("seed"), None).await;
     let id = seed.share(&source).await;
     let (home, target) = (dir.path().join("peer"), dir.path().join("out"));
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![(&seed.address).into()],
-        max_bytes_per_second: 6_000_000,
+        max_bytes_per_second: Some(6_000_000),
         detach: true,
         ..wish(id, &target)
     };
@@ -104,7 +104,7 @@ async fn killed_three_times_it_goes_on_where_it_was() {
         let program = Program::start(&home);
         let mut events = control(&home)
             .await
-            .fetch(request.clone())
+            .start_transfer(request.clone())
             .await
             .unwrap()
             .into_inner();
@@ -125,7 +125,12 @@ async fn killed_three_times_it_goes_on_where_it_was() {
         assert!(!target.exists());
     }
     let _program = Program::start(&home);
-    let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    let mut events = control(&home)
+        .await
+        .start_transfer(request)
+        .await
+        .unwrap()
+        .into_inner();
     let mut last = None;
     while let Some(event) = events.message().await.unwrap() {
         last = event.transfer;
@@ -174,14 +179,19 @@ async fn a_detached_transfer_goes_on_by_itself_after_a_restart() {
     let seed = Peer::start(&dir.path().join("seed"), None).await;
     let id = seed.share(&source).await;
     let (home, target) = (dir.path().join("peer"), dir.path().join("out"));
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![(&seed.address).into()],
-        max_bytes_per_second: 3_000_000,
+        max_bytes_per_second: Some(3_000_000),
         detach: true,
         ..wish(id, &target)
     };
     let program = Program::start(&home);
-    let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    let mut events = control(&home)
+        .await
+        .start_transfer(request)
+        .await
+        .unwrap()
+        .into_inner();
     while events
         .message()
         .await
@@ -199,7 +209,7 @@ async fn a_detached_transfer_goes_on_by_itself_after_a_restart() {
 }
 
 async fn transfers(home: &Path) -> Vec<v1::Transfer> {
-    let request = v1::ListTransfersRequest {};
+    let request = v1::ListTransfersRequest::default();
     let answer = control(home).await.list_transfers(request).await.unwrap();
     answer.into_inner().transfers
 }
@@ -221,11 +231,16 @@ async fn killed_at_the_answer_it_has_kept_what_it_answered() {
     let mut program = Program::start(&home);
     for round in 0..KILLS {
         let id = potluck_core::identity::hash::hash_bytes(&[round as u8; 10]).id();
-        let request = v1::FetchRequest {
+        let request = v1::StartTransferRequest {
             detach: true,
             ..wish(id, &dir.path().join(format!("out {round}")))
         };
-        let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+        let mut events = control(&home)
+            .await
+            .start_transfer(request)
+            .await
+            .unwrap()
+            .into_inner();
         let event = events.message().await.unwrap().unwrap();
         program.kill();
         program = Program::start(&home);
@@ -452,10 +467,15 @@ async fn it_stops_within_seconds_while_a_large_file_is_hashed() {
     std::fs::remove_file(dropped).unwrap();
     // Hashed because it is at the target path of a download.
     let mut program = Program::start(&home);
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         ..wish(potluck_core::identity::hash::hash_bytes(b"other").id(), &large)
     };
-    let _events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    let _events = control(&home)
+        .await
+        .start_transfer(request)
+        .await
+        .unwrap()
+        .into_inner();
     wait_until("it hashes", || async { program.has_read() > 10_000_000 }).await;
     let took = stop(&mut program);
     assert!(took < limit, "a target: {took:?}");
@@ -471,11 +491,16 @@ async fn it_works_and_ends_properly_although_nobody_reads_its_log() {
     let (home, target) = (dir.path().join("peer"), dir.path().join("out"));
     let mut program = Program::run(command(&home).env("POTLUCK_LOG", "debug"));
     drop(program.child.stderr.take());
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![(&seed.address).into()],
         ..wish(id, &target)
     };
-    let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    let mut events = control(&home)
+        .await
+        .start_transfer(request)
+        .await
+        .unwrap()
+        .into_inner();
     let mut last = None;
     while let Some(event) = events.message().await.unwrap() {
         last = event.transfer;
@@ -587,11 +612,16 @@ async fn a_limit_on_the_size_of_files_is_waited_at_as_a_full_disk_is() {
         .stderr(Stdio::null())
         .stdin(Stdio::null());
     let mut program = Program::run(&mut limited);
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![(&seed.address).into()],
         ..wish(id, &target)
     };
-    let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    let mut events = control(&home)
+        .await
+        .start_transfer(request)
+        .await
+        .unwrap()
+        .into_inner();
     let waiting = loop {
         let event = events.message().await.expect("the program lives");
         let transfer = event.unwrap().transfer.unwrap();

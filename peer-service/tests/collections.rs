@@ -73,8 +73,8 @@ async fn seeds(dir: &Path, source: &Path, count: usize) -> (Vec<Peer>, potluck_c
     (peers, id.unwrap())
 }
 
-fn collection(id: potluck_core::FileId, target: &Path, seeds: &[Peer]) -> v1::FetchRequest {
-    v1::FetchRequest {
+fn collection(id: potluck_core::FileId, target: &Path, seeds: &[Peer]) -> v1::StartTransferRequest {
+    v1::StartTransferRequest {
         providers: seeds.iter().map(|seed| (&seed.address).into()).collect(),
         ..wish(id, target)
     }

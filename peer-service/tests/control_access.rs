@@ -71,12 +71,18 @@ async fn a_watch_on_a_peer_that_fetches_goes_on_when_it_has_the_whole() {
     let seed = Peer::start(&dir.path().join("seed"), None).await;
     let id = seed.share(&file(dir.path(), "src/data.bin", &data)).await;
     let middle = Peer::start(&dir.path().join("middle"), None).await;
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![(&seed.address).into()],
-        max_bytes_per_second: 2_000_000,
+        max_bytes_per_second: Some(2_000_000),
         ..wish(id, &dir.path().join("out"))
     };
-    let mut events = middle.control.clone().fetch(request).await.unwrap().into_inner();
+    let mut events = middle
+        .control
+        .clone()
+        .start_transfer(request)
+        .await
+        .unwrap()
+        .into_inner();
     while events
         .message()
         .await
@@ -155,12 +161,18 @@ async fn a_root_that_is_not_known_yet_is_never_told() {
     let seed = Peer::start(&dir.path().join("seed"), None).await;
     let id = seed.share(&source).await;
     let middle = Peer::start(&dir.path().join("middle"), None).await;
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![(&seed.address).into()],
-        max_bytes_per_second: 500_000,
+        max_bytes_per_second: Some(500_000),
         ..wish(id, &dir.path().join("out"))
     };
-    let mut events = middle.control.clone().fetch(request).await.unwrap().into_inner();
+    let mut events = middle
+        .control
+        .clone()
+        .start_transfer(request)
+        .await
+        .unwrap()
+        .into_inner();
     loop {
         let event = events.message().await.unwrap().expect("it goes on");
         if event.transfer.unwrap().state() == v1::TransferState::Running {

@@ -91,14 +91,14 @@ async fn a_damaged_file_is_withdrawn_once_a_receiver_tells_of_it() {
 
     let (address, _) = peer.serve_at().await;
     let receiver = common::Peer::start(&dir.path().join("receiver"), None).await;
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![v1::Address {
             host: address.ip().to_string(),
             port: address.port().into(),
         }],
         ..common::wish(id, &dir.path().join("out"))
     };
-    let fetching = receiver.control.clone().fetch(request).await.unwrap();
+    let fetching = receiver.control.clone().start_transfer(request).await.unwrap();
     wait_until("the damage is seen", || peer.library.totals().damaged == 1).await;
     drop(fetching);
     receiver.stop().await;

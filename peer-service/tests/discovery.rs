@@ -78,7 +78,7 @@ async fn one_damaged_request_stalls_no_download() {
                 _ => (None, Some(damaging(&source, id, Way::Requests, nth - 2).await)),
             };
             let peer = Peer::start(&home, endpoint.as_ref()).await;
-            let request = v1::FetchRequest {
+            let request = v1::StartTransferRequest {
                 providers: named.iter().map(Into::into).collect(),
                 ..wish(id, &target)
             };
@@ -138,11 +138,17 @@ async fn an_index_that_is_lost_does_not_stop_a_download() {
     wait_for_providers(&index, id, 1).await;
     let peer = Peer::start(&dir.path().join("peer"), Some(&index.endpoint)).await;
     let target = dir.path().join("out");
-    let request = v1::FetchRequest {
-        max_bytes_per_second: 2_000_000,
+    let request = v1::StartTransferRequest {
+        max_bytes_per_second: Some(2_000_000),
         ..wish(id, &target)
     };
-    let mut events = peer.control.clone().fetch(request).await.unwrap().into_inner();
+    let mut events = peer
+        .control
+        .clone()
+        .start_transfer(request)
+        .await
+        .unwrap()
+        .into_inner();
     while events
         .message()
         .await

@@ -40,16 +40,16 @@ impl World {
         id: potluck_core::FileId,
         target: &Path,
         rate: u64,
-    ) -> Streaming<v1::FetchResponse> {
-        let request = v1::FetchRequest {
+    ) -> Streaming<v1::StartTransferResponse> {
+        let request = v1::StartTransferRequest {
             providers: vec![(&self.seed.address).into()],
-            max_bytes_per_second: rate,
+            max_bytes_per_second: Some(rate),
             ..wish(id, target)
         };
         self.peer
             .control
             .clone()
-            .fetch(request)
+            .start_transfer(request)
             .await
             .unwrap()
             .into_inner()
@@ -410,7 +410,7 @@ async fn with_a_full_home_a_download_says_that_it_is_shared_only_until_the_peer_
         }
         let source = file(dir.path(), &format!("src/{n}"), &bytes(3 * MIB, 1000 + n));
         let target = dir.path().join(format!("out {n}"));
-        let request = v1::FetchRequest {
+        let request = v1::StartTransferRequest {
             providers: vec![(&seed.address).into()],
             ..wish(seed.share(&source).await, &target)
         };

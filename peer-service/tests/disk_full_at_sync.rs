@@ -24,11 +24,11 @@ async fn what_could_not_be_flushed_is_fetched_again_once_there_is_room() {
     let id = seed.share(&file(dir.path(), "data.bin", &data)).await;
     let peer = Peer::start(&dir.path().join("peer"), None).await;
     let target = disk.path("out");
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![(&seed.address).into()],
         ..wish(id, &target)
     };
-    let fetch = peer.control.clone().fetch(request).await;
+    let fetch = peer.control.clone().start_transfer(request).await;
     let mut events = fetch.unwrap().into_inner();
     let waiting = until("it waits", &mut events, waits_for_room).await;
     let message = waiting.error.unwrap().message;

@@ -24,7 +24,7 @@ async fn a_file_comes_from_three_peers_named_by_address() {
     }
     let peer = Peer::start(&dir.path().join("peer"), None).await;
     let target = dir.path().join("out.bin");
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: seeds.iter().map(|seed| (&seed.address).into()).collect(),
         ..wish(id.unwrap(), &target)
     };
@@ -72,8 +72,8 @@ impl World {
         Peer::start(&self.dir.path().join(name), None).await
     }
 
-    fn wish(&self, target: &Path) -> v1::FetchRequest {
-        v1::FetchRequest {
+    fn wish(&self, target: &Path) -> v1::StartTransferRequest {
+        v1::StartTransferRequest {
             providers: vec![(&self.seed.address).into()],
             ..wish(self.id, target)
         }
@@ -123,7 +123,7 @@ async fn without_a_target_it_lands_in_the_files_folder_under_the_name_it_is_shar
     let world = world(300_000).await;
     let peer = world.peer("peer").await;
     let done = peer
-        .fetch(v1::FetchRequest {
+        .fetch(v1::StartTransferRequest {
             target: String::new(),
             ..world.wish(Path::new("/"))
         })
@@ -141,7 +141,7 @@ async fn without_a_target_it_lands_in_the_files_folder_under_the_name_it_is_shar
     // A target that is a folder gets the file inside. The local copy makes the network unnecessary.
     let shelf = world.dir.path().join("shelf");
     std::fs::create_dir(&shelf).unwrap();
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: Vec::new(),
         name: "other.bin".into(),
         ..wish(world.id, &shelf)
@@ -163,14 +163,14 @@ async fn a_false_claim_of_the_whole_is_noticed_before_the_file_appears() {
     );
     let mut wrong = sum.unwrap();
     wrong.0[5] ^= 1;
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         sha256: wrong.to_bytes(),
         ..world.wish(&target)
     };
     assert_eq!(failure(&peer.fetch(request).await), "VERIFICATION_FAILED");
     assert!(!target.exists());
     wrong.0[5] ^= 1;
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         sha256: wrong.to_bytes(),
         ..world.wish(&target)
     };
@@ -186,11 +186,11 @@ async fn targets_that_cannot_be_written_are_named() {
         failure(&peer.fetch(world.wish(&below_a_file)).await),
         "TARGET_NOT_WRITABLE"
     );
-    let relative = v1::FetchRequest {
+    let relative = v1::StartTransferRequest {
         target: "out".into(),
         ..world.wish(Path::new("/"))
     };
-    let status = peer.control.clone().fetch(relative).await.unwrap_err();
+    let status = peer.control.clone().start_transfer(relative).await.unwrap_err();
     assert_eq!(
         potluck_core::Problem::from(status).reason,
         potluck_core::Reason::UnsafePath
@@ -202,14 +202,14 @@ async fn a_fetch_that_nobody_watches_is_paused_and_goes_on_when_asked_again() {
     let world = world(8_000_000).await;
     let peer = world.peer("peer").await;
     let target = world.dir.path().join("out");
-    let slow = v1::FetchRequest {
-        max_bytes_per_second: 1_000_000,
+    let slow = v1::StartTransferRequest {
+        max_bytes_per_second: Some(1_000_000),
         ..world.wish(&target)
     };
     let mut events = peer
         .control
         .clone()
-        .fetch(slow.clone())
+        .start_transfer(slow.clone())
         .await
         .unwrap()
         .into_inner();
@@ -224,7 +224,7 @@ async fn a_fetch_that_nobody_watches_is_paused_and_goes_on_when_asked_again() {
         let answer = peer
             .control
             .clone()
-            .list_transfers(v1::ListTransfersRequest {})
+            .list_transfers(v1::ListTransfersRequest::default())
             .await
             .unwrap();
         answer.into_inner().transfers
@@ -237,7 +237,11 @@ async fn a_fetch_that_nobody_watches_is_paused_and_goes_on_when_asked_again() {
     peer.control
         .clone()
         .set_limits(v1::SetLimitsRequest {
-            limits: Some(v1::Limits::default()),
+            limits: Some(v1::Limits {
+                upload_bytes_per_second: Some(0),
+                download_bytes_per_second: Some(0),
+                ..Default::default()
+            }),
         })
         .await
         .unwrap();
@@ -259,12 +263,18 @@ async fn a_cancelled_fetch_leaves_nothing_behind() {
     let world = world(8_000_000).await;
     let peer = world.peer("peer").await;
     let target = world.dir.path().join("sub/out");
-    let slow = v1::FetchRequest {
-        max_bytes_per_second: 500_000,
+    let slow = v1::StartTransferRequest {
+        max_bytes_per_second: Some(500_000),
         detach: true,
         ..world.wish(&target)
     };
-    let mut events = peer.control.clone().fetch(slow).await.unwrap().into_inner();
+    let mut events = peer
+        .control
+        .clone()
+        .start_transfer(slow)
+        .await
+        .unwrap()
+        .into_inner();
     let number = loop {
         let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
         if transfer.units_done > 1 {
@@ -289,12 +299,18 @@ async fn a_partial_peer_serves_what_it_has() {
     let world = world(6_000_000).await;
     let middle = world.peer("middle").await;
     let target = world.dir.path().join("middle-out");
-    let slow = v1::FetchRequest {
-        max_bytes_per_second: 1_500_000,
+    let slow = v1::StartTransferRequest {
+        max_bytes_per_second: Some(1_500_000),
         detach: true,
         ..world.wish(&target)
     };
-    let mut events = middle.control.clone().fetch(slow).await.unwrap().into_inner();
+    let mut events = middle
+        .control
+        .clone()
+        .start_transfer(slow)
+        .await
+        .unwrap()
+        .into_inner();
     while events
         .message()
         .await
@@ -306,7 +322,7 @@ async fn a_partial_peer_serves_what_it_has() {
         < 2
     {}
     // Two more peers, which know only the peer that is still downloading.
-    let from_middle = |target: &Path| v1::FetchRequest {
+    let from_middle = |target: &Path| v1::StartTransferRequest {
         providers: vec![(&middle.address).into()],
         ..wish(world.id, target)
     };
@@ -324,11 +340,17 @@ async fn a_stopped_peer_resumes_from_another_home() {
     let world = world(8_000_000).await;
     let peer = world.peer("peer").await;
     let target = world.dir.path().join("out");
-    let slow = v1::FetchRequest {
-        max_bytes_per_second: 1_000_000,
+    let slow = v1::StartTransferRequest {
+        max_bytes_per_second: Some(1_000_000),
         ..world.wish(&target)
     };
-    let mut events = peer.control.clone().fetch(slow).await.unwrap().into_inner();
+    let mut events = peer
+        .control
+        .clone()
+        .start_transfer(slow)
+        .await
+        .unwrap()
+        .into_inner();
     while events
         .message()
         .await
@@ -359,11 +381,17 @@ async fn a_damaged_part_is_verified_again() {
     let target = world.dir.path().join("out");
     for damage in ["state", "data"] {
         let peer = world.peer(&format!("peer-{damage}")).await;
-        let slow = v1::FetchRequest {
-            max_bytes_per_second: 1_000_000,
+        let slow = v1::StartTransferRequest {
+            max_bytes_per_second: Some(1_000_000),
             ..world.wish(&target)
         };
-        let mut events = peer.control.clone().fetch(slow).await.unwrap().into_inner();
+        let mut events = peer
+            .control
+            .clone()
+            .start_transfer(slow)
+            .await
+            .unwrap()
+            .into_inner();
         while events
             .message()
             .await

@@ -257,11 +257,11 @@ async fn what_is_shared_or_asked_for_is_on_the_disk_before_that_is_answered() {
     answers.push(("share", begun, now()));
     let (begun, shared_at) = (now(), now());
     let id = potluck_core::identity::hash::hash_bytes(b"nobody has this").id();
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         detach: true,
         ..wish(id, &root.join("out"))
     };
-    let mut events = control.fetch(request).await.unwrap().into_inner();
+    let mut events = control.start_transfer(request).await.unwrap().into_inner();
     let transfer_id = events
         .message()
         .await
@@ -322,14 +322,14 @@ async fn a_download_is_on_the_disk_before_it_has_its_name_and_its_name_before_it
         return;
     };
     let target = root.join("new/out");
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![(&seed.address).into()],
         // Slow enough for several resume states.
-        max_bytes_per_second: 1_000_000,
+        max_bytes_per_second: Some(1_000_000),
         ..wish(id, &target)
     };
     let mut control = traced.control().await;
-    let mut events = control.fetch(request).await.unwrap().into_inner();
+    let mut events = control.start_transfer(request).await.unwrap().into_inner();
     let mut last = None;
     while let Some(event) = events.message().await.unwrap() {
         last = event.transfer;

@@ -51,7 +51,7 @@ impl World {
     }
 
     async fn fetch(&self, id: FileId, target: &Path) -> v1::Transfer {
-        let request = v1::FetchRequest {
+        let request = v1::StartTransferRequest {
             providers: vec![(&self.seed.address).into()],
             ..wish(id, target)
         };

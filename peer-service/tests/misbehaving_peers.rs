@@ -46,12 +46,12 @@ async fn world() -> World {
     }
 }
 
-fn from(id: FileId, target: &Path, peers: &[&Address]) -> v1::FetchRequest {
+fn from(id: FileId, target: &Path, peers: &[&Address]) -> v1::StartTransferRequest {
     let providers = peers.iter().map(|&address| address.into()).collect();
     // Slow enough that every peer gets to send something.
-    v1::FetchRequest {
+    v1::StartTransferRequest {
         providers,
-        max_bytes_per_second: 4_000_000,
+        max_bytes_per_second: Some(4_000_000),
         ..wish(id, target)
     }
 }
@@ -60,11 +60,11 @@ fn from(id: FileId, target: &Path, peers: &[&Address]) -> v1::FetchRequest {
 /// are kept.
 async fn fetch_until(
     world: &World,
-    request: v1::FetchRequest,
+    request: v1::StartTransferRequest,
     holds: impl Fn(&v1::Transfer) -> bool,
-) -> (tonic::Streaming<v1::FetchResponse>, v1::Transfer) {
+) -> (tonic::Streaming<v1::StartTransferResponse>, v1::Transfer) {
     let mut control = world.peer.control.clone();
-    let mut events = control.fetch(request).await.unwrap().into_inner();
+    let mut events = control.start_transfer(request).await.unwrap().into_inner();
     let follow = async {
         loop {
             let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
@@ -81,7 +81,7 @@ async fn fetch_until(
 async fn asked(by: &Peer, bad: &Address) {
     for _ in 0..40 {
         let mut control = by.control.clone();
-        let list = control.list_transfers(v1::ListTransfersRequest {});
+        let list = control.list_transfers(v1::ListTransfersRequest::default());
         let transfers = list.await.unwrap().into_inner().transfers;
         let mut all = Vec::new();
         for transfer in transfers {
@@ -184,7 +184,7 @@ async fn what_is_said_of_the_file_is_checked() {
         let bad = fake(vice, &world.data).await;
         let target = world.dir.path().join("out");
         // First with the misbehaving peer alone.
-        let request = v1::FetchRequest {
+        let request = v1::StartTransferRequest {
             detach: true,
             ..from(world.id, &target, &[&bad])
         };
@@ -192,7 +192,7 @@ async fn what_is_said_of_the_file_is_checked() {
             .peer
             .control
             .clone()
-            .fetch(request)
+            .start_transfer(request)
             .await
             .unwrap()
             .into_inner();
@@ -213,7 +213,7 @@ async fn what_is_said_of_the_file_is_checked() {
             .peer
             .control
             .clone()
-            .list_transfers(v1::ListTransfersRequest {})
+            .list_transfers(v1::ListTransfersRequest::default())
             .await
             .unwrap();
         let number = number.into_inner().transfers[0].transfer_id;
@@ -276,7 +276,7 @@ async fn a_folder_said_to_be_a_file_is_fetched_as_a_folder() {
     let target = world.dir.path().join("out");
     // The bad peer can serve the file that it claims, until the bytes turn out to be a manifest.
     let bad = fake(Vice::SaysFile, &manifest).await;
-    let spec = |peers: &[&Address]| v1::FetchRequest {
+    let spec = |peers: &[&Address]| v1::StartTransferRequest {
         detach: true,
         ..from(id, &target, peers)
     };
@@ -295,7 +295,7 @@ async fn who_counts_the_units_otherwise_puts_in_doubt_that_it_is_a_file() {
     let target = world.dir.path().join("out");
     // The bad peer has nothing of the file that it claims.
     let bad = fake(Vice::Empty, &manifest).await;
-    let spec = |peers: &[&Address]| v1::FetchRequest {
+    let spec = |peers: &[&Address]| v1::StartTransferRequest {
         detach: true,
         ..from(id, &target, peers)
     };
@@ -313,7 +313,7 @@ async fn who_counts_the_units_otherwise_puts_in_doubt_that_it_is_a_file() {
 async fn a_transfer_keeps_its_name_whatever_others_call_the_file() {
     let world = world().await;
     let bad = fake(Vice::Empty, &world.data).await;
-    let spec = |peers: &[&Address]| v1::FetchRequest {
+    let spec = |peers: &[&Address]| v1::StartTransferRequest {
         file_id: world.id.to_bytes(),
         providers: peers.iter().map(|&address| address.into()).collect(),
         ..Default::default()
@@ -330,8 +330,8 @@ async fn a_transfer_keeps_its_name_whatever_others_call_the_file() {
     assert_eq!(Path::new(&done.path).file_name().unwrap(), "another.bin");
 }
 
-fn wish_from(world: &World, target: &Path, address: &Address) -> v1::FetchRequest {
-    v1::FetchRequest {
+fn wish_from(world: &World, target: &Path, address: &Address) -> v1::StartTransferRequest {
+    v1::StartTransferRequest {
         providers: vec![address.into()],
         ..wish(world.id, target)
     }
@@ -355,7 +355,7 @@ async fn black_holes_of_one_host_do_not_keep_an_honest_peer_waiting() {
         .collect();
     let target = world.dir.path().join("out");
     let all = addresses.iter().chain([&world.honest.address]);
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: all.map(Into::into).collect(),
         ..wish(world.id, &target)
     };
@@ -494,7 +494,7 @@ async fn a_sole_source_whose_file_was_touched_serves_it() {
         })
         .await;
         let target = world.dir.path().join(format!("out/{n}"));
-        let request = v1::FetchRequest {
+        let request = v1::StartTransferRequest {
             providers: vec![(&world.honest.address).into()],
             ..wish(id, &target)
         };
@@ -510,15 +510,15 @@ async fn a_seed_that_dies_is_done_without() {
     second.share(&world.dir.path().join("src/data.bin")).await;
     let target = world.dir.path().join("out");
     let request = from(world.id, &target, &[&world.honest.address, &second.address]);
-    let request = v1::FetchRequest {
-        max_bytes_per_second: 1_500_000,
+    let request = v1::StartTransferRequest {
+        max_bytes_per_second: Some(1_500_000),
         ..request
     };
     let mut events = world
         .peer
         .control
         .clone()
-        .fetch(request)
+        .start_transfer(request)
         .await
         .unwrap()
         .into_inner();
@@ -553,15 +553,15 @@ async fn a_file_that_changes_under_a_seed_is_never_served_wrong() {
     second.share(&own).await;
     let target = world.dir.path().join("out");
     let request = from(world.id, &target, &[&world.honest.address, &second.address]);
-    let request = v1::FetchRequest {
-        max_bytes_per_second: 1_500_000,
+    let request = v1::StartTransferRequest {
+        max_bytes_per_second: Some(1_500_000),
         ..request
     };
     let mut events = world
         .peer
         .control
         .clone()
-        .fetch(request)
+        .start_transfer(request)
         .await
         .unwrap()
         .into_inner();

@@ -44,9 +44,9 @@ async fn world(download_bytes_per_second: u64) -> World {
 
 impl World {
     /// Starts to fetch one of the files; returns the transfer's number.
-    async fn begin(&self, n: usize, terms: v1::FetchRequest) -> u64 {
+    async fn begin(&self, n: usize, terms: v1::StartTransferRequest) -> u64 {
         let target = self.dir.path().join(format!("out{n}"));
-        let request = v1::FetchRequest {
+        let request = v1::StartTransferRequest {
             providers: vec![(&self.seed.address).into()],
             detach: true,
             max_bytes_per_second: terms.max_bytes_per_second,
@@ -57,7 +57,7 @@ impl World {
             .peer
             .control
             .clone()
-            .fetch(request)
+            .start_transfer(request)
             .await
             .unwrap()
             .into_inner();
@@ -72,7 +72,7 @@ impl World {
     }
 
     async fn transfer(&self, number: u64) -> v1::Transfer {
-        let request = v1::ListTransfersRequest {};
+        let request = v1::ListTransfersRequest::default();
         let listed = self.peer.control.clone().list_transfers(request).await.unwrap();
         let mut all = listed.into_inner().transfers.into_iter();
         all.find(|transfer| transfer.transfer_id == number).unwrap()
@@ -87,7 +87,7 @@ impl World {
 
     async fn limit_download(&self, bytes_per_second: u64) {
         let limits = v1::Limits {
-            download_bytes_per_second: bytes_per_second,
+            download_bytes_per_second: Some(bytes_per_second),
             ..Default::default()
         };
         let request = v1::SetLimitsRequest { limits: Some(limits) };
@@ -100,9 +100,9 @@ impl World {
     }
 }
 
-fn priority(priority: u32) -> v1::FetchRequest {
-    v1::FetchRequest {
-        priority,
+fn priority(priority: u32) -> v1::StartTransferRequest {
+    v1::StartTransferRequest {
+        priority: Some(priority),
         ..Default::default()
     }
 }
@@ -135,7 +135,7 @@ async fn transfers_share_the_limit_as_their_priorities() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_priority_holds_at_once() {
     let world = world(1_000).await;
-    let one = world.begin(0, priority(0)).await;
+    let one = world.begin(0, v1::StartTransferRequest::default()).await;
     let two = world.begin(1, priority(100)).await;
     assert_eq!(world.transfer(one).await.priority, 10);
     world.wait_for(two, TransferState::Running).await;
@@ -152,8 +152,8 @@ async fn a_new_priority_holds_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_held_back_by_its_own_limit_leaves_the_rest_to_others() {
     let world = world(4_000_000).await;
-    let terms = v1::FetchRequest {
-        max_bytes_per_second: 100_000,
+    let terms = v1::StartTransferRequest {
+        max_bytes_per_second: Some(100_000),
         ..priority(100)
     };
     let held = world.begin(0, terms).await;
@@ -176,7 +176,7 @@ async fn a_transfer_held_back_by_its_own_limit_leaves_the_rest_to_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_priorities_and_transfers_that_exist_are_adjusted() {
     let world = world(0).await;
-    let number = world.begin(0, priority(0)).await;
+    let number = world.begin(0, v1::StartTransferRequest::default()).await;
     for (transfer_id, priority, reason) in [
         (number, 0, Reason::InvalidArgument),
         (number, 101, Reason::InvalidArgument),

@@ -125,7 +125,7 @@ impl World {
     async fn comes(&self) {
         let peer = Peer::start(&self.dir.path().join("peer"), None).await;
         let target = self.dir.path().join("out.bin");
-        let request = v1::FetchRequest {
+        let request = v1::StartTransferRequest {
             providers: vec![(&self.near).into()],
             ..wish(self.id, &target)
         };
@@ -186,12 +186,18 @@ async fn limited(
     mut fits: impl AsyncFnMut(&v1::Transfer) -> bool,
 ) -> v1::Transfer {
     let peer = Peer::start(&dir.join("peer"), None).await;
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: seeds.iter().map(|seed| (&seed.address).into()).collect(),
-        max_bytes_per_second: rate,
+        max_bytes_per_second: Some(rate),
         ..wish(id, &dir.join("out.bin"))
     };
-    let mut events = peer.control.clone().fetch(request).await.unwrap().into_inner();
+    let mut events = peer
+        .control
+        .clone()
+        .start_transfer(request)
+        .await
+        .unwrap()
+        .into_inner();
     let mut last = None;
     while let Some(event) = events.message().await.unwrap() {
         let transfer = event.transfer.unwrap();

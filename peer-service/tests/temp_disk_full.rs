@@ -25,11 +25,11 @@ async fn a_transfer_that_cannot_go_on_without_room_begins_anew_until_there_is_so
     let peer = Peer::start(&dir.path().join("peer"), None).await;
     tempfile::env::override_temp_dir(disk.root()).unwrap();
     let filler = disk.fill();
-    let request = v1::FetchRequest {
+    let request = v1::StartTransferRequest {
         providers: vec![(&seed.address).into()],
         ..wish(id, &dir.path().join("out"))
     };
-    let fetch = peer.control.clone().fetch(request).await;
+    let fetch = peer.control.clone().start_transfer(request).await;
     let mut events = fetch.unwrap().into_inner();
     until("it waits", &mut events, waits_for_room).await;
     std::fs::remove_file(filler).unwrap();

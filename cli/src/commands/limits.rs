@@ -4,7 +4,7 @@ use clap::Args;
 use potluck_core::units::parse_rate;
 use serde_json::json;
 
-use crate::{context::CommandContext, control::model::Limits, error::CommandError, output::text};
+use crate::{context::CommandContext, control::model::LimitsUpdate, error::CommandError, output::text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,25 +36,25 @@ pub(crate) struct LimitsArgs {
 }
 
 impl LimitsArgs {
-    /// The current limits with the given flags applied; `None` if no flag was given.
-    fn applied_to(&self, now: Limits) -> Option<Limits> {
-        let any = self.upload.is_some() || self.download.is_some() || self.slots.is_some();
-        any.then(|| Limits {
-            upload: self.upload.unwrap_or(now.upload),
-            download: self.download.unwrap_or(now.download),
-            slots: self.slots.unwrap_or(now.slots),
-        })
+    /// The changes that the flags request; `None` if no flag was given.
+    fn update(&self) -> Option<LimitsUpdate> {
+        let update = LimitsUpdate {
+            upload: self.upload,
+            download: self.download,
+            slots: self.slots,
+        };
+        (update != LimitsUpdate::default()).then_some(update)
     }
 }
 
 /// Applies the given flags, and prints the limits then in force.
 pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<(), CommandError> {
     let peer = context.require_running_peer().await?;
-    let mut limits = peer.control.limits().await?;
-    let requested = args.applied_to(limits);
-    if let Some(requested) = requested {
-        limits = peer.control.set_limits(requested).await?;
-    }
+    let update = args.update();
+    let limits = match update {
+        None => peer.control.limits().await?,
+        Some(update) => peer.control.set_limits(update).await?,
+    };
     if context.out.is_json() {
         return context.out.print_object(&json!({
             "upload_bytes_per_second": limits.upload,
@@ -71,7 +71,7 @@ pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<()
         format!("download  {}", text::limit(limits.download)),
         format!("slots     {slots}"),
     ])?;
-    if requested.is_some() {
+    if update.is_some() {
         context
             .out
             .note("until the peer stops; the flags of `potluck peer` set limits for each start");
@@ -81,30 +81,31 @@ pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use potluck_core::proto::v1;
+
     use super::*;
 
     #[test]
     fn only_the_given_limits_change() {
-        let now = Limits {
-            upload: 1,
-            download: 2,
-            slots: 3,
+        let requested = |upload: Option<u64>, download: Option<u64>, slots| {
+            let args = LimitsArgs {
+                upload,
+                download,
+                slots,
+            };
+            args.update().map(v1::Limits::from)
         };
-        let args = |upload: Option<u64>, download: Option<u64>, slots| LimitsArgs {
-            upload,
-            download,
-            slots,
+        assert_eq!(requested(None, None, None), None);
+        let download = v1::Limits {
+            download_bytes_per_second: Some(0),
+            ..Default::default()
         };
-        assert_eq!(args(None, None, None).applied_to(now), None);
-        assert_eq!(
-            args(None, Some(0), None).applied_to(now),
-            Some(Limits { download: 0, ..now })
-        );
-        let all = Limits {
-            upload: 7,
-            download: 8,
-            slots: 9,
+        assert_eq!(requested(None, Some(0), None), Some(download));
+        let all = v1::Limits {
+            upload_bytes_per_second: Some(7),
+            download_bytes_per_second: Some(8),
+            upload_slots: Some(9),
         };
-        assert_eq!(args(Some(7), Some(8), Some(9)).applied_to(now), Some(all));
+        assert_eq!(requested(Some(7), Some(8), Some(9)), Some(all));
     }
 }

@@ -19,7 +19,9 @@ use tonic::{
     transport::Channel,
 };
 
-use self::model::{CheckEvent, Explanation, Item, Limits, Registration, ShareEvent, Status, Transfer};
+use self::model::{
+    CheckEvent, Explanation, Item, Limits, LimitsUpdate, Registration, ShareEvent, Status, Transfer,
+};
 
 /// Timeout of a call, or of the start of a stream. The peer answers from memory.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -46,8 +48,9 @@ pub(crate) struct DownloadRequest {
     pub(crate) detach: bool,
     /// Whether a collection may write many times the size of its distinct content.
     pub(crate) allow_expansion: bool,
-    /// Bytes per second. 0: no limit, or the limit of the transfer that this request joins.
-    pub(crate) limit: u64,
+    /// Bytes per second; 0: no limit. `None`: no limit, or the limit of the transfer that this
+    /// request joins.
+    pub(crate) limit: Option<u64>,
     /// 1 to 100. `None`: the default, or the priority of the transfer that this request joins.
     pub(crate) priority: Option<u32>,
 }
@@ -225,7 +228,7 @@ impl ControlClient {
         &self,
         request: &DownloadRequest,
     ) -> Result<impl Stream<Item = Result<Transfer, Problem>> + Send, Problem> {
-        let message = v1::FetchRequest {
+        let message = v1::StartTransferRequest {
             file_id: request.file.to_bytes(),
             name: request.name.clone().unwrap_or_default(),
             target: request
@@ -238,21 +241,34 @@ impl ControlClient {
             detach: request.detach,
             allow_expansion: request.allow_expansion,
             max_bytes_per_second: request.limit,
-            priority: request.priority.unwrap_or_default(),
+            priority: request.priority,
         };
         let messages = self
-            .call(CALL_TIMEOUT, self.client.clone().fetch(message))
+            .call(CALL_TIMEOUT, self.client.clone().start_transfer(message))
             .await?;
         Ok(self.events(messages, |message| model::transfer(message.transfer)))
     }
 
     /// Lists running, paused, and recently ended transfers.
     pub(crate) async fn transfers(&self) -> Result<Vec<Transfer>, Problem> {
-        let request = v1::ListTransfersRequest {};
-        let answer = self
-            .call(CALL_TIMEOUT, self.client.clone().list_transfers(request))
-            .await?;
-        answer.transfers.into_iter().map(TryInto::try_into).collect()
+        let mut transfers = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListTransfersRequest {
+                page_size: 0,
+                page_token: page_token.clone(),
+            };
+            let page = self
+                .call(CALL_TIMEOUT, self.client.clone().list_transfers(request))
+                .await?;
+            for transfer in page.transfers {
+                transfers.push(transfer.try_into()?);
+            }
+            if page.next_page_token.is_empty() || page.next_page_token == page_token {
+                return Ok(transfers);
+            }
+            page_token = page.next_page_token;
+        }
     }
 
     /// Pauses a transfer.
@@ -325,10 +341,10 @@ impl ControlClient {
         model::limits(answer.limits)
     }
 
-    /// Replaces the peer's limits and returns the limits then in force.
-    pub(crate) async fn set_limits(&self, limits: Limits) -> Result<Limits, Problem> {
+    /// Changes some of the peer's limits and returns all limits then in force.
+    pub(crate) async fn set_limits(&self, update: LimitsUpdate) -> Result<Limits, Problem> {
         let request = v1::SetLimitsRequest {
-            limits: Some(limits.into()),
+            limits: Some(update.into()),
         };
         let answer = self
             .call(CALL_TIMEOUT, self.client.clone().set_limits(request))

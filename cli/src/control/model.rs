@@ -206,6 +206,14 @@ pub(crate) struct Limits {
     pub(crate) slots: u32,
 }
 
+/// Changes to a peer's limits. `None` leaves a limit as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct LimitsUpdate {
+    pub(crate) upload: Option<u64>,
+    pub(crate) download: Option<u64>,
+    pub(crate) slots: Option<u32>,
+}
+
 /// Whether the index has the peer's complete list of files.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Registration {
@@ -468,12 +476,12 @@ impl TryFrom<v1::GetStatusResponse> for Status {
     }
 }
 
-impl From<Limits> for v1::Limits {
-    fn from(limits: Limits) -> Self {
+impl From<LimitsUpdate> for v1::Limits {
+    fn from(update: LimitsUpdate) -> Self {
         Self {
-            upload_bytes_per_second: limits.upload,
-            download_bytes_per_second: limits.download,
-            upload_slots: limits.slots,
+            upload_bytes_per_second: update.upload,
+            download_bytes_per_second: update.download,
+            upload_slots: update.slots,
         }
     }
 }
@@ -482,9 +490,9 @@ impl From<Limits> for v1::Limits {
 pub(crate) fn limits(limits: Option<v1::Limits>) -> Result<Limits, Problem> {
     let limits = limits.ok_or_else(|| missing_field("limits"))?;
     Ok(Limits {
-        upload: limits.upload_bytes_per_second,
-        download: limits.download_bytes_per_second,
-        slots: limits.upload_slots,
+        upload: limits.upload_bytes_per_second.unwrap_or(0),
+        download: limits.download_bytes_per_second.unwrap_or(0),
+        slots: limits.upload_slots.unwrap_or(0),
     })
 }
 

@@ -32,10 +32,12 @@ pub(crate) struct Script {
     pub(crate) files: Vec<v1::QueryResult>,
     /// Number of empty search pages before the page with the files.
     pub(crate) empty_pages: usize,
-    /// The status messages of a fetch, with the delay before each.
+    /// The status messages of a download, with the delay before each.
     pub(crate) transfer: Vec<(Duration, v1::Transfer)>,
-    /// Whether the stream of a fetch stays open after the last message.
+    /// Whether the stream of a download stays open after the last message.
     pub(crate) hangs: bool,
+    /// Number of further pages of transfers, each with a copy of the last one under the next number.
+    pub(crate) more_transfers: u64,
     /// The items in the library.
     pub(crate) items: Vec<v1::LibraryItem>,
 }
@@ -237,7 +239,7 @@ impl IndexService for Service {
 #[tonic::async_trait]
 impl ControlService for Service {
     type ShareStream = Streamed<v1::ShareResponse>;
-    type FetchStream = Streamed<v1::FetchResponse>;
+    type StartTransferStream = Streamed<v1::StartTransferResponse>;
     type CheckStream = Streamed<v1::CheckResponse>;
 
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
@@ -250,11 +252,14 @@ impl ControlService for Service {
         }))
     }
 
-    async fn fetch(&self, _: Request<v1::FetchRequest>) -> Answer<Self::FetchStream> {
-        self.called("fetch");
+    async fn start_transfer(
+        &self,
+        _: Request<v1::StartTransferRequest>,
+    ) -> Answer<Self::StartTransferStream> {
+        self.called("start");
         let told = stream::iter(self.script.transfer.clone()).then(|(delay, transfer)| async move {
             tokio::time::sleep(delay).await;
-            Ok(v1::FetchResponse {
+            Ok(v1::StartTransferResponse {
                 transfer: Some(transfer),
             })
         });
@@ -312,10 +317,20 @@ impl ControlService for Service {
 
     async fn list_transfers(
         &self,
-        _: Request<v1::ListTransfersRequest>,
+        request: Request<v1::ListTransfersRequest>,
     ) -> Answer<v1::ListTransfersResponse> {
+        let page: u64 = request.into_inner().page_token.parse().unwrap_or_default();
+        let transfer = self.last().map(|transfer| v1::Transfer {
+            transfer_id: transfer.transfer_id + page,
+            ..transfer
+        });
+        let next_page_token = match page < self.script.more_transfers {
+            true => (page + 1).to_string(),
+            false => String::new(),
+        };
         Ok(Response::new(v1::ListTransfersResponse {
-            transfers: self.last().into_iter().collect(),
+            transfers: transfer.into_iter().collect(),
+            next_page_token,
         }))
     }
 

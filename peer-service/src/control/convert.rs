@@ -12,7 +12,7 @@ use crate::{
     limits::{Limits, Priority},
 };
 
-/// Maximum providers that one fetch may name by address.
+/// Maximum providers that one request may name by address.
 const MAX_NAMED: usize = 256;
 
 /// Maximum peers listed for each transfer in a list of transfers, as the contract specifies.
@@ -51,10 +51,10 @@ impl TryFrom<&v1::AdjustTransferRequest> for LimitsUpdate {
     }
 }
 
-impl TryFrom<v1::FetchRequest> for DownloadSpec {
+impl TryFrom<v1::StartTransferRequest> for DownloadSpec {
     type Error = Problem;
 
-    fn try_from(request: v1::FetchRequest) -> Result<Self, Problem> {
+    fn try_from(request: v1::StartTransferRequest) -> Result<Self, Problem> {
         let name = match request.name.as_str() {
             "" => None,
             name => Some(
@@ -77,13 +77,9 @@ impl TryFrom<v1::FetchRequest> for DownloadSpec {
             let message = format!("at most {MAX_NAMED} providers can be named");
             return Err(Problem::new(Reason::InvalidArgument, message).field("providers"));
         }
-        // The value 0 means unset.
         let update = LimitsUpdate {
-            max_bytes_per_second: Some(request.max_bytes_per_second).filter(|&rate| rate > 0),
-            priority: match request.priority {
-                0 => None,
-                number => Some(priority(number)?),
-            },
+            max_bytes_per_second: request.max_bytes_per_second,
+            priority: request.priority.map(priority).transpose()?,
         };
         Ok(Self {
             id: convert::file_id(&request.file_id, "file_id")?,
@@ -269,9 +265,9 @@ impl From<&MissingUnits> for v1::MissingUnits {
 impl From<&Limits> for v1::Limits {
     fn from(limits: &Limits) -> Self {
         Self {
-            upload_bytes_per_second: limits.upload().rate(),
-            download_bytes_per_second: limits.download().rate(),
-            upload_slots: limits.upload_slots(),
+            upload_bytes_per_second: Some(limits.upload().rate()),
+            download_bytes_per_second: Some(limits.download().rate()),
+            upload_slots: Some(limits.upload_slots()),
         }
     }
 }
@@ -322,7 +318,11 @@ mod tests {
             })
             .collect();
         let transfers = vec![summarized(status); 200];
-        let size = v1::ListTransfersResponse { transfers }.encoded_len();
+        let page = v1::ListTransfersResponse {
+            transfers,
+            ..Default::default()
+        };
+        let size = page.encoded_len();
         assert!(size < potluck_core::grpc::transport::MAX_MESSAGE, "{size}");
     }
 }

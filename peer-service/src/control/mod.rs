@@ -42,9 +42,15 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// Maximum buffered share events for a slow caller.
 const SHARE_EVENTS: usize = 64;
 
-/// Default and maximum number of items per page, as the contract specifies.
+/// Number of items per page if the caller gives no page size, as the contract specifies.
 const DEFAULT_PAGE: usize = 100;
-const MAX_PAGE: usize = 1_000;
+
+/// Maximum library items per page, as the contract specifies.
+const MAX_ITEMS: usize = 1_000;
+
+/// Maximum transfers per page, as the contract specifies. With all its peers, each takes several
+/// KiB of the message.
+const MAX_TRANSFERS: usize = 200;
 
 /// Maximum time to wait for a registration.
 const MAX_REGISTRATION_WAIT: Duration = Duration::from_secs(600);
@@ -106,7 +112,9 @@ fn transfer(status: &crate::download::status::DownloadStatus) -> Option<v1::Tran
 
 /// Streams the status of a download: first the current status, then every [`STATUS_INTERVAL`], and
 /// finally when the download settles.
-fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::FetchResponse, Status>> + Send {
+fn status_stream(
+    watching: DownloadWatch,
+) -> impl Stream<Item = Result<v1::StartTransferResponse, Status>> + Send {
     stream::unfold(
         (watching, true, false),
         |(mut watching, first, ended)| async move {
@@ -130,7 +138,7 @@ fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::Fetch
             let status = watching.status.borrow_and_update().clone();
             let ended = status.state.is_settled();
             Some((
-                Ok(v1::FetchResponse {
+                Ok(v1::StartTransferResponse {
                     transfer: transfer(&status),
                 }),
                 (watching, false, ended),
@@ -142,7 +150,7 @@ fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::Fetch
 #[tonic::async_trait]
 impl ControlService for ControlApi {
     type ShareStream = ResponseStream<v1::ShareResponse>;
-    type FetchStream = ResponseStream<v1::FetchResponse>;
+    type StartTransferStream = ResponseStream<v1::StartTransferResponse>;
     type CheckStream = ResponseStream<v1::CheckResponse>;
 
     async fn share(&self, request: Request<v1::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
@@ -201,10 +209,7 @@ impl ControlService for ControlApi {
         request: Request<v1::ListLibraryRequest>,
     ) -> Result<Response<v1::ListLibraryResponse>, Status> {
         let request = request.into_inner();
-        let size = match request.page_size as usize {
-            0 => DEFAULT_PAGE,
-            size => size.min(MAX_PAGE),
-        };
+        let size = page_size(request.page_size, MAX_ITEMS);
         let (items, next) = self.context.library.list(size, &request.page_token)?;
         Ok(Response::new(v1::ListLibraryResponse {
             items: items.iter().map(Into::into).collect(),
@@ -232,7 +237,10 @@ impl ControlService for ControlApi {
         Ok(Response::new(self.until_shutdown(events)))
     }
 
-    async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+    async fn start_transfer(
+        &self,
+        request: Request<v1::StartTransferRequest>,
+    ) -> Result<Response<Self::StartTransferStream>, Status> {
         let spec = DownloadSpec::try_from(request.into_inner())?;
         let watching = self.transfers.start_download(spec).await?;
         Ok(Response::new(self.until_shutdown(status_stream(watching))))
@@ -240,15 +248,15 @@ impl ControlService for ControlApi {
 
     async fn list_transfers(
         &self,
-        _request: Request<v1::ListTransfersRequest>,
+        request: Request<v1::ListTransfersRequest>,
     ) -> Result<Response<v1::ListTransfersResponse>, Status> {
-        let transfers = self
-            .transfers
-            .list()
-            .into_iter()
-            .map(convert::summarized)
-            .collect();
-        Ok(Response::new(v1::ListTransfersResponse { transfers }))
+        let request = request.into_inner();
+        let size = page_size(request.page_size, MAX_TRANSFERS);
+        let (transfers, next) = self.transfers.list(size, &request.page_token)?;
+        Ok(Response::new(v1::ListTransfersResponse {
+            transfers: transfers.into_iter().map(convert::summarized).collect(),
+            next_page_token: next.unwrap_or_default(),
+        }))
     }
 
     async fn pause_transfer(
@@ -331,11 +339,15 @@ impl ControlService for ControlApi {
             .limits
             .ok_or_else(|| missing_field("limits"))?;
         let limits = &self.context.resources.limits;
-        limits.set(
-            requested.upload_bytes_per_second,
-            requested.download_bytes_per_second,
-            requested.upload_slots,
-        );
+        if let Some(rate) = requested.upload_bytes_per_second {
+            limits.set_upload_rate(rate);
+        }
+        if let Some(rate) = requested.download_bytes_per_second {
+            limits.set_download_rate(rate);
+        }
+        if let Some(slots) = requested.upload_slots {
+            limits.set_upload_slots(slots);
+        }
         tracing::info!(?requested, "limits changed");
         Ok(Response::new(v1::SetLimitsResponse {
             limits: Some(limits.into()),
@@ -375,6 +387,14 @@ impl ControlService for ControlApi {
             damaged_items: totals.damaged,
             previous_peer_id: self.previous_peer_id.map(|id| id.to_bytes()).unwrap_or_default(),
         }))
+    }
+}
+
+/// The size of a page: the default for 0, and at most `max` (AIP-158).
+fn page_size(requested: u32, max: usize) -> usize {
+    match requested as usize {
+        0 => DEFAULT_PAGE,
+        size => size.min(max),
     }
 }
 

@@ -92,9 +92,24 @@ impl Limits {
 
     /// Changes all limits.
     pub fn set(&self, upload: u64, download: u64, upload_slots: u32) {
-        self.shared.upload.set_rate(upload);
-        self.shared.download.set_rate(download);
-        self.shared.upload_slots.set_capacity(slot_capacity(upload_slots));
+        self.set_upload_rate(upload);
+        self.set_download_rate(download);
+        self.set_upload_slots(upload_slots);
+    }
+
+    /// Changes the maximum bytes per second sent to other peers; 0 for no limit.
+    pub fn set_upload_rate(&self, rate: u64) {
+        self.shared.upload.set_rate(rate);
+    }
+
+    /// Changes the maximum bytes per second downloaded; 0 for no limit.
+    pub fn set_download_rate(&self, rate: u64) {
+        self.shared.download.set_rate(rate);
+    }
+
+    /// Changes the maximum number of concurrent uploads; 0 for no limit.
+    pub fn set_upload_slots(&self, slots: u32) {
+        self.shared.upload_slots.set_capacity(slot_capacity(slots));
     }
 
     /// The rate limit for bytes sent to other peers.
@@ -159,5 +174,23 @@ mod tests {
         let _second = limits.try_upload(ClientAddress::LOCAL).unwrap();
         drop(first);
         assert_eq!(limits.active_uploads(), 1);
+    }
+
+    #[test]
+    fn each_limit_is_changed_alone() {
+        let limits = Limits::new(1, 2, 3);
+        let all = || {
+            (
+                limits.upload().rate(),
+                limits.download().rate(),
+                limits.upload_slots(),
+            )
+        };
+        limits.set_upload_rate(0);
+        assert_eq!(all(), (0, 2, 3));
+        limits.set_download_rate(7);
+        assert_eq!(all(), (0, 7, 3));
+        limits.set_upload_slots(0);
+        assert_eq!(all(), (0, 7, 0));
     }
 }

@@ -114,7 +114,7 @@ impl Peer {
     /// Limits its uploads to this many bytes per second; 0 means no limit.
     pub(crate) async fn limit_upload(&self, bytes: u64) {
         let limits = v1::Limits {
-            upload_bytes_per_second: bytes,
+            upload_bytes_per_second: Some(bytes),
             ..Default::default()
         };
         let request = v1::SetLimitsRequest { limits: Some(limits) };
@@ -140,9 +140,15 @@ impl Peer {
     }
 
     /// Fetches to the end; returns the last state.
-    pub(crate) async fn fetch(&self, request: v1::FetchRequest) -> v1::Transfer {
+    pub(crate) async fn fetch(&self, request: v1::StartTransferRequest) -> v1::Transfer {
         let follow = async {
-            let mut events = self.control.clone().fetch(request).await.unwrap().into_inner();
+            let mut events = self
+                .control
+                .clone()
+                .start_transfer(request)
+                .await
+                .unwrap()
+                .into_inner();
             let mut last = None;
             while let Some(event) = events.message().await.unwrap() {
                 last = event.transfer;
@@ -155,7 +161,7 @@ impl Peer {
                 let transfers = self
                     .control
                     .clone()
-                    .list_transfers(v1::ListTransfersRequest {})
+                    .list_transfers(v1::ListTransfersRequest::default())
                     .await;
                 panic!("the fetch hangs: {transfers:#?}");
             }
@@ -164,8 +170,8 @@ impl Peer {
 }
 
 /// A request to fetch this file to this path.
-pub(crate) fn wish(id: FileId, target: &Path) -> v1::FetchRequest {
-    v1::FetchRequest {
+pub(crate) fn wish(id: FileId, target: &Path) -> v1::StartTransferRequest {
+    v1::StartTransferRequest {
         file_id: id.to_bytes(),
         target: target.to_str().unwrap().to_owned(),
         ..Default::default()

@@ -223,7 +223,7 @@ fn run(program: &str, with: impl FnOnce(&mut Command) -> &mut Command) -> bool {
 /// The first transfer state that fits.
 pub(crate) async fn until(
     what: &str,
-    events: &mut Streaming<v1::FetchResponse>,
+    events: &mut Streaming<v1::StartTransferResponse>,
     fits: impl Fn(&v1::Transfer) -> bool,
 ) -> v1::Transfer {
     let mut last = None;

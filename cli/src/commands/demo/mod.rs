@@ -93,7 +93,7 @@ async fn run_on(
         providers: Vec::new(),
         detach: false,
         allow_expansion: false,
-        limit: 0,
+        limit: None,
         priority: None,
     };
     let wait_limit = WaitLimit {

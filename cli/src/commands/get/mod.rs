@@ -60,7 +60,7 @@ async fn download_first(
             providers: candidate.providers,
             detach: args.detach,
             allow_expansion: args.allow_expansion,
-            limit: args.limit.unwrap_or(0),
+            limit: args.limit,
             priority: args.priority,
         };
         let wait_limit = WaitLimit {

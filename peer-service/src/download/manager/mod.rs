@@ -195,14 +195,33 @@ impl DownloadManager {
         (watching, same.is_some())
     }
 
-    /// All downloads, newest first.
-    pub fn list(&self) -> Vec<DownloadStatus> {
-        self.table()
-            .downloads
-            .values()
-            .rev()
-            .map(|entry| entry.status.borrow().clone())
-            .collect()
+    /// A page of the downloads, newest first, and the token of the next page. An empty token stands
+    /// for the first page.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidPageToken`] if the token is not from here.
+    pub fn list(
+        &self,
+        page_size: usize,
+        token: &str,
+    ) -> Result<(Vec<DownloadStatus>, Option<String>), Problem> {
+        let end = match token {
+            "" => u64::MAX,
+            token => token.parse().map_err(|_| {
+                Problem::new(Reason::InvalidPageToken, "this peer did not issue the page token")
+                    .field("page_token")
+            })?,
+        };
+        let table = self.table();
+        let mut older = table.downloads.range(..end).rev().peekable();
+        let page: Vec<_> = older
+            .by_ref()
+            .take(page_size.max(1))
+            .map(|(_, entry)| entry.status.borrow().clone())
+            .collect();
+        let next = page.last().filter(|_| older.peek().is_some());
+        let next = next.map(|last| last.number.to_string());
+        Ok((page, next))
     }
 
     /// One download.
@@ -224,8 +243,11 @@ impl DownloadManager {
     /// # Errors
     /// [`Reason::NotFound`] if there is no download of this file.
     pub fn get_by_file(&self, id: FileId) -> Result<DownloadStatus, Problem> {
-        let found = self.list().into_iter().find(|status| status.id == id);
-        found.ok_or_else(|| {
+        let table = self.table();
+        let newest = table.downloads.values().rev();
+        let mut statuses = newest.map(|entry| entry.status.borrow());
+        let found = statuses.find(|status| status.id == id);
+        found.map(|status| status.clone()).ok_or_else(|| {
             Problem::new(
                 Reason::NotFound,
                 format!("this peer has no transfer of {id}: start one with `get`"),

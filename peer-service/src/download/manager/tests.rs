@@ -193,6 +193,37 @@ async fn concurrent_requests_for_the_same_file_share_a_download() {
     fixture.shut_down().await;
 }
 
+#[tokio::test]
+async fn pages_list_each_download_once_and_the_newest_first() {
+    let fixture = ManagerFixture::new();
+    let manager = &fixture.manager;
+    assert_eq!(manager.list(5, "").unwrap().1, None);
+    for n in 0..7 {
+        // Only listed, not started.
+        drop(manager.find_or_insert(DownloadSpec {
+            name: Some(n.to_string()),
+            ..unreachable_spec()
+        }));
+    }
+    for page_size in [1, 2, 6, 7, 8] {
+        let (mut numbers, mut token) = (Vec::new(), String::new());
+        loop {
+            let (page, next) = manager.list(page_size, &token).unwrap();
+            assert!((1..=page_size).contains(&page.len()));
+            numbers.extend(page.iter().map(|status| status.number));
+            match next {
+                Some(next) => token = next,
+                None => break,
+            }
+        }
+        assert_eq!(numbers, [7, 6, 5, 4, 3, 2, 1], "{page_size}");
+    }
+    let problem = manager.list(1, "x").unwrap_err();
+    assert_eq!(problem.reason, Reason::InvalidPageToken);
+    assert_eq!(problem.field.as_deref(), Some("page_token"));
+    fixture.shut_down().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_is_answered_after_it_is_stored() {
     let fixture = ManagerFixture::new();
@@ -240,7 +271,7 @@ async fn a_failed_write_to_the_store_is_reported_and_retried() {
     };
     let refused = manager.start_download(named("detached", true)).await.unwrap_err();
     assert_eq!(reason(refused), Reason::StoreUnavailable);
-    let failed = &manager.list()[0];
+    let failed = &manager.list(1, "").unwrap().0[0];
     assert_eq!((failed.state, &*failed.name), (DownloadState::Failed, "detached"));
     // The caller of a download that is not detached only sees it end with the peer.
     let watched = manager.start_download(named("watched", false)).await.unwrap();
