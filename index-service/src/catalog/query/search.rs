@@ -147,7 +147,7 @@ impl Iterator for CandidateNames {
 }
 
 impl SearchScan {
-    /// Starts a page of a search for terms from [`terms`](crate::catalog::words::terms). `after` is
+    /// Starts a page of a search for terms from [`terms`](crate::catalog::terms). `after` is
     /// the cursor of the previous page.
     pub fn new(terms: Vec<String>, after: Option<SearchCursor>, max_files: usize) -> Self {
         Self::within(PageBounds::default(), terms, after, max_files)

@@ -56,10 +56,10 @@ const _: () = assert!(MAX_QUERY_WORDS < 32);
 /// The reason why a query is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TermsError {
-    /// Longer than [`MAX_QUERY_BYTES`].
+    /// Longer than `MAX_QUERY_BYTES`.
     #[error("a search query has at most {MAX_QUERY_BYTES} bytes, but this one has {0}")]
     TooLong(usize),
-    /// More words than [`MAX_QUERY_WORDS`].
+    /// More words than `MAX_QUERY_WORDS`.
     #[error("a search query has at most {MAX_QUERY_WORDS} words, but this one has {0}")]
     TooManyWords(usize),
     /// Not empty, but without a letter or digit.
