@@ -90,7 +90,7 @@ impl Catalog {
     }
 
     /// The item as shown to its owner.
-    pub(crate) fn shown(&self, number: u64) -> Option<Item> {
+    pub(crate) fn item_with_damage(&self, number: u64) -> Option<Item> {
         let item = self.item(number)?;
         let damaged = self.damaged.get(&number).into_iter().flatten();
         let paths = damaged.filter_map(|&entry| item.locate(entry));

@@ -34,8 +34,8 @@ use std::{
 };
 
 use potluck_core::{
-    FileId, FileLayout, Sha256,
-    collection::{manifest::EntryContent, path::Label},
+    FileId, FileLayout, Root, Sha256,
+    collection::manifest::EntryContent,
     identity::merkle::LEAF_SIZE,
     model::{FileKind, FileRecord, Registration},
 };
@@ -54,7 +54,7 @@ use crate::catalog::{
     change::{CatalogChange, Delta, DeltaEffects},
     item::{Item, ItemBody, Location, NewItem, SharedCollection, SharedItem},
     record::small_file_sha256,
-    row::{EntryIndex, WHOLE_ITEM},
+    row::{EntryIndex, ItemRow, RowBody, WHOLE_ITEM},
     stamp::Stamp,
 };
 
@@ -328,22 +328,24 @@ impl Catalog {
     }
 
     /// Restores a stored item without any copy. Used for an item that cannot be trusted at start.
-    pub(crate) fn put_stale(
-        &mut self,
-        number: u64,
-        (path, is_unrequested, label): (Arc<Path>, bool, Option<Label>),
-        record: FileRecord,
-        body: ItemBody,
-    ) {
-        self.by_path.insert(path.clone(), number);
-        let sha256s = BTreeMap::new();
+    pub(crate) fn put_stale(&mut self, number: u64, row: ItemRow) {
+        self.by_path.insert(row.path.clone(), number);
         let item = SharedItem {
-            path,
-            is_unrequested,
-            label,
-            record,
-            body,
-            sha256s,
+            path: row.path,
+            is_unrequested: row.is_unrequested,
+            label: row.label,
+            record: FileRecord {
+                id: row.id,
+                size: 0,
+                root: Root([0; 32]),
+                sha256: None,
+                kind: FileKind::File,
+            },
+            body: match row.body {
+                RowBody::File(stamp) => ItemBody::File(stamp),
+                RowBody::Collection(_) => ItemBody::Collection(Arc::default()),
+            },
+            sha256s: BTreeMap::new(),
         };
         self.items.insert(number, Box::new(item));
         self.stale.insert(number);

@@ -109,7 +109,7 @@ struct Model {
 
 impl Model {
     /// The names of each content that has a trusted copy.
-    fn there(&self) -> BTreeMap<usize, BTreeSet<String>> {
+    fn present(&self) -> BTreeMap<usize, BTreeSet<String>> {
         let mut there: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
         for model_item in self.items.values() {
             let mut seen = BTreeSet::new();
@@ -193,7 +193,7 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &CatalogOp) -> Delta {
         }
     }
     // A file without a copy loses its SHA-256.
-    let there = model.there();
+    let there = model.present();
     model.sha256s.retain(|n| there.contains_key(n));
     delta
 }
@@ -210,7 +210,7 @@ proptest! {
             let effects = catalog.effects_of(delta);
             announced.extend(effects.present.iter().map(|id| (*id, catalog.registration(id))));
             announced.retain(|id, _| !effects.removed.contains(id));
-            let there = model.there();
+            let there = model.present();
             for n in 0..SIZES.len() {
                 let record = catalog.record(&content(n).id);
                 prop_assert_eq!(record.is_some(), there.contains_key(&n), "content {}", n);

@@ -352,7 +352,7 @@ impl Library {
         let mut page = Vec::new();
         let mut last = None;
         for (number, _) in items.by_ref().take(page_size.clamp(1, MAX_PAGE)) {
-            page.extend(catalog.shown(number));
+            page.extend(catalog.item_with_damage(number));
             last = Some(number);
         }
         let next = last

@@ -162,29 +162,26 @@ async fn an_item_that_was_replaced_is_not_withdrawn() {
 #[tokio::test]
 async fn a_path_created_after_the_listing_is_not_removed() {
     let fixture = LibraryFixture::new();
-    let (path, tombstones) = (
+    let (path, unshared) = (
         fixture.library.files_folder.path().join("file"),
         fixture.library.files_folder.path().join("hidden"),
     );
     let listing = HashSet::new();
-    for (path, content) in [(&path, "arrived"), (&tombstones, "not wanted")] {
+    for (path, content) in [(&path, "shared"), (&unshared, "unshared")] {
         fs::write(path, content).unwrap();
         fixture.share(path);
     }
-    fixture.unshare(&tombstones);
+    fixture.unshare(&unshared);
     let number = fixture.number(&path);
     let check = || {
         fixture.library.reconciler.remove_gone(vec![number]);
         fixture.library.reconciler.remove_gone_tombstones(&listing);
         let catalog = fixture.library.catalog.read();
-        (
-            catalog.item_at(&path).is_some(),
-            catalog.is_tombstoned(&tombstones),
-        )
+        (catalog.item_at(&path).is_some(), catalog.is_tombstoned(&unshared))
     };
     assert_eq!(check(), (true, true));
     fs::remove_file(&path).unwrap();
-    fs::remove_file(&tombstones).unwrap();
+    fs::remove_file(&unshared).unwrap();
     assert_eq!(check(), (false, false));
     fixture.end().await;
 }

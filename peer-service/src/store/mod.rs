@@ -43,7 +43,7 @@ use crate::{
         error::catch_panics,
         opening::{OpenFailure, mark_suspect, move_aside, try_open},
         rows::{add_members, bytes_of, decode_item, encode_item, encode_members, path_of},
-        tables::{DAMAGED, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES, TRANSFERS},
+        tables::{DAMAGED, DOWNLOADS, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES},
     },
 };
 
@@ -286,9 +286,9 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the database cannot be written.
-    pub fn write_transfers(&self, changes: &[(u64, Option<Vec<u8>>)]) -> Result<(), StoreError> {
+    pub fn write_downloads(&self, changes: &[(u64, Option<Vec<u8>>)]) -> Result<(), StoreError> {
         self.write(|write| {
-            let mut table = write.open_table(TRANSFERS)?;
+            let mut table = write.open_table(DOWNLOADS)?;
             for (id, bytes) in changes {
                 match bytes {
                     Some(bytes) => drop(table.insert(id, &**bytes)?),
@@ -303,10 +303,10 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the database cannot be read.
-    pub fn transfers(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    pub fn downloads(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         self.with_database(|database| {
             let read = database.begin_read()?;
-            let table = read.open_table(TRANSFERS)?;
+            let table = read.open_table(DOWNLOADS)?;
             let (mut rows, mut last) = (Vec::new(), None);
             for row in table.iter()? {
                 let (id, bytes) = row?;

@@ -12,7 +12,7 @@ use crate::{
     store::{
         error::{catch_panics, is_damage},
         rows::from_first_version,
-        tables::{DAMAGED, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES, TRANSFERS},
+        tables::{DAMAGED, DOWNLOADS, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES},
     },
 };
 
@@ -73,7 +73,7 @@ pub(crate) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
         for row in write.open_table(DAMAGED)?.iter()? {
             row?;
         }
-        for row in write.open_table(TRANSFERS)?.iter()? {
+        for row in write.open_table(DOWNLOADS)?.iter()? {
             row?;
         }
         migrate(&write)?;

@@ -19,4 +19,4 @@ pub(crate) const TOMBSTONES: TableDefinition<'_, &[u8], ()> = TableDefinition::n
 /// by item number and [`EntryIndex`].
 pub(crate) const DAMAGED: TableDefinition<'_, (u64, EntryIndex), ()> = TableDefinition::new("damaged.v1");
 /// Downloads by number.
-pub(crate) const TRANSFERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("transfers.v1");
+pub(crate) const DOWNLOADS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("transfers.v1");

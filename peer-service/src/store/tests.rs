@@ -79,7 +79,7 @@ fn stored_rows_are_there_after_a_restart() {
                 CatalogChange::AddTombstone("/a/hidden".into()),
             ])
             .unwrap();
-        store.write_transfers(&[(9, Some(b"nine".to_vec()))]).unwrap();
+        store.write_downloads(&[(9, Some(b"nine".to_vec()))]).unwrap();
     }
     let store = Store::open_in(dir.path()).unwrap();
     let long = collection(b"/long", 4, 2 * rows::MEMBERS_PER_ROW + 1);
@@ -97,9 +97,9 @@ fn stored_rows_are_there_after_a_restart() {
     assert_eq!(store.tombstones().unwrap(), [PathBuf::from("/a/hidden")]);
     assert_eq!(store.layer(&id(3)).unwrap(), Some(layer));
     assert_eq!(store.layer(&id(2)).unwrap(), None);
-    assert_eq!(store.transfers().unwrap(), [(9, b"nine".to_vec())]);
-    store.write_transfers(&[(9, None)]).unwrap();
-    assert_eq!(store.transfers().unwrap(), []);
+    assert_eq!(store.downloads().unwrap(), [(9, b"nine".to_vec())]);
+    store.write_downloads(&[(9, None)]).unwrap();
+    assert_eq!(store.downloads().unwrap(), []);
 }
 
 #[test]
@@ -155,11 +155,11 @@ fn use_all(store: &Store) -> Result<(), StoreError> {
         after = Some(*last);
     }
     store.tombstones()?;
-    store.transfers()?;
+    store.downloads()?;
     for n in 0..20 {
         store.layer(&id(n))?;
     }
-    store.write_transfers(&[(1, Some(b"row".to_vec())), (2, None)])?;
+    store.write_downloads(&[(1, Some(b"row".to_vec())), (2, None)])?;
     store.apply(&[
         CatalogChange::PutItem(7, file(b"/new", 1)),
         CatalogChange::PutSha256s(7, vec![(WHOLE_ITEM, Sha256([1; 32]))]),
@@ -190,7 +190,7 @@ fn the_store_opens_whatever_bytes_are_damaged() {
         ));
         store.apply(&changes).unwrap();
         for n in 0..40 {
-            store.write_transfers(&[(n, Some(vec![b'x'; 200]))]).unwrap();
+            store.write_downloads(&[(n, Some(vec![b'x'; 200]))]).unwrap();
         }
         drop(store);
         std::fs::read(dir.path().join(FILE_NAME)).unwrap()

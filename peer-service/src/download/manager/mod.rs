@@ -105,7 +105,7 @@ impl DownloadManager {
     /// [`Reason::StoreUnavailable`] if the store cannot be read.
     pub async fn restore(&self) -> Result<(), Problem> {
         let store = self.shared.context.store.clone();
-        let saved = blocking(move || store.transfers()).await?;
+        let saved = blocking(move || store.downloads()).await?;
         let saved = saved.map_err(|error| Problem::new(Reason::StoreUnavailable, error.to_string()))?;
         for (number, bytes) in saved {
             let Some(saved) = PersistedDownload::decode(&bytes) else {

@@ -78,7 +78,7 @@ impl DownloadManager {
             // Another call has already written this change.
             return Ok(());
         }
-        let stored = self.shared.context.store.write_transfers(&changes);
+        let stored = self.shared.context.store.write_downloads(&changes);
         if stored.is_err() {
             let numbers = changes.iter().map(|(number, _)| *number);
             self.table().unstored.extend(numbers);

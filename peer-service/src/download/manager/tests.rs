@@ -128,7 +128,7 @@ impl ManagerFixture {
 
     /// A download in its stored form.
     fn row(&self, number: u64) -> Option<PersistedDownload> {
-        let rows = self.manager.shared.context.store.transfers().unwrap();
+        let rows = self.manager.shared.context.store.downloads().unwrap();
         let row = rows.into_iter().find(|(row, _)| *row == number);
         row.map(|(_, bytes)| PersistedDownload::decode(&bytes).unwrap())
     }
@@ -144,7 +144,7 @@ impl ManagerFixture {
     }
 
     fn stored_count(&self) -> usize {
-        self.manager.shared.context.store.transfers().unwrap().len()
+        self.manager.shared.context.store.downloads().unwrap().len()
     }
 
     fn state(&self, number: u64) -> DownloadState {

@@ -29,7 +29,7 @@ use crate::{catalog::record::record_of, fs::durable, home};
 const MANIFESTS: &str = "manifests";
 
 /// Bytes of a manifest file compared in one step.
-const COMPARED_AT_ONCE: usize = 256 * 1024;
+const COMPARE_BUFFER: usize = 256 * 1024;
 
 /// The stored manifests.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl ManifestFolder {
 fn open_intact(path: &Path, manifest: &Manifest) -> Option<File> {
     let mut file = File::open(path).ok()?;
     let mut expected = &manifest.bytes()[..];
-    let mut reader = BufReader::with_capacity(COMPARED_AT_ONCE, &file);
+    let mut reader = BufReader::with_capacity(COMPARE_BUFFER, &file);
     loop {
         let read = reader.fill_buf().ok()?;
         if read.is_empty() {

@@ -69,7 +69,7 @@ use crate::{
 
 /// Above this number of files, updating the announce set takes long enough to do it in parallel
 /// with the commit.
-const MANY_FILES: usize = 4096;
+const PARALLEL_ANNOUNCE_FILES: usize = 4096;
 
 /// The target of an unshare.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -389,7 +389,7 @@ impl CatalogStore {
         self.announce_set.remove(&effects.removed);
         let stored = std::thread::scope(|scope| {
             let announce = || self.announce_set.announce_complete(&effects.present);
-            match effects.present.len() > MANY_FILES {
+            match effects.present.len() > PARALLEL_ANNOUNCE_FILES {
                 true => drop(scope.spawn(announce)),
                 false => announce(),
             }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use potluck_core::{
-    FileId, Root, Sha256,
+    FileId, Sha256,
     identity::merkle::FileTree,
     model::{FileKind, FileRecord},
 };
@@ -47,7 +47,7 @@ use crate::{
 
 /// Rows read in one batch: enough to keep all threads busy with `stat`, few enough to need little
 /// memory.
-const LOADED_AT_ONCE: usize = 2048;
+const MAX_BATCH: usize = 2048;
 
 /// Maximum number of offline paths named in the log.
 const MAX_LOGGED: usize = 5;
@@ -124,7 +124,7 @@ impl Loader<'_> {
     fn read_rows(&self, warning: &SlowPathWarning, sender: SyncSender<LoadedRows>) -> Result<(), StoreError> {
         let mut after = None;
         loop {
-            let items = self.catalog.store().items(after, LOADED_AT_ONCE)?;
+            let items = self.catalog.store().items(after, MAX_BATCH)?;
             let Some((last, ..)) = items.last() else {
                 return Ok(());
             };
@@ -167,18 +167,7 @@ impl Loader<'_> {
         };
         // The id is verified although the row comes from this peer's own database.
         let Some((record, body)) = known.filter(|(record, _)| record.id == row.id) else {
-            let record = FileRecord {
-                id: row.id,
-                size: 0,
-                root: Root([0; 32]),
-                sha256: None,
-                kind: FileKind::File,
-            };
-            let body = match row.body {
-                RowBody::File(stamp) => ItemBody::File(stamp),
-                RowBody::Collection(_) => ItemBody::Collection(Arc::default()),
-            };
-            return catalog.put_stale(number, (path, row.is_unrequested, row.label), record, body);
+            return catalog.put_stale(number, row);
         };
         let state = state.unwrap_or_else(|| self.state_of_folder(&path, &body, probe));
         let item = NewItem {

@@ -24,7 +24,7 @@ use crate::{
 
 /// Largest file that is not kept open, in bytes: it is read in one go, and many such files would
 /// only evict others.
-const MAX_UNKEPT_SIZE: u64 = 256 * 1024;
+const MAX_REOPENED_SIZE: u64 = 256 * 1024;
 
 /// A file in the library.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl LibraryContent {
 
     /// Whether the file is kept open.
     const fn is_kept_open(&self) -> bool {
-        self.record.size > MAX_UNKEPT_SIZE
+        self.record.size > MAX_REOPENED_SIZE
     }
 
     /// The collection, if this content is a collection's manifest.

@@ -39,7 +39,7 @@ use crate::{
 
 /// Files above this size, in bytes, are hashed one at a time with all threads. Smaller files are
 /// hashed in parallel with one thread each.
-const MAX_SINGLE_THREAD_SIZE: u64 = 16 * 1024 * 1024;
+const MAX_SINGLE_THREADED_SIZE: u64 = 16 * 1024 * 1024;
 
 /// Maximum number of files that a thread takes in one step: they are mostly in one folder, and the
 /// last thread to finish delays the end only a little.
@@ -256,7 +256,7 @@ pub(crate) fn hash_many<'f>(
     let larger = larger.into_inner();
     let (large, medium): (Vec<_>, Vec<_>) = larger
         .into_iter()
-        .partition(|(_, size)| *size > MAX_SINGLE_THREAD_SIZE);
+        .partition(|(_, size)| *size > MAX_SINGLE_THREADED_SIZE);
     let hash_alone = |(index, _): &(usize, u64), threads: usize| match is_cancelled() {
         true => is_complete.store(false, Ordering::Relaxed),
         false => hash(*index, file(*index).0, threads),
