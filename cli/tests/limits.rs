@@ -78,6 +78,8 @@ fn a_running_transfer_is_adjusted_and_keeps_its_limits_over_a_restart() {
     let transfer = || run(&["transfers", "--json"]).expect(0).object();
     run(&["get", id, "--detach", "--limit", "100KiB"]).expect(0);
     let begun = transfer();
+    let created = begun["created_unix_seconds"].as_u64().unwrap();
+    assert!(created > 1_700_000_000, "{begun}");
     assert_eq!(
         (&begun["max_bytes_per_second"], &begun["priority"]),
         (&(100 << 10).into(), &10.into())
@@ -118,6 +120,12 @@ fn a_running_transfer_is_adjusted_and_keeps_its_limits_over_a_restart() {
     peer.kill();
     let _peer = sandbox.peer_in(&home, &[]);
     holds(&transfer());
+    assert_eq!(transfer()["created_unix_seconds"], created);
+    let table = run(&["transfers"]).expect(0).stdout;
+    assert!(
+        table.contains(" AGE ") && table.contains("files/large.bin"),
+        "{table}"
+    );
     run(&["transfers", "adjust", &number, "--limit", "0"]).expect(0);
     wait_until("it is done: at its old limit it would take a minute", || {
         transfer()["state"] == "done"

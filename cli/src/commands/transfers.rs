@@ -143,6 +143,7 @@ fn list(context: &CommandContext, transfers: &[Transfer]) -> Result<(), CommandE
         ("SIZE", Align::Right),
         ("RATE", Align::Right),
         ("LEFT", Align::Right),
+        ("AGE", Align::Right),
         ("TARGET", Align::Elastic),
     ]);
     let ids = context
@@ -191,6 +192,11 @@ fn row(transfer: &Transfer, ids: IdFormat) -> Vec<String> {
             .seconds_left()
             .filter(|_| running)
             .map(text::clock)
+            .unwrap_or_default(),
+        transfer
+            .created_at
+            .and_then(|time| time.elapsed().ok())
+            .map(text::age)
             .unwrap_or_default(),
         target_text(transfer),
     ]

@@ -1,6 +1,6 @@
 //! Domain types for the reports of a peer's control service, and their conversion from messages.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
@@ -147,6 +147,8 @@ pub(crate) struct Transfer {
     pub(crate) unverified: u64,
     pub(crate) bytes_per_second: u64,
     pub(crate) elapsed: Duration,
+    /// When it was requested; `None` if unknown.
+    pub(crate) created_at: Option<SystemTime>,
     pub(crate) units_total: u32,
     pub(crate) units_done: u32,
     pub(crate) peers: Vec<TransferPeer>,
@@ -412,6 +414,10 @@ impl TryFrom<v1::Transfer> for Transfer {
             unverified: transfer.unverified_bytes,
             bytes_per_second: transfer.bytes_per_second,
             elapsed: Duration::from_millis(transfer.elapsed_ms),
+            created_at: match transfer.created_unix_seconds {
+                0 => None,
+                seconds => UNIX_EPOCH.checked_add(Duration::from_secs(seconds)),
+            },
             units_total: transfer.units_total,
             units_done: transfer.units_done,
             peers: transfer.peers.into_iter().map(Into::into).collect(),

@@ -172,6 +172,7 @@ mod tests {
             not_kept: Vec::new(),
             bytes_per_second: 34_567_890,
             elapsed: Duration::from_secs(3),
+            created_at: None,
             units_total: 100,
             units_done: 12,
             peers: (0..peers)

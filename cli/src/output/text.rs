@@ -146,6 +146,17 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
+/// How long ago something happened, in its largest unit: `12 s`, `5 min`, `3 h`, `4 d`.
+pub(crate) fn age(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..=59 => format!("{seconds} s"),
+        60..=3599 => format!("{} min", seconds / 60),
+        3600..=86_399 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
 /// Time left as a clock: `0:07`, `12:05`, `3:04:05`; `>4 d` if over 99 hours.
 pub(crate) fn clock(seconds: u64) -> String {
     match seconds {
@@ -253,6 +264,8 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");
         assert_eq!(duration(Duration::from_secs(7440)), "2 h 04 min");
         assert_eq!(clock(7), "0:07");
+        let ages = [7, 60, 7199, 90_000].map(|seconds| age(Duration::from_secs(seconds)));
+        assert_eq!(ages, ["7 s", "1 min", "1 h", "1 d"]);
         assert_eq!(clock(3600 * 3 + 245), "3:04:05");
     }
 

@@ -1,5 +1,7 @@
 //! Transfers as JSON, and their limits as text.
 
+use std::time::UNIX_EPOCH;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -25,6 +27,10 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
         "max_bytes_per_second": transfer.limit,
         "priority": transfer.priority,
         "seconds": transfer.elapsed.as_secs_f64(),
+        "created_unix_seconds": transfer
+            .created_at
+            .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+            .map(|since| since.as_secs()),
         "units": transfer.units_done,
         "units_total": transfer.units_total,
         "sources": transfer.peers.iter().map(peer_object).collect::<Vec<_>>(),

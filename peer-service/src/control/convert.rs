@@ -1,6 +1,9 @@
 //! Converts between domain types and the messages of the control service.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
 
 use potluck_core::{Problem, Reason, Sha256, collection::path::Label, convert, proto::v1};
 
@@ -227,6 +230,10 @@ impl From<&DownloadStatus> for v1::Transfer {
             resumed_bytes: status.resumed_bytes,
             bytes_per_second: status.bytes_per_second,
             elapsed_ms: u64::try_from(status.elapsed.as_millis()).unwrap_or(u64::MAX),
+            created_unix_seconds: status
+                .created_at
+                .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+                .map_or(0, |since| since.as_secs()),
             units_total: status.units_total,
             units_done: status.units_done,
             peers: status.peers.iter().map(Into::into).collect(),

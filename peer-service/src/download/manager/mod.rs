@@ -22,7 +22,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{FileId, Problem, Reason};
@@ -182,6 +182,7 @@ impl DownloadManager {
                     running: true,
                     name: String::new(),
                     path: None,
+                    created_at: Some(SystemTime::now()),
                 };
                 table.insert(number, saved, None)
             }

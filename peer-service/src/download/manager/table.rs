@@ -97,6 +97,7 @@ impl DownloadTable {
         if let Some(path) = saved.path {
             status.path = path;
         }
+        status.created_at = saved.created_at;
         self.last_number = self.last_number.max(number);
         let entry = DownloadEntry {
             limits: watch::Sender::new(status.limits),
@@ -121,6 +122,7 @@ impl DownloadTable {
             running: entry.persisted?,
             name: status.name.clone(),
             path: Some(status.path.clone()).filter(|path| !path.as_os_str().is_empty()),
+            created_at: status.created_at,
         })
     }
 

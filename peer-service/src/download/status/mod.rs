@@ -5,7 +5,10 @@ mod rate;
 pub(crate) mod reporter;
 mod rows;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use potluck_core::{
     FileId, PeerId, Problem, Sha256,
@@ -208,6 +211,8 @@ pub struct DownloadStatus {
     pub bytes_per_second: u64,
     /// Time since the run started.
     pub elapsed: Duration,
+    /// When the download was requested; `None` if unknown.
+    pub created_at: Option<SystemTime>,
     /// Total units; 0 until known.
     pub units_total: u32,
     /// Verified units.
@@ -244,6 +249,7 @@ impl DownloadStatus {
             unverified_bytes: 0,
             bytes_per_second: 0,
             elapsed: Duration::ZERO,
+            created_at: None,
             units_total: 0,
             units_done: 0,
             peers: Vec::new(),

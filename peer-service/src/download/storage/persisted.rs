@@ -6,6 +6,7 @@ use std::{
     ffi::OsString,
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use potluck_core::model::Address;
@@ -27,6 +28,8 @@ pub(crate) struct PersistedDownload {
     pub(crate) name: String,
     /// The final path, once known.
     pub(crate) path: Option<PathBuf>,
+    /// When it was requested, to the second; `None` if an earlier version stored it.
+    pub(crate) created_at: Option<SystemTime>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,6 +55,9 @@ struct PersistedJson {
     #[serde(default)]
     label: String,
     path: Option<String>,
+    /// Seconds since 1970; 0 if unknown.
+    #[serde(default)]
+    created_at: u64,
 }
 
 impl PersistedDownload {
@@ -75,6 +81,7 @@ impl PersistedDownload {
             running: self.running,
             label: self.name.clone(),
             path: self.path.as_deref().map(path_to_hex),
+            created_at: self.created_at.map_or(0, unix_seconds),
         };
         serde_json::to_vec(&record).expect("strings and numbers always serialise")
     }
@@ -111,8 +118,17 @@ impl PersistedDownload {
             running: record.running,
             name: record.label,
             path: path(record.path)?,
+            created_at: match record.created_at {
+                0 => None,
+                seconds => UNIX_EPOCH.checked_add(Duration::from_secs(seconds)),
+            },
         })
     }
+}
+
+/// The whole seconds since 1970; 0 for an earlier time.
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn path_to_hex(path: &Path) -> String {
@@ -152,6 +168,7 @@ mod tests {
             running: true,
             name: "label".into(),
             path: None,
+            created_at: Some(UNIX_EPOCH + Duration::from_secs(1_796_000_000)),
         };
         assert_eq!(PersistedDownload::decode(&saved.encode()), Some(saved));
         assert_eq!(PersistedDownload::decode(b"nonsense"), None);
@@ -163,6 +180,7 @@ mod tests {
         for priority in ["", r#","priority":0"#, r#","priority":101"#] {
             let record = format!(r#"{{"id":"{id}","max_bytes_per_second":7{priority}}}"#);
             let saved = PersistedDownload::decode(record.as_bytes()).unwrap();
+            assert_eq!(saved.created_at, None);
             let limits = saved.spec.limits.applied_to(DownloadLimits::default());
             assert_eq!(
                 (limits.max_bytes_per_second, limits.priority.get()),
