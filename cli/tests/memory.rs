@@ -76,7 +76,7 @@ async fn answers_of_empty_items_are_refused_before_they_are_decoded() {
             let (code, peak, stderr) = run(arguments, empty.clone()).await;
             assert!(code.is_some_and(|code| code > 0), "{code:?}");
             assert!(
-                stderr.contains("more files") || stderr.contains("too large"),
+                stderr.contains("sent more than") || stderr.contains("too large"),
                 "{stderr}"
             );
             assert_small(peak);
