@@ -1,4 +1,7 @@
 //! Serves the peer service on the open port.
+//!
+//! Invariant: whatever strangers send, memory for them is bounded by admission, the number of
+//! connections, and the windows of HTTP/2.
 
 use futures_util::StreamExt as _;
 use potluck_core::{

@@ -1,4 +1,4 @@
-//! Stops a peer in order; [`super`] lists the steps.
+//! Stops a peer in order; the module above lists the steps.
 
 use std::{path::PathBuf, time::Duration};
 

@@ -1,4 +1,6 @@
 //! The state that all calls of the open port share.
+//!
+//! Invariant: streams that hold memory for long are counted, in total and per address.
 
 use std::sync::{Arc, atomic::AtomicU64};
 

@@ -1,4 +1,8 @@
-//! Registers changes, renews the lease, and retries; [`super`] lists the invariants.
+//! Registers changes, renews the lease, and retries.
+//!
+//! A pass announces all changes up to the newest one in batches. After a failure it renews the
+//! lease first and then continues from the last acknowledged change. The module above lists the
+//! invariants.
 
 use std::time::Duration;
 

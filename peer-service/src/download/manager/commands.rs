@@ -1,4 +1,6 @@
 //! The commands on a download: pause, resume, adjust, cancel.
+//!
+//! Invariant: a command that succeeds is on disk when it returns.
 
 use potluck_core::{Problem, Reason};
 

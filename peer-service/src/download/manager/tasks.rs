@@ -1,4 +1,7 @@
 //! Starts the task of a download, and records how it ended.
+//!
+//! Invariant: the end of a task is stored before it is shown, and also if the task panicked. A
+//! failed write is retried.
 
 use std::sync::Arc;
 

@@ -1,4 +1,6 @@
 //! Keeps one peer connected: connects, passes on its events, and reconnects with backoff.
+//!
+//! Invariant: a peer sends at most one event per [`EVENT_PAUSE`], however many it offers.
 
 use std::{net::IpAddr, time::Duration};
 

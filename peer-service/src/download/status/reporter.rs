@@ -1,4 +1,6 @@
 //! Writes the progress of a run into the status of its download.
+//!
+//! Invariant: once the run is stopped, the status shows no activity.
 
 use std::{collections::HashMap, path::Path, time::Duration};
 

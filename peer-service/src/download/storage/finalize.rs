@@ -1,4 +1,6 @@
 //! Gives a complete and verified download its final name, without ever overwriting anything.
+//!
+//! Invariant: the data is flushed before the rename, and the rename is flushed before this returns.
 
 use std::{
     fs::{self, File},

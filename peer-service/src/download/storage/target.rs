@@ -1,4 +1,6 @@
 //! Resolves a request to one target path, and names the companion files next to it.
+//!
+//! Invariant: a name from the network names one visible file directly inside the target folder.
 
 use std::{
     io,

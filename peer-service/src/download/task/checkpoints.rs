@@ -1,4 +1,6 @@
 //! Writes the resume state of a running download at intervals.
+//!
+//! Invariant: a checkpoint lists only units that were verified before its flush started.
 
 use std::{sync::Arc, time::Duration};
 

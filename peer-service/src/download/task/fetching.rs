@@ -1,4 +1,7 @@
 //! Runs the swarm of one attempt.
+//!
+//! Invariant: when this returns, nothing writes to the part file any more: all calls, the
+//! preallocation and the checkpoint task have ended.
 
 use std::sync::Arc;
 

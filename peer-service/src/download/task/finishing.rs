@@ -1,4 +1,7 @@
 //! Finishes a run that has all its units: gives the content its final name and shares it.
+//!
+//! Invariant: the content is served without interruption, first by the download and then by the
+//! library.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

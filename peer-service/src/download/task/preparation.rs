@@ -1,5 +1,7 @@
 //! Prepares the data of a download: opens the part file, recovers units, and publishes the
 //! download.
+//!
+//! Invariant: steps that use the part file run to their end before the next step starts.
 
 use std::{
     io,

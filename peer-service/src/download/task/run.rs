@@ -1,4 +1,7 @@
 //! The steps of a run, and when it starts over.
+//!
+//! Invariant: an attempt that does not complete the content stops serving it and writes a last
+//! checkpoint.
 
 use std::sync::Arc;
 

@@ -1,4 +1,7 @@
 //! Conversions between the messages of PeerService and domain types.
+//!
+//! Invariant: a parsed request is within the contract's limits, and its ranges do not overflow.
+//! Whether they lie within their files is checked later.
 
 use std::ops::Range;
 

@@ -1,4 +1,6 @@
 //! The limits of a running download: its rate, and its part of the in-flight budget.
+//!
+//! Invariant: new settings apply immediately, also to requests in flight.
 
 use std::sync::Arc;
 

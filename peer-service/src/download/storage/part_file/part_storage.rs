@@ -1,4 +1,4 @@
-//! The file or folder that holds the data of a part.
+//! The file or folder that holds the data of a part: hides which of the two it is.
 
 use std::{
     fs::{self, File, OpenOptions},
