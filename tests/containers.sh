@@ -1,5 +1,6 @@
-# !/usr/bin/env bash Starts the network of docker-compose.yml under its own project name, searches
-# and downloads, stops a sharing peer, downloads again, compares the bytes, and removes everything.
+#!/usr/bin/env bash
+# Starts the network of docker-compose.yml under its own project name, searches and downloads, stops
+# a sharing peer, downloads again, compares the bytes, and removes everything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export COMPOSE_PROJECT_NAME=potluck-test

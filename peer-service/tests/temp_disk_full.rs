@@ -6,36 +6,28 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-mod small_disk;
+use potluck_testkit::{
+    content::{MIB, bytes, write_file},
+    services::PeerPair,
+    system::disk::SmallDisk,
+    transfer::{is_done, until, waits_for_room},
+};
 
-use common::*;
-use potluck_core::proto::v1;
-use small_disk::*;
-
+/// The folder for temporary files belongs to the whole process, so this test has one of its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_that_cannot_go_on_without_room_begins_anew_until_there_is_some() {
-    let Some(disk) = Disk::mount(MIB) else { return };
-    log();
-    let dir = tempfile::tempdir().unwrap();
+async fn a_transfer_without_temporary_room_starts_again_until_there_is_some() {
+    let Some(disk) = SmallDisk::mount(MIB) else { return };
+    let peers = PeerPair::new().await;
     let data = bytes(300_000, 4);
-    let path = file(dir.path(), "shared/in/data.bin", &data);
-    let seed = Peer::start(&dir.path().join("seed"), None).await;
-    let id = seed.share(&dir.path().join("shared")).await;
-    let peer = Peer::start(&dir.path().join("peer"), None).await;
+    write_file(peers.dir.path(), "shared/in/data.bin", &data);
+    let id = peers.seed.share(&peers.dir.path().join("shared")).await;
     tempfile::env::override_temp_dir(disk.root()).unwrap();
     let filler = disk.fill();
-    let request = v1::StartTransferRequest {
-        providers: vec![(&seed.address).into()],
-        ..wish(id, &dir.path().join("out"))
-    };
-    let fetch = peer.control.clone().start_transfer(request).await;
-    let mut events = fetch.unwrap().into_inner();
-    until("it waits", &mut events, waits_for_room).await;
+    let target = peers.dir.path().join("out");
+    let mut events = peers.start_transfer(id, &target).await;
+    until("it waits for room", &mut events, waits_for_room).await;
     std::fs::remove_file(filler).unwrap();
-    until("it goes on by itself", &mut events, done).await;
-    let there = dir.path().join("out").join("in/data.bin");
-    assert_eq!(std::fs::read(there).unwrap(), std::fs::read(path).unwrap());
-    peer.stop().await;
-    seed.stop().await;
+    until("it starts again by itself", &mut events, is_done).await;
+    assert_eq!(std::fs::read(target.join("in/data.bin")).unwrap(), data);
+    peers.stop().await;
 }

@@ -1,0 +1,17 @@
+//! The commands of `potluck`, each in a process of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod concurrent_commands;
+mod demo;
+mod fakes;
+mod health;
+mod id_prefixes;
+mod memory;
+mod offline;
+mod prompt;
+mod registration;
+mod sandbox;
+mod share_and_get;
+mod transfer;
+mod untrusted_input;

@@ -1,0 +1,9 @@
+//! Downloads from real and from misbehaving peers, to disks of several kinds.
+
+mod collections;
+mod disk_full;
+mod file_systems;
+mod files;
+mod misbehaving_peers;
+mod rate_sharing;
+mod slow_connections;

@@ -1,0 +1,4 @@
+//! The library on real folders.
+
+mod damage;
+mod sharing;
