@@ -23,7 +23,7 @@ Exit codes:
   0 done, 1 failed, 2 usage, 3 not found, 4 verification failed,
   5 index or peer unreachable, 130 interrupted";
 
-/// Share files, find them, and download them from many peers at once, verified piece by piece
+/// Share files, and download each from many peers at once, every piece verified
 #[derive(Debug, Parser)]
 #[command(
     name = "potluck",

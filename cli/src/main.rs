@@ -152,8 +152,10 @@ fn log_to_stderr(options: &GlobalOptions, out: &Output, is_service: bool) {
         (1, true) | (2, _) => "debug",
         _ => "trace",
     };
-    let filter = std::env::var(LOG_VARIABLE)
-        .ok()
+    let variable = std::env::var(LOG_VARIABLE).ok();
+    let for_services = || std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|_| is_service);
+    let filter = variable
+        .or_else(for_services)
         .and_then(|text| EnvFilter::try_new(text).ok())
         .unwrap_or_else(|| {
             let others = potluck_core::process::default_filter("warn");

@@ -23,7 +23,7 @@ Examples:
 
 The files themselves stay where they are.";
 
-/// Stop sharing files or folders; deletes nothing
+/// Stop sharing files and folders
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct UnshareArgs {

@@ -134,11 +134,17 @@ fn not_grpc(status: &Status) -> Option<Failure> {
     }
 }
 
-/// The message of the innermost cause, which is the most specific.
+/// The message of the innermost cause, which is the most specific, without an error number.
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
     }
-    cause.to_string()
+    let text = cause.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => first.to_lowercase().chain(chars).collect(),
+        None => String::new(),
+    }
 }

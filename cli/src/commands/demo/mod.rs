@@ -42,7 +42,7 @@ Examples:
   potluck demo             use a generated file of 256 MiB
   potluck demo big.iso     use a file or folder of yours; it is only read";
 
-/// Watch one file arrive from three peers at once, all on this machine
+/// Watch a file arrive from three peers on this machine
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct DemoArgs {
