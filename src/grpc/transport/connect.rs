@@ -29,8 +29,8 @@ use crate::{
 };
 
 impl Endpoint {
-    /// Opens a connection and verifies that the server speaks gRPC, within [`CONNECT_TIMEOUT`] and
-    /// [`RESPONSE_TIMEOUT`].
+    /// Opens a connection and verifies that the server speaks gRPC, within `CONNECT_TIMEOUT` and
+    /// `RESPONSE_TIMEOUT`.
     ///
     /// # Errors
     /// [`Reason::Unreachable`] if nothing answers, [`Reason::TimedOut`] if there is no response in
@@ -52,7 +52,7 @@ impl Endpoint {
         Ok(response.status() == ServingStatus::Serving)
     }
 
-    /// Opens a connection within [`CONNECT_TIMEOUT`]. Does not verify that the server speaks gRPC.
+    /// Opens a connection within `CONNECT_TIMEOUT`. Does not verify that the server speaks gRPC.
     ///
     /// # Errors
     /// Those of [`Endpoint::connect`] that opening a connection can detect.
@@ -116,7 +116,7 @@ impl Endpoint {
     }
 
     /// Like [`Endpoint::lazy_from`], for bulk data over a path with this round-trip time. The
-    /// windows let a stream fill a link of some Gbit/s, up to [`MAX_BULK_WINDOW`].
+    /// windows let a stream fill a link of some Gbit/s, up to `MAX_BULK_WINDOW`.
     pub fn lazy_bulk_channel(&self, round_trip: Duration, from: Option<IpAddr>) -> Channel {
         let window = (round_trip.as_secs_f64() * BULK_RATE) as u32;
         let window = window.clamp(STREAM_WINDOW, MAX_BULK_WINDOW);
