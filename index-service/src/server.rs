@@ -218,9 +218,9 @@ impl RunningIndex {
             started: Instant::now(),
             store_kind,
         });
-        let charging = Arc::clone(&service);
+        let charged = Arc::clone(&service);
         let admission = Admission::with_rate_limiter(BUDGETS, call_kind, move |source, cost| {
-            charging.charge_cost(source, cost)
+            charged.charge_cost(source, cost)
         });
         let generated = IndexServiceServer::from_arc(Arc::clone(&service))
             .max_decoding_message_size(transport::admission::SMALL_REQUEST)

@@ -124,7 +124,7 @@ struct LimiterState {
     share: MaxShare,
     in_use: usize,
     /// Permits in use per client; no entry for zero.
-    by_source: HashMap<Key, usize>,
+    permits_by_source: HashMap<Key, usize>,
 }
 
 impl LimiterState {
@@ -135,11 +135,11 @@ impl LimiterState {
             return Err(LimitError::Full);
         }
         if let Some(key) = client.0 {
-            let own = self.by_source.get(&key).copied().unwrap_or(0);
+            let own = self.permits_by_source.get(&key).copied().unwrap_or(0);
             if !self.share.allows(own, count, free) {
                 return Err(LimitError::AddressShare);
             }
-            self.by_source.insert(key, own + count);
+            self.permits_by_source.insert(key, own + count);
         }
         self.in_use += count;
         Ok(())
@@ -162,7 +162,7 @@ impl PerAddressLimiter {
                 capacity: max,
                 share,
                 in_use: 0,
-                by_source: HashMap::new(),
+                permits_by_source: HashMap::new(),
             })),
         }
     }
@@ -187,9 +187,9 @@ impl PerAddressLimiter {
     }
 
     /// Number of permits that this client holds; 0 for a client that is not limited by address.
-    pub fn taken_by(&self, client: ClientAddress) -> usize {
+    pub fn held_by(&self, client: ClientAddress) -> usize {
         let key = client.0;
-        key.and_then(|key| self.state().by_source.get(&key).copied())
+        key.and_then(|key| self.state().permits_by_source.get(&key).copied())
             .unwrap_or(0)
     }
 
@@ -199,7 +199,7 @@ impl PerAddressLimiter {
     /// [`LimitError::Full`] if no permit is free, [`LimitError::AddressShare`] if the client has
     /// used its share.
     pub fn try_acquire(&self, client: ClientAddress) -> Result<Permit, LimitError> {
-        self.take_many(client, 1)
+        self.try_acquire_many(client, 1)
     }
 
     /// Takes `count` permits, such as bytes, or none.
@@ -207,7 +207,7 @@ impl PerAddressLimiter {
     /// # Errors
     /// [`LimitError::Full`] if too few permits are free, [`LimitError::AddressShare`] if the
     /// client would exceed its share.
-    pub fn take_many(&self, client: ClientAddress, count: usize) -> Result<Permit, LimitError> {
+    pub fn try_acquire_many(&self, client: ClientAddress, count: usize) -> Result<Permit, LimitError> {
         self.state().take(client, count)?;
         Ok(Permit {
             limiter: self.clone(),
@@ -221,7 +221,7 @@ impl Permit {
     /// Takes `count` more permits, or none.
     ///
     /// # Errors
-    /// Those of [`PerAddressLimiter::take_many`]. The permits held so far are kept.
+    /// Those of [`PerAddressLimiter::try_acquire_many`]. The permits held so far are kept.
     pub fn grow(&mut self, count: usize) -> Result<(), LimitError> {
         self.limiter.state().take(self.client, count)?;
         self.count += count;
@@ -234,10 +234,10 @@ impl Drop for Permit {
         let mut state = self.limiter.state();
         state.in_use -= self.count;
         let Some(key) = self.client.0 else { return };
-        if let Some(own) = state.by_source.get_mut(&key) {
+        if let Some(own) = state.permits_by_source.get_mut(&key) {
             *own -= self.count;
             if *own == 0 {
-                state.by_source.remove(&key);
+                state.permits_by_source.remove(&key);
             }
         }
     }
@@ -312,18 +312,18 @@ mod tests {
     fn many_permits_are_taken_together_or_not_at_all() {
         let limiter = PerAddressLimiter::new(100, MaxShare::default());
         let (one, other) = (source("192.0.2.1"), source("192.0.2.2"));
-        assert_eq!(limiter.take_many(one, 101).unwrap_err(), LimitError::Full);
-        let mut held = limiter.take_many(one, 30).unwrap();
+        assert_eq!(limiter.try_acquire_many(one, 101).unwrap_err(), LimitError::Full);
+        let mut held = limiter.try_acquire_many(one, 30).unwrap();
         assert_eq!(held.grow(21), Err(LimitError::AddressShare));
         assert_eq!((held.grow(20), limiter.in_use()), (Ok(()), 50));
-        assert_eq!(limiter.taken_by(one), 50);
-        assert_eq!(limiter.take_many(other, 51).unwrap_err(), LimitError::Full);
+        assert_eq!(limiter.held_by(one), 50);
+        assert_eq!(limiter.try_acquire_many(other, 51).unwrap_err(), LimitError::Full);
         assert!(
-            limiter.take_many(other, 50).is_ok(),
+            limiter.try_acquire_many(other, 50).is_ok(),
             "the first request is always allowed"
         );
         drop(held);
-        assert_eq!((limiter.in_use(), limiter.taken_by(one)), (0, 0));
+        assert_eq!((limiter.in_use(), limiter.held_by(one)), (0, 0));
     }
 
     #[test]
@@ -378,7 +378,7 @@ mod tests {
                 prop_assert_eq!(limiter.in_use(), held.len());
             }
             drop(held);
-            prop_assert!(limiter.state().by_source.is_empty());
+            prop_assert!(limiter.state().permits_by_source.is_empty());
         }
     }
 }

@@ -57,12 +57,12 @@ pub struct IndexClient {
 impl IndexClient {
     /// A client of the index at `endpoint`. Connects on the first call.
     pub fn new(endpoint: Endpoint) -> Self {
-        Self::leaving_from(endpoint, None)
+        Self::with_local_address(endpoint, None)
     }
 
     /// A client whose connections use `from` as their local address, if that address can reach the
     /// index.
-    pub fn leaving_from(endpoint: Endpoint, from: Option<std::net::IpAddr>) -> Self {
+    pub fn with_local_address(endpoint: Endpoint, from: Option<std::net::IpAddr>) -> Self {
         let channel = endpoint.lazy_from(from);
         let client = IndexServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_RESPONSE)

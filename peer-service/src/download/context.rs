@@ -49,7 +49,7 @@ pub struct LocalPeer {
     pub address: Address,
     /// The local address for outgoing connections, so that peers and the index see the address on
     /// which this peer listens. `None`: the system chooses.
-    pub leave_from: Option<IpAddr>,
+    pub outgoing_address: Option<IpAddr>,
 }
 
 impl LocalPeer {

@@ -79,7 +79,7 @@ async fn serve_on<L: Accept>(
         .layer(tonic::service::InterceptorLayer::new(TokenInterceptor::new(
             token,
         )))
-        .layer(Admission::trusting())
+        .layer(Admission::without_limits())
         .add_routes(routes)
         .serve_with_incoming_shutdown(
             connections(listener, limiter, signals.close_connections.clone()),

@@ -118,10 +118,10 @@ pub async fn start(
     let local = LocalPeer {
         id: home.peer_id(),
         address: local_addr.into(),
-        leave_from: Some(local_addr.ip()).filter(|ip| !ip.is_unspecified()),
+        outgoing_address: Some(local_addr.ip()).filter(|ip| !ip.is_unspecified()),
     };
     let index = config.index.clone();
-    let index = index.map(|index| IndexClient::leaving_from(index, local.leave_from));
+    let index = index.map(|index| IndexClient::with_local_address(index, local.outgoing_address));
     let registrar = index.clone().map(|client| {
         let address = config.advertise.clone();
         let connection = IndexConnection::new(

@@ -181,7 +181,7 @@ impl fmt::Debug for Admission {
 impl Admission {
     /// A layer with these budgets. `kind` maps a call's path to its limits.
     pub fn new(budgets: Budgets, kind: fn(&str) -> CallKind) -> Self {
-        Self::charging(budgets, kind, None)
+        Self::with_charge(budgets, kind, None)
     }
 
     /// Like [`Admission::new`], with a rate limiter that `charge` calls for each cost of a client.
@@ -190,11 +190,11 @@ impl Admission {
         kind: fn(&str) -> CallKind,
         charge: impl Fn(Option<IpAddr>, Cost) -> Result<(), Problem> + Send + Sync + 'static,
     ) -> Self {
-        Self::charging(budgets, kind, Some(Arc::new(charge)))
+        Self::with_charge(budgets, kind, Some(Arc::new(charge)))
     }
 
     /// A layer for the owner's calls: no limits, only tracks activity.
-    pub fn trusting() -> Self {
+    pub fn without_limits() -> Self {
         let budgets = Budgets {
             incoming: 0,
             unread: 0,
@@ -203,7 +203,7 @@ impl Admission {
         Self::new(budgets, |_| CallKind::Trusted)
     }
 
-    fn charging(budgets: Budgets, kind: fn(&str) -> CallKind, charge: Option<Charge>) -> Self {
+    fn with_charge(budgets: Budgets, kind: fn(&str) -> CallKind, charge: Option<Charge>) -> Self {
         let share = budgets.max_share;
         Self {
             shared: Arc::new(AdmissionShared {
@@ -344,7 +344,7 @@ impl AdmittedCall {
         };
         let turns = match self.kind {
             CallKind::Trusted | CallKind::SelfBounded { .. } => None,
-            _ => Some(Arc::clone(self.client.calls_at_once())),
+            _ => Some(Arc::clone(self.client.concurrent_calls())),
         };
         let _turn = match turns {
             Some(turns) => turns.acquire_owned().await.ok(),
@@ -413,7 +413,10 @@ impl AdmittedCall {
                     let taken = match incoming {
                         Some(incoming) => incoming.grow(data.len()),
                         None => {
-                            let taken = self.shared.incoming.take_many(self.client.client(), length);
+                            let taken = self
+                                .shared
+                                .incoming
+                                .try_acquire_many(self.client.client(), length);
                             taken.map(|taken| *incoming = Some(taken))
                         }
                     };
@@ -448,11 +451,11 @@ impl AdmittedCall {
         let taken = self
             .shared
             .unread
-            .take_many(self.client.client(), bytes + ANSWER_OVERHEAD);
+            .try_acquire_many(self.client.client(), bytes + ANSWER_OVERHEAD);
         taken.map(Arc::new).map_err(|why| {
             if why == LimitError::Full {
                 // Frees budget for later calls by closing a connection that does not read.
-                self.client.evict_hoarder();
+                self.client.evict_oldest_unread();
             }
             busy("unread answers", why)
         })
@@ -614,14 +617,14 @@ impl http_body::Body for CountedBody {
 
 /// Wraps `bytes` so that they hold the permit until the last reference to their memory is dropped.
 fn hold(bytes: Bytes, place: Arc<Permit>) -> Bytes {
-    struct Held(
+    struct BytesWithPermit(
         Bytes,
         #[allow(dead_code, reason = "held until it is dropped")] Arc<Permit>,
     );
-    impl AsRef<[u8]> for Held {
+    impl AsRef<[u8]> for BytesWithPermit {
         fn as_ref(&self) -> &[u8] {
             &self.0
         }
     }
-    Bytes::from_owner(Held(bytes, place))
+    Bytes::from_owner(BytesWithPermit(bytes, place))
 }

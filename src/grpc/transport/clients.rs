@@ -36,7 +36,7 @@ pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const EVICTABLE: Duration = Duration::from_secs(1);
 
 /// Minimum time between two searches for an idle connection of a client that has used its share.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+const EVICTION_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Time for which a part of a response may stay unread. A client may open its window again only
 /// after it has read half of it; this is longer than an honest client takes.
@@ -50,7 +50,7 @@ const SLOWEST: u64 = 8 * 1024;
 const EVICTABLE_UNREAD: Duration = Duration::from_secs(2);
 
 /// Maximum concurrent calls per connection; further calls wait.
-const CALLS_AT_ONCE: usize = 64;
+const MAX_CONCURRENT_CALLS: usize = 64;
 
 /// Interval of the checks for idle and overdue connections.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
@@ -100,7 +100,7 @@ struct ConnectionRecord {
     /// When `active` last became zero, in milliseconds since `opened_at`.
     idle_since: AtomicU64,
     unread: Mutex<UnreadAnswers>,
-    calls_at_once: Arc<Semaphore>,
+    concurrent_calls: Arc<Semaphore>,
 }
 
 /// Response parts that HTTP/2 holds.
@@ -175,7 +175,7 @@ impl Clients {
             active: AtomicUsize::new(0),
             idle_since: AtomicU64::new(0),
             unread: Mutex::default(),
-            calls_at_once: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+            concurrent_calls: Arc::new(Semaphore::new(MAX_CONCURRENT_CALLS)),
         });
         let mut state = self.shared.state();
         state.next += 1;
@@ -198,7 +198,7 @@ impl Clients {
         if why == LimitError::AddressShare {
             // Only one of the client's own permits can be freed, so a search per attempt is not
             // worth its cost.
-            let recently = |last: Instant| now.duration_since(last) < BETWEEN_LOOKS;
+            let recently = |last: Instant| now.duration_since(last) < EVICTION_INTERVAL;
             if state.last_sweep.is_some_and(recently) {
                 return None;
             }
@@ -285,7 +285,7 @@ impl ClientConnection {
             active: AtomicUsize::new(0),
             idle_since: AtomicU64::new(0),
             unread: Mutex::default(),
-            calls_at_once: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+            concurrent_calls: Arc::new(Semaphore::new(MAX_CONCURRENT_CALLS)),
         };
         Self {
             shared: Arc::new(shared),
@@ -306,8 +306,8 @@ impl ClientConnection {
     }
 
     /// One permit per call in progress.
-    pub(crate) fn calls_at_once(&self) -> &Arc<Semaphore> {
-        &self.shared.calls_at_once
+    pub(crate) fn concurrent_calls(&self) -> &Arc<Semaphore> {
+        &self.shared.concurrent_calls
     }
 
     /// Wraps `bytes` so that they count as unread, and hold `budget`, until the last reference to
@@ -336,7 +336,7 @@ impl ClientConnection {
 
     /// Closes the listener's connection with the oldest unread response, if that is older than
     /// [`EVICTABLE_UNREAD`].
-    pub(crate) fn evict_hoarder(&self) {
+    pub(crate) fn evict_oldest_unread(&self) {
         let Some(table) = self.shared.table.upgrade() else {
             return;
         };
@@ -405,7 +405,7 @@ mod tests {
 
     fn budget(bytes: usize) -> Arc<Permit> {
         let limiter = PerAddressLimiter::new(bytes, MaxShare::ALL);
-        Arc::new(limiter.take_many(ClientAddress::LOCAL, bytes).unwrap())
+        Arc::new(limiter.try_acquire_many(ClientAddress::LOCAL, bytes).unwrap())
     }
 
     #[tokio::test(start_paused = true)]
@@ -480,11 +480,11 @@ mod tests {
         let (clients, limiter) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
         let (one, other) = (connect(&clients, &limiter, 1), connect(&clients, &limiter, 2));
         let _first = one.client().count_unread(Bytes::from_static(b"x"), budget(1));
-        other.client().evict_hoarder();
+        other.client().evict_oldest_unread();
         assert!(!is_cut(&one), "the client may be about to read it");
         tokio::time::advance(EVICTABLE_UNREAD).await;
         let _second = other.client().count_unread(Bytes::from_static(b"x"), budget(1));
-        other.client().evict_hoarder();
+        other.client().evict_oldest_unread();
         assert!(is_cut(&one) && !is_cut(&other));
     }
 }

@@ -66,7 +66,7 @@ impl Endpoint {
     /// Those of [`Endpoint::open`].
     pub async fn open_from(&self, from: Option<IpAddr>) -> Result<Channel, Problem> {
         let connected = match self {
-            Self::Http(uri) => leaving(uri, from).connect().await,
+            Self::Http(uri) => endpoint_from(uri, from).connect().await,
             Self::LinkLocal(address) => {
                 let connector = link_local_connector(address.clone());
                 socket_builder().connect_with_connector(connector).await
@@ -133,7 +133,7 @@ impl Endpoint {
         set: impl Fn(tonic::transport::Endpoint) -> tonic::transport::Endpoint,
     ) -> Channel {
         match self {
-            Self::Http(uri) => set(leaving(uri, from)).connect_lazy(),
+            Self::Http(uri) => set(endpoint_from(uri, from)).connect_lazy(),
             Self::LinkLocal(address) => {
                 set(socket_builder()).connect_with_connector_lazy(link_local_connector(address.clone()))
             }
@@ -165,9 +165,9 @@ impl Endpoint {
     /// Converts a status like [`Endpoint::problem`], and probes the server if the connection
     /// broke.
     async fn explain(&self, status: Status, service: &str) -> Problem {
-        let told_by_service = is_from_potluck(&status);
+        let is_from_service = is_from_potluck(&status);
         let problem = self.problem(status, service);
-        match told_by_service {
+        match is_from_service {
             true => problem,
             false => self.identify_foreign(problem, service).await,
         }
@@ -228,7 +228,7 @@ fn link_local_connector(
 }
 
 /// The endpoint for `uri`, with `from` as the local address if that can reach it.
-fn leaving(uri: &Uri, from: Option<IpAddr>) -> tonic::transport::Endpoint {
+fn endpoint_from(uri: &Uri, from: Option<IpAddr>) -> tonic::transport::Endpoint {
     let from = from.filter(|&from| can_use_as_local(from, uri.host().unwrap_or_default()));
     configure(Channel::builder(uri.clone())).local_address(from)
 }

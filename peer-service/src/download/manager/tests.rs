@@ -68,7 +68,7 @@ impl ManagerFixture {
             local: LocalPeer {
                 id: PeerId([1; 32]),
                 address: std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
-                leave_from: None,
+                outgoing_address: None,
             },
             resources: SharedResources {
                 limits: Limits::new(0, 0, 1),

@@ -55,7 +55,7 @@ pub(crate) struct BootstrapPool {
     attempts: Semaphore,
     /// Permits for silent peers.
     silent: Semaphore,
-    leave_from: Option<IpAddr>,
+    outgoing_address: Option<IpAddr>,
 }
 
 #[derive(Debug, Default)]
@@ -92,14 +92,14 @@ impl Violation {
 
 impl BootstrapPool {
     /// A pool that asks the peers in `candidates`.
-    /// `leave_from` is the local address of connections; `None`: the system chooses.
-    pub(crate) fn new(candidates: watch::Receiver<PeerCandidates>, leave_from: Option<IpAddr>) -> Self {
+    /// `outgoing_address` is the local address of connections; `None`: the system chooses.
+    pub(crate) fn new(candidates: watch::Receiver<PeerCandidates>, outgoing_address: Option<IpAddr>) -> Self {
         Self {
             candidates,
             state: Mutex::default(),
             attempts: Semaphore::new(MAX_CONCURRENT),
             silent: Semaphore::new(MAX_CONCURRENT),
-            leave_from,
+            outgoing_address,
         }
     }
 
@@ -289,7 +289,7 @@ impl BootstrapPool {
         let call = async {
             let client = match known {
                 Some(client) => client,
-                None => PeerClient::open(&address, self.leave_from).await?,
+                None => PeerClient::open(&address, self.outgoing_address).await?,
             };
             let answer = op(client.clone()).await;
             // A peer that accepts the connection but does not answer is not kept.

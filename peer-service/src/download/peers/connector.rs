@@ -48,7 +48,7 @@ pub(crate) struct ConnectorContext {
     /// The id of this peer, which is never asked.
     pub(crate) own_id: PeerId,
     /// The local address of connections; `None`: the system chooses.
-    pub(crate) leave_from: Option<IpAddr>,
+    pub(crate) outgoing_address: Option<IpAddr>,
     /// Receives the events of all peers.
     pub(crate) events: mpsc::Sender<(PeerKey, PeerEvent)>,
 }
@@ -107,7 +107,7 @@ impl PeerConnector {
         } = self.context;
         let client = match ready {
             Some(client) => client,
-            None => PeerClient::open(&self.candidate.address, self.context.leave_from).await?,
+            None => PeerClient::open(&self.candidate.address, self.context.outgoing_address).await?,
         };
         if self.candidate.peer.is_none() && client.describe(id).await?.peer == own_id {
             return Err(Problem::new(

@@ -137,7 +137,7 @@ impl<'a> DownloadDriver<'a> {
             id: download.record.id,
             units: plan.unit_count(),
             own_id: context.local.id,
-            leave_from: context.local.leave_from,
+            outgoing_address: context.local.outgoing_address,
             events: senders.peers,
         };
         let calls = CallContext {

@@ -9,7 +9,7 @@ fn peers() -> PeerSet {
         id: FileId([1; 32]),
         units: 8,
         own_id: PeerId([2; 32]),
-        leave_from: None,
+        outgoing_address: None,
         events,
     };
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());

@@ -43,7 +43,7 @@ const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct PeerClient {
     endpoint: Endpoint,
     control: PeerServiceClient<Channel>,
-    leave_from: Option<IpAddr>,
+    outgoing_address: Option<IpAddr>,
     /// Time that connecting took.
     connect_time: Duration,
     /// The connection for bulk data, created with the first response.
@@ -78,19 +78,19 @@ impl From<Problem> for WatchError {
 }
 
 impl PeerClient {
-    /// Connects to the peer at this address, from the local address `leave_from` if that can reach
+    /// Connects to the peer at this address, from the local address `outgoing_address` if that can reach
     /// it. Only the first call shows whether a peer answers there.
     ///
     /// # Errors
     /// [`Reason::Unreachable`], [`Reason::InvalidAddress`].
-    pub(crate) async fn open(address: &Address, leave_from: Option<IpAddr>) -> Result<Self, Problem> {
+    pub(crate) async fn open(address: &Address, outgoing_address: Option<IpAddr>) -> Result<Self, Problem> {
         let endpoint: Endpoint = address.to_string().parse()?;
         let started = Instant::now();
-        let control = grpc_client(endpoint.open_from(leave_from).await?);
+        let control = grpc_client(endpoint.open_from(outgoing_address).await?);
         Ok(Self {
             endpoint,
             control,
-            leave_from,
+            outgoing_address,
             connect_time: started.elapsed(),
             data: Arc::default(),
         })
@@ -101,9 +101,10 @@ impl PeerClient {
     /// traffic may share the path.
     fn data(&self, answered_in: Duration) -> Channel {
         let round_trip = self.connect_time.max(answered_in);
-        let channel = self
-            .data
-            .get_or_init(|| self.endpoint.lazy_bulk_channel(2 * round_trip, self.leave_from));
+        let channel = self.data.get_or_init(|| {
+            self.endpoint
+                .lazy_bulk_channel(2 * round_trip, self.outgoing_address)
+        });
         channel.clone()
     }
 
@@ -350,7 +351,7 @@ mod tests {
             let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
             Self {
                 control: grpc_client(endpoint.lazy_channel()),
-                leave_from: None,
+                outgoing_address: None,
                 connect_time: Duration::ZERO,
                 data: Arc::default(),
                 endpoint,
