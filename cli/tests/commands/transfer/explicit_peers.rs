@@ -43,7 +43,7 @@ fn reports_why_each_named_peer_cannot_serve() {
         let foreign = [
             web.as_str(),
             "is not a Potluck peer",
-            "give the address on which a peer listens",
+            "use the address on which the peer listens",
         ];
         assert_fails(sandbox, &web, 5, "not_potluck", &foreign);
         let absent = [peer.address.as_str(), "share the file there"];
