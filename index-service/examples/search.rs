@@ -15,7 +15,7 @@ use std::{
 
 use potluck_core::{
     FileId, PeerId, Root, Token,
-    index_client::{IndexClient, batches},
+    index_client::{IndexClient, MAX_BATCH},
     model::{Address, FileKind, FileRecord, QueryKey, Registration},
 };
 use potluck_index::{
@@ -156,11 +156,10 @@ async fn measure_queries(names: u64) -> anyhow::Result<()> {
         host: String::new(),
         port: 1,
     };
-    for from in (0..names).step_by(10_000) {
-        let files: Vec<Registration> = (from..names.min(from + 10_000)).map(registration).collect();
-        for batch in batches(&files) {
-            client.register(&token, &address, batch, None, false).await?;
-        }
+    for from in (0..names).step_by(MAX_BATCH) {
+        let until = names.min(from + MAX_BATCH as u64);
+        let files: Vec<Registration> = (from..until).map(registration).collect();
+        client.register(&token, &address, &files, None, false).await?;
     }
     println!("\nQuery by id over gRPC, in ms");
     println!(

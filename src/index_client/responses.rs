@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use crate::{Problem, Reason, grpc::counting_codec::list_items, index_client::batches::MAX_BATCH, proto::v1};
+use crate::{Problem, Reason, grpc::counting_codec::list_items, index_client::MAX_BATCH, proto::v1};
 
 /// Maximum files in a page and maximum providers of a file, as the contract defines them.
 const MAX_PAGE: usize = 1_000;

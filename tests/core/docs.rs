@@ -24,7 +24,7 @@ fn code_name(code: tonic::Code) -> String {
 }
 
 #[test]
-fn every_reason_is_in_the_table_of_errors() {
+fn the_table_of_errors_has_every_reason() {
     let rows: Vec<Vec<&str>> = ERRORS
         .lines()
         .filter(|line| line.starts_with("| `"))
@@ -53,7 +53,7 @@ fn every_reason_is_in_the_table_of_errors() {
 }
 
 #[test]
-fn the_protocols_numbers_are_the_codes() {
+fn the_protocol_has_the_numbers_of_the_code() {
     let has = |text: &str| assert!(PROTOCOL.contains(text), "docs/protocol.md does not say `{text}`");
     has(&merkle::EMPTY_FILE.to_string());
     assert_eq!(merkle::LEAF_SIZE, 16 << 10);

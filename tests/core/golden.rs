@@ -82,7 +82,7 @@ fn there_are_vectors_around_every_boundary() {
 
 /// Hashes in memory, and from disk with one and several threads.
 #[test]
-fn roots_and_ids_are_libtorrents() {
+fn roots_and_ids_equal_those_of_libtorrent() {
     let content = Content::new();
     for vector in vectors().into_iter().filter(|vector| vector.size < 8 << 20) {
         let mut bytes = vec![0; vector.size as usize];
@@ -104,7 +104,7 @@ fn roots_and_ids_are_libtorrents() {
 
 /// Sizes up to several GiB, generated on the fly without disk usage.
 #[test]
-fn roots_and_ids_of_large_files_are_libtorrents() {
+fn roots_and_ids_of_large_files_equal_those_of_libtorrent() {
     let content = Content::new();
     for vector in vectors().into_iter().filter(|vector| vector.size >= 8 << 20) {
         let tree = hash::hash_with(vector.size, 2, &|buffer, offset| content.read(buffer, offset)).unwrap();

@@ -45,7 +45,7 @@ async fn assert_fails(endpoint: Endpoint, reason: Reason) {
 }
 
 #[tokio::test]
-async fn a_port_where_nobody_listens() {
+async fn a_port_without_a_listener() {
     // The socket is bound, so no other process can listen on this port meanwhile.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -81,7 +81,7 @@ async fn another_protocol() {
 
 /// A server that speaks first may break the connection before or after the first call arrives.
 #[tokio::test]
-async fn another_protocol_that_begins_at_once() {
+async fn a_protocol_in_which_the_server_speaks_first() {
     let hangs_up = listen(|mut stream| async move {
         let _ = stream.write_all(b"220 mail.example ESMTP ready\r\n").await;
     })
@@ -99,7 +99,7 @@ async fn another_protocol_that_begins_at_once() {
 }
 
 #[tokio::test]
-async fn http2_that_is_no_grpc() {
+async fn http2_without_grpc() {
     let endpoint = listen(|stream| async move {
         let Ok(mut connection) = h2::server::handshake(stream).await else {
             return;
@@ -118,7 +118,7 @@ async fn http2_that_is_no_grpc() {
 }
 
 #[tokio::test]
-async fn someone_who_hangs_up() {
+async fn a_server_that_hangs_up() {
     assert_fails(
         listen(|stream| async move { drop(stream) }).await,
         Reason::Unreachable,
@@ -127,7 +127,7 @@ async fn someone_who_hangs_up() {
 }
 
 #[tokio::test]
-async fn someone_who_never_answers() {
+async fn a_server_that_never_answers() {
     let server = listen(answer_and_read_on(b"")).await;
     assert_fails(server, Reason::TimedOut).await;
 }

@@ -161,7 +161,7 @@ fn prints_the_id_that_the_contract_defines() {
 }
 
 #[test]
-fn id_goes_on_after_a_path_that_fails() {
+fn id_continues_after_a_path_that_fails() {
     let sandbox = Sandbox::without_index();
     sandbox.file("a", 10, 1);
     sandbox.file("b", 20, 2);

@@ -6,6 +6,7 @@ use potluck_core::{
     FileId, PeerId, Root, SetDigest, Sha256,
     model::{Address, FileKind, FileRecord, IndexedFile, Provider, QueryKey, Registration},
 };
+use potluck_testkit::records;
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -46,6 +47,14 @@ fn registration(n: u8, names: &[&str]) -> Registration {
         file: record(n),
         names,
         is_complete: true,
+    }
+}
+
+/// File `n` of many, under these names.
+fn numbered(n: u64, names: Vec<String>) -> Registration {
+    Registration {
+        names,
+        ..records::registration(n, "")
     }
 }
 
@@ -564,25 +573,11 @@ fn terms_that_match_too_many_words_are_still_found() {
     let mut catalog = Catalog::default();
     catalog.set_peer(peer(1), &address(1));
     for n in 0..6000u64 {
-        let root = Root([9; 32]);
-        let file = FileRecord {
-            id: FileId::derive(n, &root),
-            size: n,
-            root,
-            ..record(9)
-        };
         let names = vec![format!(
             "wide{n:05} {}",
             if n.is_multiple_of(100) { "rare" } else { "common" }
         )];
-        catalog.put(
-            &peer(1),
-            &Registration {
-                file,
-                names,
-                is_complete: true,
-            },
-        );
+        catalog.put(&peer(1), &numbered(n, names));
     }
     assert_eq!(search(&catalog, "wide", 1000).len(), 6000);
     assert_eq!(search(&catalog, "wide rare", 7).len(), 60);
@@ -596,21 +591,7 @@ fn pages_are_bounded_in_bytes() {
     catalog.set_peer(peer(1), &address(1));
     let long: Vec<String> = (0..16).map(|n| format!("{n:02}{}", "x".repeat(253))).collect();
     for n in 0..1000u64 {
-        let root = Root([9; 32]);
-        let file = FileRecord {
-            id: FileId::derive(n, &root),
-            size: n,
-            root,
-            ..record(9)
-        };
-        catalog.put(
-            &peer(1),
-            &Registration {
-                file,
-                names: long.clone(),
-                is_complete: true,
-            },
-        );
+        catalog.put(&peer(1), &numbered(n, long.clone()));
     }
     let page = search_page(&catalog, PageBounds::default(), "", None, 1000, usize::MAX / 2);
     assert!(page.next.is_some() && page.files.len() < 1000);
@@ -692,23 +673,9 @@ fn broad_words_without_a_common_name_take_one_call() {
     let mut catalog = Catalog::default();
     catalog.set_peer(peer(1), &address(1));
     for n in 0..20_000u64 {
-        let root = Root([9; 32]);
-        let file = FileRecord {
-            id: FileId::derive(n, &root),
-            size: n,
-            root,
-            ..record(9)
-        };
         let word = if n.is_multiple_of(2) { "even" } else { "odd" };
         let names = vec![format!("number {n} {word}")];
-        catalog.put(
-            &peer(1),
-            &Registration {
-                file,
-                names,
-                is_complete: true,
-            },
-        );
+        catalog.put(&peer(1), &numbered(n, names));
     }
     let page = search_page(&catalog, PageBounds::default(), "even odd", None, 100, 8000);
     assert!(page.files.is_empty() && page.next.is_none());

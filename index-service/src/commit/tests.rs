@@ -7,9 +7,10 @@ use std::{
 };
 
 use potluck_core::{
-    FileId, PeerId, Root,
-    model::{Address, FileKind, FileRecord, Registration},
+    FileId, PeerId,
+    model::{Address, Registration},
 };
+use potluck_testkit::records::registration;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::{
@@ -160,22 +161,6 @@ async fn changes_share_a_flush_and_are_visible_only_after_it() {
     assert_eq!(setup.committer.commit(open(1), 1).await, Err(CommitError::Closed));
 }
 
-fn file(n: u8, name: &str) -> Registration {
-    let root = Root([n; 32]);
-    let file = FileRecord {
-        id: FileId::derive(1, &root),
-        size: 1,
-        root,
-        sha256: None,
-        kind: FileKind::File,
-    };
-    Registration {
-        file,
-        names: vec![name.to_owned()],
-        is_complete: true,
-    }
-}
-
 #[tokio::test]
 async fn durable_registrations_are_not_written_again() {
     let setup = setup();
@@ -200,7 +185,7 @@ async fn durable_registrations_are_not_written_again() {
             other => panic!("{other:?}"),
         }
     };
-    let (a, b) = (file(1, "a"), file(2, "b"));
+    let (a, b) = (registration(1, "a"), registration(2, "b"));
     let both = [a.clone(), b.clone()];
     assert_eq!(register(&both, false, 1).await, (2, Some((both.to_vec(), 2))));
     for replace in [false, true] {
@@ -210,7 +195,7 @@ async fn durable_registrations_are_not_written_again() {
         is_complete: false,
         ..b.clone()
     };
-    let renamed = file(1, "another");
+    let renamed = registration(1, "another");
     for changed in [partial, b.clone(), renamed, a.clone()] {
         let other = if changed.file.id == a.file.id { &b } else { &a };
         let files = [other.clone(), changed.clone()];
@@ -222,7 +207,7 @@ async fn durable_registrations_are_not_written_again() {
         (2, Some((Vec::new(), 0))),
         "another address"
     );
-    let repeated = [file(2, "c"), b.clone()];
+    let repeated = [registration(2, "c"), b.clone()];
     assert_eq!(
         register(&repeated, false, 2).await,
         (2, Some((repeated.to_vec(), 0))),
@@ -252,8 +237,11 @@ async fn a_full_index_accepts_only_changes_that_need_no_memory() {
     };
     let mut restored = RestoredPeers::default();
     for (record, files) in [
-        (record.clone(), vec![partial(file(1, "a")), file(2, "b")]),
-        (other, vec![file(1, "c")]),
+        (
+            record.clone(),
+            vec![partial(registration(1, "a")), registration(2, "b")],
+        ),
+        (other, vec![registration(1, "c")]),
     ] {
         restored.add(StoredPeer { record, files });
     }
@@ -263,26 +251,31 @@ async fn a_full_index_accepts_only_changes_that_need_no_memory() {
     };
     let setup = setup_with(restored, limits);
     drop(setup.commands);
-    let mut claimed = file(1, "a");
+    let mut claimed = registration(1, "a");
     claimed.file.sha256 = Some(potluck_core::Sha256([1; 32]));
     let longer = Registration {
         names: vec!["a".to_owned(), "c".to_owned()],
-        ..file(1, "")
+        ..registration(1, "")
     };
-    let both = [file(1, "a"), file(2, "b")];
+    let both = [registration(1, "a"), registration(2, "b")];
     for (n, files, replace, outcome) in [
-        (1, vec![file(3, "a")], false, Err(CommitError::Full)),
-        (1, vec![file(1, "new")], false, Err(CommitError::Full)),
-        (1, vec![file(1, "b")], false, Err(CommitError::Full)),
+        (1, vec![registration(3, "a")], false, Err(CommitError::Full)),
+        (1, vec![registration(1, "new")], false, Err(CommitError::Full)),
+        (1, vec![registration(1, "b")], false, Err(CommitError::Full)),
         (1, vec![longer], false, Err(CommitError::Full)),
         (1, vec![claimed], false, Err(CommitError::Full)),
-        (1, vec![file(2, "b"), file(1, "b")], true, Err(CommitError::Full)),
+        (
+            1,
+            vec![registration(2, "b"), registration(1, "b")],
+            true,
+            Err(CommitError::Full),
+        ),
         (3, vec![], false, Err(CommitError::Full)),
         (1, both.to_vec(), false, Ok(2)),
         (1, both.to_vec(), true, Ok(2)),
-        (1, vec![file(1, "c")], false, Ok(2)),
-        (1, vec![file(1, "c")], true, Ok(1)),
-        (1, vec![file(2, "b")], false, Err(CommitError::Full)),
+        (1, vec![registration(1, "c")], false, Ok(2)),
+        (1, vec![registration(1, "c")], true, Ok(1)),
+        (1, vec![registration(2, "b")], false, Err(CommitError::Full)),
     ] {
         let CommitRequest::Register { peer, .. } = open(n) else {
             unreachable!()
@@ -443,7 +436,7 @@ async fn no_acknowledged_change_is_lost_when_the_store_fails_at_random() {
                 unreachable!()
             };
             let files: Vec<_> = (0..rng.random_range(0..20))
-                .map(|_| file(rng.random_range(0..30), &format!("name {step}")))
+                .map(|_| registration(rng.random_range(0..30), &format!("name {step}")))
                 .collect();
             let ids: Vec<FileId> = files.iter().map(|file| file.file.id).collect();
             let id = peer.id;
@@ -537,7 +530,7 @@ async fn a_large_peer_is_hidden_immediately_and_cleared_in_steps() {
         peer
     };
     let many = |n: u32| {
-        let mut one = file(1, "many");
+        let mut one = registration(1, "many");
         one.file.root.0[..4].copy_from_slice(&n.to_le_bytes());
         one.file.id = FileId::derive(1, &one.file.root);
         one
@@ -656,7 +649,7 @@ async fn one_peer_or_host_cannot_fill_the_index() {
         peer.address.host = host.to_owned();
         let files: Vec<_> = (from..from + 100)
             .map(|n| {
-                let mut one = file(1, &format!("a name of its own {n}"));
+                let mut one = registration(1, &format!("a name of its own {n}"));
                 one.file.root.0[..4].copy_from_slice(&n.to_le_bytes());
                 one.file.id = FileId::derive(1, &one.file.root);
                 one

@@ -22,10 +22,7 @@ async fn a_lease_expires_without_renewal() {
         .register(&token(1), &own_address(1), &[registration(1, "a")], second, false)
         .await
         .unwrap();
-    client
-        .register(&token(2), &own_address(2), &[registration(1, "a")], None, false)
-        .await
-        .unwrap();
+    index.register(2, &[registration(1, "a")]).await;
     wait_until("the lease expires", async || {
         index.provider_count(record(1).id).await == 1
     })
@@ -34,10 +31,7 @@ async fn a_lease_expires_without_renewal() {
     assert_eq!(refused.reason, Reason::LeaseUnknown);
     assert!(client.renew(&token(2), &own_address(2)).await.is_ok());
     // The peer registers again like a new one.
-    client
-        .register(&token(1), &own_address(1), &[registration(1, "a")], None, false)
-        .await
-        .unwrap();
+    index.register(1, &[registration(1, "a")]).await;
     assert_eq!(index.provider_count(record(1).id).await, 2);
 }
 
@@ -136,10 +130,7 @@ async fn returns_the_digest_of_the_registrations() {
     let files: Vec<_> = (0..200)
         .map(|n| registration(n, &format!("name {}", n % 7)))
         .collect();
-    let lease = client
-        .register(&token(1), &own_address(1), &files, None, false)
-        .await
-        .unwrap();
+    let lease = index.register(1, &files).await;
     assert_eq!(lease.digest, Some(SetDigest::from_iter(&files)));
     client
         .unregister(&token(1), Some(&[files[0].file.id]))
@@ -149,10 +140,7 @@ async fn returns_the_digest_of_the_registrations() {
         is_complete: false,
         ..registration(7, "another")
     }];
-    client
-        .register(&token(1), &own_address(1), &renewed, None, false)
-        .await
-        .unwrap();
+    index.register(1, &renewed).await;
     let mut expected = files[1..].to_vec();
     expected[6] = renewed[0].clone();
     let lease = client.renew(&token(1), &own_address(1)).await.unwrap();

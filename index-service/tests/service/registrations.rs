@@ -190,14 +190,8 @@ async fn replace_removes_earlier_registrations() {
     let index = TestIndex::in_memory().await;
     let client = &index.client;
     let old: Vec<Registration> = (0..10).map(|n| registration(n, "old")).collect();
-    client
-        .register(&token(1), &own_address(1), &old, None, false)
-        .await
-        .unwrap();
-    client
-        .register(&token(2), &own_address(2), &old, None, false)
-        .await
-        .unwrap();
+    index.register(1, &old).await;
+    index.register(2, &old).await;
     let new = [registration(9, "new"), registration(10, "new")];
     let lease = client
         .register(&token(1), &own_address(1), &new, None, true)
@@ -213,10 +207,7 @@ async fn replace_removes_earlier_registrations() {
 async fn a_peer_with_a_new_address_has_to_register_again() {
     let index = TestIndex::in_memory().await;
     let client = &index.client;
-    client
-        .register(&token(1), &own_address(1), &[registration(1, "a")], None, false)
-        .await
-        .unwrap();
+    index.register(1, &[registration(1, "a")]).await;
     assert_eq!(
         client.renew(&token(1), &own_address(2)).await.unwrap_err().reason,
         Reason::LeaseUnknown
@@ -241,10 +232,7 @@ async fn pages_list_every_file_once() {
     let files: Vec<_> = (0..257)
         .map(|n| registration(n, &format!("shard {n} of 257.bin")))
         .collect();
-    client
-        .register(&token(1), &own_address(1), &files, None, false)
-        .await
-        .unwrap();
+    index.register(1, &files).await;
     let mut ids = Vec::new();
     let mut next = None;
     loop {
@@ -274,10 +262,7 @@ where
 async fn a_watcher_receives_every_change() {
     let index = TestIndex::in_memory().await;
     let client = &index.client;
-    client
-        .register(&token(1), &own_address(1), &[registration(1, "a")], None, false)
-        .await
-        .unwrap();
+    index.register(1, &[registration(1, "a")]).await;
     let mut events = Box::pin(client.watch_providers(record(1).id, 0).await.unwrap());
     let ProviderEvent::Snapshot(first) = next(&mut events).await.unwrap() else {
         panic!("a snapshot first")
@@ -288,25 +273,15 @@ async fn a_watcher_receives_every_change() {
         is_complete: false,
         ..registration(1, "a")
     };
-    client
-        .register(&token(2), &own_address(2), &[partial], None, false)
-        .await
-        .unwrap();
+    index.register(2, &[partial]).await;
     let ProviderEvent::Joined(joined) = next(&mut events).await.unwrap() else {
         panic!("joined")
     };
     assert_eq!((joined.peer, joined.is_complete), (token(2).peer_id(), false));
 
-    client
-        .register(
-            &token(2),
-            &own_address(2),
-            &[registration(1, "a"), registration(2, "b")],
-            None,
-            false,
-        )
-        .await
-        .unwrap();
+    index
+        .register(2, &[registration(1, "a"), registration(2, "b")])
+        .await;
     let ProviderEvent::Joined(joined) = next(&mut events).await.unwrap() else {
         panic!("complete")
     };
@@ -355,16 +330,7 @@ async fn registrations_survive_a_restart() {
     let client = &index.client;
     let mut collection = with_sha256(1, "a folder", 4);
     collection.file.kind = FileKind::Collection;
-    client
-        .register(
-            &token(1),
-            &own_address(1),
-            &[collection, registration(2, "b")],
-            None,
-            false,
-        )
-        .await
-        .unwrap();
+    index.register(1, &[collection, registration(2, "b")]).await;
     client
         .register(
             &token(2),
@@ -376,16 +342,7 @@ async fn registrations_survive_a_restart() {
         )
         .await
         .unwrap();
-    client
-        .register(
-            &token(3),
-            &own_address(3),
-            &[registration(3, "gone")],
-            None,
-            false,
-        )
-        .await
-        .unwrap();
+    index.register(3, &[registration(3, "gone")]).await;
     client.unregister(&token(1), Some(&[record(2).id])).await.unwrap();
     client.unregister(&token(3), None).await.unwrap();
     index.stop().await;

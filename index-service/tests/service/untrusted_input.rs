@@ -179,10 +179,7 @@ async fn accepts_addresses_of_allowed_hosts() {
 async fn a_peer_cannot_unregister_files_of_others() {
     let index = TestIndex::in_memory().await;
     let client = &index.client;
-    client
-        .register(&token(1), &own_address(1), &[registration(1, "a")], None, false)
-        .await
-        .unwrap();
+    index.register(1, &[registration(1, "a")]).await;
     assert_eq!(
         client.unregister(&token(2), Some(&[record(1).id])).await.unwrap(),
         0
@@ -204,11 +201,7 @@ async fn a_peer_cannot_unregister_files_of_others() {
 async fn reduces_a_page_size_over_the_maximum() {
     let index = TestIndex::in_memory().await;
     let files: Vec<_> = (0..1_001).map(|n| registration(n, "same name")).collect();
-    index
-        .client
-        .register(&token(1), &own_address(1), &files, None, false)
-        .await
-        .unwrap();
+    index.register(1, &files).await;
     let mut raw = index.raw_client().await;
     for page_size in [1_000, 1_001, u32::MAX] {
         let query = v1::QueryRequest {
@@ -241,10 +234,7 @@ async fn rejects_invalid_queries_and_names_the_field() {
     let index = TestIndex::in_memory().await;
     let client = &index.client;
     let files: Vec<_> = (0..5).map(|n| registration(n, "same name")).collect();
-    client
-        .register(&token(1), &own_address(1), &files, None, false)
-        .await
-        .unwrap();
+    index.register(1, &files).await;
     let mut raw = index.raw_client().await;
     let query = |key, page: &str| v1::QueryRequest {
         key,

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use potluck_testkit::wait::wait_until;
+
 use super::*;
 use crate::{
     catalog::change::CatalogChange,
@@ -245,7 +247,7 @@ async fn offline_items_are_not_served_and_come_back_without_hashing() {
         let again = fixture.build(&paths[1]);
         assert!(!again.layers.contains_key(&large), "it was hashed again");
         for number in numbers {
-            wait_until(|| {
+            wait_until("the item is current", async || {
                 fixture.library.reconciler.refresh_item(number);
                 !fixture.library.catalog.read().is_stale(number)
             })
@@ -264,14 +266,6 @@ async fn offline_items_are_not_served_and_come_back_without_hashing() {
     let fixture = LibraryFixture::at(fixture.end().await);
     assert_eq!(fixture.library.catalog.read().totals().items, 1);
     fixture.end().await;
-}
-
-async fn wait_until(mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !done() {
-        assert!(Instant::now() < deadline, "timed out");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test]
@@ -326,7 +320,7 @@ async fn another_file_at_an_offline_path_is_hashed() {
     let next = fixture.library.reconciler.refresh(false);
     assert_eq!(next, RETRY_FAILED);
     assert!(fixture.library.catalog.read().is_offline(number));
-    wait_until(|| {
+    wait_until("the item is current", async || {
         fixture.library.reconciler.refresh_item(number);
         !fixture.library.catalog.read().is_stale(number)
     })
@@ -450,11 +444,7 @@ async fn a_report_of_bad_pieces_counts_only_if_they_are_bad() {
         .unwrap();
     fixture.library.reconciler.check_all();
     assert!(!fixture.library.catalog.read().is_damaged(number));
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !fixture.is_shared(&changed) {
-        assert!(Instant::now() < deadline, "it is not hashed again");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    wait_until("it is hashed again", async || fixture.is_shared(&changed)).await;
     fixture.end().await;
 }
 
@@ -472,14 +462,11 @@ async fn damaged_piece_hashes_are_not_served_and_are_computed_again() {
     let served = || fixture.library.find(&id).map(|content| content.piece_hashes());
     let refused = served().unwrap().unwrap_err();
     assert_eq!(refused.reason, Reason::PieceNotAvailable);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        match served() {
-            Some(Ok(layer)) => break assert_eq!(layer, good),
-            _ => assert!(Instant::now() < deadline, "they are not computed again"),
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    wait_until("they are computed again", async || {
+        matches!(served(), Some(Ok(_)))
+    })
+    .await;
+    assert_eq!(served().unwrap().unwrap(), good);
     fixture.end().await;
 }
 
@@ -495,21 +482,20 @@ async fn a_folder_that_could_not_be_stored_is_tried_again() {
     fs::write(&manifests, "").unwrap();
     let scan = fixture.library.files_folder_scan();
     let mut scanner = FolderScanner::default();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !scanner.has_rejected(&folder) {
+    wait_until("the folder is rejected", async || {
         scanner.scan(&scan);
-        assert!(Instant::now() < deadline, "it is not tried");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        scanner.has_rejected(&folder)
+    })
+    .await;
     let again = scanner.scan(&scan).expect("a retry is scheduled");
     assert!(again <= Duration::from_secs(5), "{again:?}");
     fs::remove_file(&manifests).unwrap();
     fs::create_dir(&manifests).unwrap();
-    while fixture.library.catalog.read().item_at(&folder).is_none() {
+    wait_until("the folder is shared", async || {
         scanner.scan(&scan);
-        assert!(Instant::now() < deadline, "it is not tried again");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        fixture.library.catalog.read().item_at(&folder).is_some()
+    })
+    .await;
     assert!(!scanner.has_rejected(&folder));
     fixture.end().await;
 }
@@ -529,7 +515,7 @@ async fn sha256s_are_computed_although_a_share_hashes_all_the_time() {
         result.unwrap()
     });
     let id = shared.await.unwrap().record.id;
-    wait_until(|| {
+    wait_until("the SHA-256 is announced", async || {
         let registrations = fixture.announce_set.snapshot();
         registrations
             .iter()

@@ -67,42 +67,42 @@ async fn a_change_is_on_the_disk_before_it_is_answered() {
     let control = Control::in_home(&home).await;
     let database = home.join("state/potluck.redb");
     let mut answers = Vec::new();
-    let begun = now();
+    let started = now();
     let shared = control.shared_item(&root.join("set")).await;
-    answers.push(("share", begun, now()));
-    let (begun, shared_at) = (now(), now());
+    answers.push(("share", started, now()));
+    let (started, shared_at) = (now(), now());
     let request = v1::StartTransferRequest {
         detach: true,
         ..transfer_request(id_of(b"no peer has this"), &root.join("out"))
     };
     let mut events = control.start_transfer(request).await;
     let transfer_id = next_state(&mut events).await.transfer_id;
-    answers.push(("get --detach", begun, now()));
-    let begun = now();
+    answers.push(("get --detach", started, now()));
+    let started = now();
     control.pause(transfer_id).await;
-    answers.push(("pause", begun, now()));
-    let begun = now();
+    answers.push(("pause", started, now()));
+    let started = now();
     let request = v1::AdjustTransferRequest {
         transfer_id,
         max_bytes_per_second: Some(1000),
         priority: None,
     };
     control.adjust(request).await.unwrap();
-    answers.push(("adjust", begun, now()));
-    let begun = now();
+    answers.push(("adjust", started, now()));
+    let started = now();
     control.resume(transfer_id).await;
-    answers.push(("resume", begun, now()));
-    let begun = now();
+    answers.push(("resume", started, now()));
+    let started = now();
     control.cancel(transfer_id).await;
-    answers.push(("cancel", begun, now()));
-    let begun = now();
+    answers.push(("cancel", started, now()));
+    let started = now();
     let id = shared.file.unwrap().file_id;
     let target = v1::unshare_request::Target::FileId(id.clone());
     control.try_unshare(target).await.unwrap();
-    answers.push(("unshare", begun, now()));
+    answers.push(("unshare", started, now()));
     let trace = traced.end(Signal::KILL);
-    for (command, begun, answered) in answers {
-        let flush = trace.next(begun, command, |call| call.is_flush_of(&database));
+    for (command, started, answered) in answers {
+        let flush = trace.next(started, command, |call| call.is_flush_of(&database));
         assert!(
             flush.ends <= answered,
             "{command} is answered before it is on the disk: {flush:?}"

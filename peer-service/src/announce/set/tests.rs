@@ -1,27 +1,14 @@
 //! A listener that applies the changes knows the announce set.
 
-use potluck_core::{
-    Root,
-    model::{FileKind, FileRecord},
-};
+use potluck_testkit::records;
 use proptest::prelude::*;
 
 use super::*;
 
 fn registration(n: u8, name: &str, is_complete: bool) -> Registration {
-    let root = Root([n; 32]);
-    let id = FileId::derive(u64::from(n), &root);
-    let file = FileRecord {
-        id,
-        size: n.into(),
-        root,
-        sha256: None,
-        kind: FileKind::File,
-    };
     Registration {
-        file,
-        names: vec![name.to_owned()],
         is_complete,
+        ..records::registration(n.into(), name)
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use potluck_core::PeerId;
+use potluck_testkit::wait::{DEADLINE, wait_until};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -30,8 +31,6 @@ use crate::{
 };
 
 /// Time limit of every wait.
-const TIMEOUT: Duration = Duration::from_secs(60);
-
 /// How long a call that must wait is observed.
 const OBSERVATION: Duration = Duration::from_millis(200);
 
@@ -87,19 +86,19 @@ impl ManagerFixture {
         }
     }
 
+    /// Starts a download that no peer can serve; returns its number.
+    async fn start_unreachable(&self) -> u64 {
+        let started = self.manager.start_download(unreachable_spec()).await;
+        started.unwrap().number
+    }
+
     /// Waits until the condition holds for a download.
     async fn until(&self, number: u64, mut holds: impl FnMut(&DownloadEntry) -> bool) {
-        let deadline = tokio::time::Instant::now() + TIMEOUT;
-        while !self
-            .manager
-            .table()
-            .downloads
-            .get(&number)
-            .is_some_and(&mut holds)
-        {
-            assert!(tokio::time::Instant::now() < deadline, "timed out");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        wait_until("the download reaches the state", async || {
+            let table = self.manager.table();
+            table.downloads.get(&number).is_some_and(&mut holds)
+        })
+        .await;
     }
 
     /// Blocks all writes to the store until the returned sender is dropped.
@@ -261,7 +260,7 @@ async fn every_command_is_answered_after_it_is_stored() {
 async fn a_failed_write_to_the_store_is_reported_and_retried() {
     let fixture = ManagerFixture::new();
     let manager = &fixture.manager;
-    let number = manager.start_download(unreachable_spec()).await.unwrap().number;
+    let number = fixture.start_unreachable().await;
     fixture.break_store();
     let reason = |problem: Problem| problem.reason;
     let named = |name: &str, detach| DownloadSpec {
@@ -299,12 +298,7 @@ async fn a_failed_write_to_the_store_is_reported_and_retried() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_is_visible_immediately() {
     let fixture = ManagerFixture::new();
-    let number = fixture
-        .manager
-        .start_download(unreachable_spec())
-        .await
-        .unwrap()
-        .number;
+    let number = fixture.start_unreachable().await;
     let blocked = fixture.block_store();
     let manager = fixture.manager.clone();
     let pausing = tokio::spawn(async move { manager.pause(number).await });
@@ -334,7 +328,7 @@ async fn a_download_that_has_ended_cannot_be_paused_resumed_or_cancelled() {
     fixture
         .until(done, |entry| entry.status.borrow().state == DownloadState::Done)
         .await;
-    let cancelled = manager.start_download(unreachable_spec()).await.unwrap().number;
+    let cancelled = fixture.start_unreachable().await;
     assert_eq!(
         manager.cancel(cancelled).await.unwrap().state,
         DownloadState::Cancelled
@@ -359,12 +353,7 @@ async fn a_download_that_has_ended_cannot_be_paused_resumed_or_cancelled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_while_a_pause_is_being_stored_takes_effect() {
     let fixture = ManagerFixture::new();
-    let number = fixture
-        .manager
-        .start_download(unreachable_spec())
-        .await
-        .unwrap()
-        .number;
+    let number = fixture.start_unreachable().await;
     fixture.until(number, |_| fixture.stored_count() == 1).await;
     let blocked = fixture.block_store();
     let manager = fixture.manager.clone();
@@ -387,12 +376,7 @@ async fn a_cancel_while_a_pause_is_being_stored_takes_effect() {
 async fn no_task_starts_while_the_data_of_a_cancelled_download_is_deleted() {
     for restart in [RestartPolicy::UnlessEnded, RestartPolicy::Always] {
         let fixture = ManagerFixture::new();
-        let number = fixture
-            .manager
-            .start_download(unreachable_spec())
-            .await
-            .unwrap()
-            .number;
+        let number = fixture.start_unreachable().await;
         fixture.manager.pause(number).await.unwrap();
         let blocked = fixture.block_store();
         let manager = fixture.manager.clone();
@@ -486,7 +470,7 @@ async fn a_hanging_disk_is_reported_and_no_peer_is_blamed() {
     };
     // Work that is blocked on the disk must not delay a cancel.
     let cancelled = fixture.manager.cancel(until_reported().await);
-    tokio::time::timeout(TIMEOUT, cancelled).await.unwrap().unwrap();
+    tokio::time::timeout(DEADLINE, cancelled).await.unwrap().unwrap();
     let number = until_reported().await;
     drop(release);
     fixture

@@ -177,51 +177,19 @@ fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
-
-    use potluck_core::{
-        FileId,
-        collection::{
-            manifest::{EntryContent, Manifest, ManifestEntry},
-            path::RelPath,
-            plan::Plan,
-        },
-    };
+    use std::{os::unix::fs::FileExt as _, time::Duration};
 
     use super::*;
-    use crate::download::storage::target::DownloadTarget;
+    use crate::download::storage::part_file::tests::{downloaded_collection, open_file};
 
     /// Longer than the granularity of file timestamps.
     const TICK: Duration = Duration::from_millis(20);
 
-    /// A collection with one file.
-    fn manifest() -> Arc<Manifest> {
-        let tree = hash::hash_bytes(b"content");
-        let content = EntryContent::File {
-            id: tree.id(),
-            size: tree.size,
-            executable: false,
-        };
-        let entry = ManifestEntry {
-            path: RelPath::parse("file").unwrap(),
-            content,
-        };
-        Arc::new(Manifest::new([entry]).unwrap())
-    }
-
     #[test]
     fn the_stamp_describes_the_verified_content_and_no_later_change() {
         let folder = tempfile::tempdir().unwrap();
-        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
-        let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
-        let (part, _) = PartFile::open(
-            id,
-            DownloadTarget { path: path.clone() },
-            plan,
-            None,
-            &CancellationToken::new(),
-        )
-        .unwrap();
+        let (part, _) = open_file(folder.path(), 1000).unwrap();
+        let path = part.target().path.clone();
         let stamp = finalize(&part, None, &CancellationToken::new()).unwrap();
         let renamed_stamp = stamp_of(&path.metadata().unwrap());
         assert_eq!(stamp, Ok(vec![renamed_stamp]), "after the rename");
@@ -237,13 +205,8 @@ mod tests {
     #[test]
     fn a_write_right_after_the_rename_of_a_folder_shows_in_the_stamps() {
         let folder = tempfile::tempdir().unwrap();
-        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
-        let manifest = manifest();
-        let plan = Arc::new(Plan::of_collection(&manifest));
-        let target = DownloadTarget { path: path.clone() };
-        let (part, _) = PartFile::open(id, target, plan, Some(manifest), &CancellationToken::new()).unwrap();
-        part.write(0, &bytes::Bytes::from_static(b"content").into())
-            .unwrap();
+        let part = downloaded_collection(folder.path());
+        let path = part.target().path.clone();
         thread::sleep(TICK);
         let file = path.join("file");
         let writing = thread::spawn({
@@ -262,21 +225,8 @@ mod tests {
     #[test]
     fn a_removed_or_replaced_part_is_not_renamed() {
         let folder = tempfile::tempdir().unwrap();
-        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
-        let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
-        let target = DownloadTarget { path: path.clone() };
-        let open = || {
-            PartFile::open(
-                id,
-                target.clone(),
-                Arc::clone(&plan),
-                None,
-                &CancellationToken::new(),
-            )
-            .unwrap()
-            .0
-        };
-        let part = open();
+        let (part, _) = open_file(folder.path(), 1000).unwrap();
+        let target = part.target().clone();
         fs::remove_file(target.part()).unwrap();
         let stop = CancellationToken::new();
         assert_eq!(
@@ -288,29 +238,17 @@ mod tests {
             finalize(&part, None, &stop).unwrap_err().reason,
             Reason::FileChanged
         );
-        assert!(!path.exists());
+        assert!(!target.path.exists());
     }
 
     #[test]
     fn a_folder_that_lost_a_file_is_not_renamed() {
         let folder = tempfile::tempdir().unwrap();
-        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
-        let target = DownloadTarget { path: path.clone() };
-        let manifest = manifest();
-        let plan = Arc::new(Plan::of_collection(&manifest));
-        let (part, _) = PartFile::open(
-            id,
-            target.clone(),
-            plan,
-            Some(manifest),
-            &CancellationToken::new(),
-        )
-        .unwrap();
-        part.write(0, &bytes::Bytes::from_static(b"content").into())
-            .unwrap();
+        let part = downloaded_collection(folder.path());
+        let target = part.target().clone();
         fs::remove_file(target.part().join("file")).unwrap();
         let finished = finalize(&part, None, &CancellationToken::new());
         assert_eq!(finished.unwrap_err().reason, Reason::FileChanged);
-        assert!(!path.exists());
+        assert!(!target.path.exists());
     }
 }

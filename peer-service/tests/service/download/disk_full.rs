@@ -75,11 +75,7 @@ async fn waits_if_the_disk_fills_up_during_a_collection() {
     }
     let id = peers.seed.share(&folder).await;
     let target = disk.path("out");
-    let request = v1::StartTransferRequest {
-        max_bytes_per_second: Some(4_000_000),
-        ..peers.request(id, &target)
-    };
-    let mut events = peers.peer.control.start_transfer(request).await;
+    let mut events = peers.start_limited_transfer(id, &target, 4_000_000).await;
     until_units_done(&mut events, 2).await;
     let filler = disk.fill();
     let waiting = until_waits_for_room(&mut events).await;
@@ -103,11 +99,7 @@ async fn writes_the_resume_state_later_although_no_more_data_arrives() {
     let data = bytes(20 * MIB, 3);
     let id = peers.share("data.bin", &data).await;
     let target = disk.path("out");
-    let request = v1::StartTransferRequest {
-        max_bytes_per_second: Some(2_000_000),
-        ..peers.request(id, &target)
-    };
-    let mut events = peers.peer.control.start_transfer(request).await;
+    let mut events = peers.start_limited_transfer(id, &target, 2_000_000).await;
     until_units_done(&mut events, 2).await;
     // On a real disk the peer does this itself, on tmpfs it does not.
     let part = File::options().write(true).open(disk.path("out.part")).unwrap();
@@ -375,7 +367,7 @@ async fn with_a_full_home_a_download_is_shared_only_until_the_peer_stops() {
 
 /// A disk that accepts writes but has no room when they are flushed.
 #[tokio::test(flavor = "multi_thread")]
-async fn downloads_again_what_was_lost_at_the_flush() {
+async fn downloads_data_again_that_was_lost_at_the_flush() {
     let Some(disk) = ThinDisk::mount(12 * MIB, 96 * MIB) else {
         return;
     };

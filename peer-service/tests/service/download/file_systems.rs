@@ -87,7 +87,7 @@ async fn rejects_a_name_that_the_target_does_not_support() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reports_what_the_target_cannot_store() {
+async fn reports_entries_that_the_target_cannot_store() {
     let Some(disk) = ExFatDisk::mount() else { return };
     let peers = PeerPair::new().await;
     let folder = peers.dir.path().join("folder");

@@ -375,7 +375,7 @@ async fn retries_the_only_provider_after_its_ban() {
 
 /// A single snapshot that was damaged in transit must not decide.
 #[tokio::test]
-async fn asks_the_only_provider_again_what_it_has() {
+async fn asks_the_only_provider_again_for_its_availability() {
     let world = World::new().await;
     let provider = world.fake(Misbehavior::ClaimsNothing).await;
     let has_nothing = |transfer: &v1::Transfer| {

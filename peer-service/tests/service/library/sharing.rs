@@ -265,7 +265,7 @@ async fn names_every_path_that_cannot_be_shared() {
 }
 
 #[tokio::test]
-async fn notices_at_start_what_changed_while_stopped() {
+async fn notices_at_start_changes_made_while_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("folder");
     make_folder(&root);

@@ -166,7 +166,7 @@ async fn watch(
 
 /// While `spans` are sent, each of several watchers of `id` is notified of `units`. A single
 /// watcher is not.
-async fn assert_watchers_learn_what_is_sent(
+async fn assert_watchers_learn_of_sent_units(
     peer: &LibraryPeer,
     id: FileId,
     spans: &[v1::Span],
@@ -200,14 +200,14 @@ async fn assert_watchers_learn_what_is_sent(
 }
 
 #[tokio::test]
-async fn several_watchers_of_a_file_learn_what_is_sent() {
+async fn several_watchers_of_a_file_learn_of_sent_units() {
     let (_dir, peer, _, id) = world().await;
     let spans = [span(id, 128 * 1024 + 5, 128 * 1024)];
-    assert_watchers_learn_what_is_sent(&peer, id, &spans, &[1, 2]).await;
+    assert_watchers_learn_of_sent_units(&peer, id, &spans, &[1, 2]).await;
 }
 
 #[tokio::test]
-async fn several_watchers_of_a_collection_learn_what_is_sent() {
+async fn several_watchers_of_a_collection_learn_of_sent_units() {
     let (dir, peer, ..) = world().await;
     // Two bundles, the first with two files; the units from 2 on belong to the last file.
     let sizes = [100, 3 * MIB, 2 * MIB, 5 * MIB];
@@ -217,11 +217,11 @@ async fn several_watchers_of_a_collection_learn_what_is_sent() {
         span(files[1], 0, 3 * MIB as u64),
         span(files[3], 3 * 128 * 1024, 128 * 1024),
     ];
-    assert_watchers_learn_what_is_sent(&peer, id, &spans, &[0, 5]).await;
+    assert_watchers_learn_of_sent_units(&peer, id, &spans, &[0, 5]).await;
 }
 
 #[tokio::test]
-async fn watchers_of_each_collection_with_the_content_learn_what_is_sent() {
+async fn watchers_of_each_collection_with_the_content_learn_of_sent_units() {
     let (dir, peer, ..) = world().await;
     let (one, files) = share_folder(dir.path(), &peer, "one", &[3 * MIB, 2 * MIB]).await;
     let (other, _) = share_folder(dir.path(), &peer, "other", &[3 * MIB, 2 * MIB, 1]).await;

@@ -83,11 +83,8 @@ async fn a_downloading_peer_sends_only_roots_that_it_knows() {
     }
     let trees: Vec<_> = contents.iter().map(|content| hash_bytes(content)).collect();
     let id = peers.seed.share(&source).await;
-    let request = v1::StartTransferRequest {
-        max_bytes_per_second: Some(500_000),
-        ..peers.request(id, &peers.dir.path().join("out"))
-    };
-    let mut events = middle.control.start_transfer(request).await;
+    let target = peers.dir.path().join("out");
+    let mut events = peers.start_limited_transfer(id, &target, 500_000).await;
     let is_running = |transfer: &v1::Transfer| transfer.state() == v1::TransferState::Running;
     until("it runs", &mut events, is_running).await;
     let mut client = peer_client(&middle.address).await;

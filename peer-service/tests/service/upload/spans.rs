@@ -47,7 +47,7 @@ impl Served {
 }
 
 #[tokio::test]
-async fn spans_of_several_files_come_in_order() {
+async fn sends_spans_of_several_files_in_order() {
     let mut served = Served::new(5 * MIB + 7).await;
     let folder = served.dir.path().join("many");
     fs::create_dir(&folder).unwrap();
@@ -194,7 +194,7 @@ async fn a_watch_ends_when_the_file_is_withdrawn() {
 /// A file whose times changed is refused, hashed again, and keeps its id. A refused peer that
 /// watches it learns that it is back or that the watch ended.
 #[tokio::test]
-async fn a_watch_repeats_itself_after_the_file_was_hashed_again() {
+async fn a_watch_continues_after_the_file_was_hashed_again() {
     let mut served = Served::new(MIB).await;
     let request = v1::WatchAvailabilityRequest {
         file_id: served.id.to_bytes(),
@@ -256,7 +256,7 @@ async fn changed(change: impl FnOnce(&std::path::Path)) -> Served {
 }
 
 #[tokio::test]
-async fn a_changed_file_is_withdrawn_and_shared_anew() {
+async fn a_changed_file_is_withdrawn_and_shared_again() {
     let served = changed(|path| {
         let mut file = fs::OpenOptions::new().write(true).open(path).unwrap();
         file.write_all(b"other bytes, same size").unwrap();
@@ -269,7 +269,7 @@ async fn a_changed_file_is_withdrawn_and_shared_anew() {
 }
 
 #[tokio::test]
-async fn a_vanished_file_is_withdrawn() {
+async fn a_removed_file_is_withdrawn() {
     let served = changed(|path| fs::remove_file(path).unwrap()).await;
     wait_until("it is not held", async || served.peer.library.totals().files == 0).await;
     assert_eq!(
@@ -308,7 +308,7 @@ async fn a_file_whose_permissions_are_lost_is_withdrawn() {
 }
 
 #[tokio::test]
-async fn a_change_in_mid_download_ends_it() {
+async fn a_change_during_a_download_ends_it() {
     let mut served = Served::new(64 * MIB).await;
     let request = v1::DownloadRequest {
         spans: vec![span(served.id, 0, 64 * MIB as u64)],
@@ -329,7 +329,7 @@ async fn a_change_in_mid_download_ends_it() {
 }
 
 #[tokio::test]
-async fn slots_are_bounded_and_freed_when_the_caller_goes() {
+async fn limits_the_slots_and_frees_them_when_the_caller_disconnects() {
     let mut served = Served::new(32 * MIB).await;
     served.peer.limits.set(0, 0, 1);
     let request = v1::DownloadRequest {
@@ -355,7 +355,7 @@ async fn slots_are_bounded_and_freed_when_the_caller_goes() {
 /// HTTP/2 accepts a whole chunk even if its receiver takes a byte at a time: the slot must stay
 /// taken while the chunk is queued.
 #[tokio::test]
-async fn who_takes_a_byte_holds_its_slot_until_it_goes() {
+async fn a_reader_of_one_byte_keeps_its_slot_until_it_disconnects() {
     const SLOTS: u32 = 8;
     let served = Served::new(MIB).await;
     served.peer.limits.set(0, 0, SLOTS);
@@ -409,7 +409,7 @@ async fn the_upload_limit_holds_and_can_be_lifted() {
 }
 
 #[tokio::test]
-async fn a_limited_peer_sends_little_at_a_time_and_is_not_silent() {
+async fn a_limited_peer_sends_small_chunks() {
     let mut served = Served::new(2 * MIB).await;
     served.peer.limits.set(4 * 16 * 1024, 0, 0);
     let spans = vec![span(served.id, 0, MIB as u64)];

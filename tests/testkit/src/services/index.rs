@@ -6,7 +6,7 @@ use potluck_core::{
     FileId,
     grpc::transport::Endpoint,
     index_client::IndexClient,
-    model::{IndexedFile, QueryKey},
+    model::{IndexedFile, Lease, QueryKey, Registration},
     proto::v1::index_service_client::IndexServiceClient,
 };
 use potluck_index::{Config, ServeError, StoreConfig, serve};
@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 
 use crate::{
     network::endpoint_at,
+    records::{own_address, token},
     wait::{in_time, wait_until},
 };
 
@@ -77,6 +78,13 @@ impl TestIndex {
     /// The generated client, which sends whatever it is given.
     pub async fn raw_client(&self) -> IndexServiceClient<Channel> {
         IndexServiceClient::new(self.endpoint.connect().await.unwrap())
+    }
+
+    /// Registers files of peer `n`, which listens on port `n`, in addition to its earlier ones.
+    pub async fn register(&self, n: u8, files: &[Registration]) -> Lease {
+        let (token, address) = (token(n), own_address(n.into()));
+        let registered = self.client.register(&token, &address, files, None, false);
+        registered.await.unwrap()
     }
 
     /// The file with this id and up to ten of its providers, if any peer has registered it.

@@ -47,6 +47,20 @@ impl PeerPair {
         self.peer.control.start_transfer(self.request(id, target)).await
     }
 
+    /// Starts a transfer from the seed to the peer with a rate limit.
+    pub async fn start_limited_transfer(
+        &self,
+        id: FileId,
+        target: &Path,
+        bytes_per_second: u64,
+    ) -> TransferEvents {
+        let request = v1::StartTransferRequest {
+            max_bytes_per_second: Some(bytes_per_second),
+            ..self.request(id, target)
+        };
+        self.peer.control.start_transfer(request).await
+    }
+
     /// Runs a transfer from the seed to the peer; returns its last state.
     pub async fn download(&self, id: FileId, target: &Path) -> v1::Transfer {
         self.peer.download(self.request(id, target)).await

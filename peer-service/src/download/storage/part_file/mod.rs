@@ -19,7 +19,7 @@
 mod part_storage;
 mod removal;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     fs::{self, File, Metadata},

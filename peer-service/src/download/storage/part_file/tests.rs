@@ -2,21 +2,60 @@
 
 use std::fs::OpenOptions;
 
-use potluck_core::collection::{
-    manifest::{EntryContent, ManifestEntry},
-    path::RelPath,
+use potluck_testkit::{
+    content::{id_of, manifest},
+    system::disk::names_in,
 };
 
 use super::*;
 
 const ID: FileId = FileId([7; 32]);
 
-fn open(folder: &Path) -> Result<PartFile, Problem> {
-    let target = DownloadTarget {
+/// Opens the part of a file of this size at `folder/out`.
+pub(crate) fn open_file(folder: &Path, size: u64) -> Result<(PartFile, FoundPart), Problem> {
+    let plan = Arc::new(Plan::of_file(ID, size).unwrap());
+    open_plan(folder, plan, None, &CancellationToken::new())
+}
+
+/// Opens the part of a collection with one file, `file`, at `folder/out`, and writes the content.
+pub(crate) fn downloaded_collection(folder: &Path) -> PartFile {
+    let part = open_folder(folder, &[("file", b"content")], &CancellationToken::new()).unwrap();
+    part.write(0, &bytes::Bytes::from_static(b"content").into())
+        .unwrap();
+    part
+}
+
+/// Opens the part of a collection of these files, given by path and content, at `folder/out`.
+fn open_folder(
+    folder: &Path,
+    files: &[(&str, &[u8])],
+    stop: &CancellationToken,
+) -> Result<PartFile, Problem> {
+    let entries = files
+        .iter()
+        .map(|(path, content)| (*path, id_of(content), content.len() as u64));
+    let manifest = Arc::new(manifest(entries));
+    let plan = Arc::new(Plan::of_collection(&manifest));
+    open_plan(folder, plan, Some(manifest), stop).map(|(part, _)| part)
+}
+
+fn open_plan(
+    folder: &Path,
+    plan: Arc<Plan>,
+    manifest: Option<Arc<Manifest>>,
+    stop: &CancellationToken,
+) -> Result<(PartFile, FoundPart), Problem> {
+    PartFile::open(ID, target_in(folder), plan, manifest, stop)
+}
+
+fn target_in(folder: &Path) -> DownloadTarget {
+    DownloadTarget {
         path: folder.join("out"),
-    };
-    let plan = Arc::new(Plan::of_file(ID, 100_000).unwrap());
-    PartFile::open(ID, target, plan, None, &CancellationToken::new()).map(|(part, _)| part)
+    }
+}
+
+fn open(folder: &Path) -> Result<PartFile, Problem> {
+    open_file(folder, 100_000).map(|(part, _)| part)
 }
 
 #[test]
@@ -38,32 +77,9 @@ fn a_part_in_use_is_not_removed() {
 #[test]
 fn reading_does_not_recreate_a_file_that_its_owner_removed() {
     let folder = tempfile::tempdir().unwrap();
-    let target = DownloadTarget {
-        path: folder.path().join("out"),
-    };
-    let tree = potluck_core::identity::hash::hash_bytes(b"content");
-    let entry = ManifestEntry {
-        path: RelPath::parse("file").unwrap(),
-        content: EntryContent::File {
-            id: tree.id(),
-            size: tree.size,
-            executable: false,
-        },
-    };
-    let manifest = Arc::new(Manifest::new([entry]).unwrap());
-    let plan = Arc::new(Plan::of_collection(&manifest));
-    let (part, _) = PartFile::open(
-        ID,
-        target.clone(),
-        plan,
-        Some(manifest),
-        &CancellationToken::new(),
-    )
-    .unwrap();
-    part.write(0, &bytes::Bytes::from_static(b"content").into())
-        .unwrap();
+    let part = downloaded_collection(folder.path());
     assert_eq!(part.read(0).unwrap().len(), 7);
-    let path = target.part().join("file");
+    let path = part.target().part().join("file");
     fs::remove_file(&path).unwrap();
     assert_eq!(part.file(0).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(!path.exists());
@@ -106,22 +122,9 @@ fn no_flush_succeeds_after_one_has_failed() {
 #[test]
 fn after_a_flush_without_room_a_new_part_continues_with_the_flushed_units() {
     let folder = tempfile::tempdir().unwrap();
-    let target = DownloadTarget {
-        path: folder.path().join("out"),
-    };
-    let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
-    let open = || {
-        PartFile::open(
-            ID,
-            target.clone(),
-            Arc::clone(&plan),
-            None,
-            &CancellationToken::new(),
-        )
-        .unwrap()
-    };
+    let open = || open_file(folder.path(), 1 << 20).unwrap();
     let (part, _) = open();
-    let mut have = Bitfield::new(plan.unit_count());
+    let mut have = Bitfield::new(part.plan().unit_count());
     have.set(0, true);
     part.checkpoint(&have).unwrap();
     have.set(1, true);
@@ -139,34 +142,23 @@ fn after_a_flush_without_room_a_new_part_continues_with_the_flushed_units() {
 #[test]
 fn a_copied_or_truncated_part_is_not_trusted() {
     let folder = tempfile::tempdir().unwrap();
-    let target = DownloadTarget {
-        path: folder.path().join("out"),
-    };
-    let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
-    let open = || {
-        PartFile::open(
-            ID,
-            target.clone(),
-            Arc::clone(&plan),
-            None,
-            &CancellationToken::new(),
-        )
-        .unwrap()
-    };
-    let (part, copy) = (target.part(), folder.path().join("copy"));
-    let mut have = Bitfield::new(plan.unit_count());
+    let open = || open_file(folder.path(), 1 << 20).unwrap();
+    let (path, copy) = (folder.path().join("out.part"), folder.path().join("copy"));
+    let (part, _) = open();
+    let mut have = Bitfield::new(part.plan().unit_count());
     have.set(0, true);
     let checkpoint = |part: &PartFile| part.checkpoint(&have).unwrap();
-    checkpoint(&open().0);
+    checkpoint(&part);
+    drop(part);
     assert_eq!(open().1, FoundPart::Resume(have.clone()));
-    fs::copy(&part, &copy).unwrap();
-    fs::rename(&copy, &part).unwrap();
+    fs::copy(&path, &copy).unwrap();
+    fs::rename(&copy, &path).unwrap();
     let (copied, found) = open();
     assert_eq!(found, FoundPart::Unverified);
     checkpoint(&copied);
     drop(copied);
     assert_eq!(open().1, FoundPart::Resume(have.clone()), "verified since");
-    let file = OpenOptions::new().write(true).open(&part).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len((1 << 20) - 1).unwrap();
     for _ in 0..2 {
         assert_eq!(
@@ -180,29 +172,13 @@ fn a_copied_or_truncated_part_is_not_trusted() {
 #[test]
 fn a_folder_that_lost_data_is_not_trusted_or_filled_with_zeros() {
     let folder = tempfile::tempdir().unwrap();
-    let target = DownloadTarget {
-        path: folder.path().join("out"),
-    };
-    let tree = potluck_core::identity::hash::hash_bytes(b"content");
-    let entry = |path| ManifestEntry {
-        path: RelPath::parse(path).unwrap(),
-        content: EntryContent::File {
-            id: tree.id(),
-            size: tree.size,
-            executable: false,
-        },
-    };
-    let manifest = Arc::new(Manifest::new([entry("a"), entry("b")]).unwrap());
+    let id = id_of(b"content");
+    let manifest = Arc::new(manifest([("a", id, 7), ("b", id, 7)]));
     let plan = Arc::new(Plan::of_collection(&manifest));
+    let target = target_in(folder.path());
     let open = || {
-        PartFile::open(
-            ID,
-            target.clone(),
-            Arc::clone(&plan),
-            Some(Arc::clone(&manifest)),
-            &CancellationToken::new(),
-        )
-        .unwrap()
+        let (plan, manifest) = (Arc::clone(&plan), Some(Arc::clone(&manifest)));
+        open_plan(folder.path(), plan, manifest, &CancellationToken::new()).unwrap()
     };
     let complete = |part: &PartFile| match part.storage() {
         PartStorage::Tree(tree) => tree.finish(&CancellationToken::new()),
@@ -237,45 +213,10 @@ fn a_folder_that_lost_data_is_not_trusted_or_filled_with_zeros() {
     assert!(!target.part().join("a").exists());
 }
 
-fn small_file<'a>(path: &'a str, content: &[u8]) -> ManifestEntry<'a> {
-    let tree = potluck_core::identity::hash::hash_bytes(content);
-    ManifestEntry {
-        path: RelPath::parse(path).unwrap(),
-        content: EntryContent::File {
-            id: tree.id(),
-            size: tree.size,
-            executable: false,
-        },
-    }
-}
-
-/// Opens the part of a collection with these entries in `folder`.
-fn open_folder(
-    folder: &Path,
-    entries: &[ManifestEntry<'_>],
-    stop: &CancellationToken,
-) -> Result<PartFile, Problem> {
-    let target = DownloadTarget {
-        path: folder.join("out"),
-    };
-    let manifest = Arc::new(Manifest::new(entries.iter().copied()).unwrap());
-    let plan = Arc::new(Plan::of_collection(&manifest));
-    PartFile::open(ID, target, plan, Some(manifest), stop).map(|(part, _)| part)
-}
-
-fn names(folder: &Path) -> Vec<std::ffi::OsString> {
-    let mut names: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn a_file_of_another_entry_is_never_written() {
     let folder = tempfile::tempdir().unwrap();
-    let entries = [small_file("README", b"two"), small_file("Readme", b"one")];
+    let entries: [(&str, &[u8]); 2] = [("README", b"two"), ("Readme", b"one")];
     let part = open_folder(folder.path(), &entries, &CancellationToken::new()).unwrap();
     // Simulates a file system that equates both names, without detection by the probe.
     let theirs = part.target().part().join("Readme");
@@ -301,13 +242,7 @@ fn a_folder_without_a_resume_state_is_left_alone() {
     let there = folder.path().join("out.part");
     fs::create_dir(&there).unwrap();
     fs::write(there.join("a"), "theirs").unwrap();
-    let open = || {
-        open_folder(
-            folder.path(),
-            &[small_file("a", b"ours")],
-            &CancellationToken::new(),
-        )
-    };
+    let open = || open_folder(folder.path(), &[("a", b"ours")], &CancellationToken::new());
     assert_eq!(open().unwrap_err().reason, Reason::TargetExists);
     assert_eq!(fs::read(there.join("a")).unwrap(), b"theirs");
     fs::remove_file(there.join("a")).unwrap();
@@ -322,11 +257,11 @@ fn too_long_paths_are_refused_before_anything_is_written() {
     let long = vec!["x".repeat(250); 15].join("/");
     let below = folder.path().join("y".repeat(200)).join("z".repeat(150));
     fs::create_dir_all(&below).unwrap();
-    let entries = [small_file(&long, b"1")];
+    let entries: [(&str, &[u8]); 1] = [(&long, b"1")];
     let problem = open_folder(&below, &entries, &CancellationToken::new()).unwrap_err();
     assert_eq!(problem.reason, Reason::TargetUnsuitable, "{problem}");
     assert!(problem.message.contains("has 3764 bytes"), "{problem}");
-    assert!(names(&below).is_empty());
+    assert!(names_in(&below).is_empty());
     open_folder(folder.path(), &entries, &CancellationToken::new()).expect("fits here");
 }
 
@@ -335,15 +270,15 @@ fn a_stop_while_the_folders_are_created_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
     stop.cancel();
-    let problem = open_folder(folder.path(), &[small_file("a/b/c", b"1")], &stop).unwrap_err();
+    let problem = open_folder(folder.path(), &[("a/b/c", b"1")], &stop).unwrap_err();
     assert_eq!(problem.reason, Reason::Cancelled);
-    assert!(names(folder.path()).is_empty());
+    assert!(names_in(folder.path()).is_empty());
 }
 
 #[test]
 fn copied_bytes_are_counted_and_a_stop_ends_copying() {
     let folder = tempfile::tempdir().unwrap();
-    let entries = ["a", "b", "c"].map(|path| small_file(path, b"content"));
+    let entries = ["a", "b", "c"].map(|path| (path, b"content".as_slice()));
     let stop = CancellationToken::new();
     let part = open_folder(folder.path(), &entries, &stop).unwrap();
     part.write(0, &bytes::Bytes::from_static(b"content").into())
@@ -352,7 +287,7 @@ fn copied_bytes_are_counted_and_a_stop_ends_copying() {
     let stopped = CancellationToken::new();
     stopped.cancel();
     assert_eq!(finish(&stopped).unwrap_err().reason, Reason::Cancelled);
-    assert_eq!(names(&part.target().part()), ["a"]);
+    assert_eq!(names_in(&part.target().part()), ["a"]);
     finish(&stop).unwrap().unwrap();
     assert_eq!(part.copied(), 14);
     for path in ["a", "b", "c"] {
@@ -374,21 +309,19 @@ fn a_pipe_folder_or_link_in_place_of_a_part_or_its_state_is_refused_without_wait
         }),
     ];
     for suffix in [".part", ".part.state"] {
-        for (what, put) in put {
+        for (kind, put) in put {
             let folder = tempfile::tempdir().unwrap();
             put(&folder.path().join(format!("out{suffix}")));
             let problem = open(folder.path()).unwrap_err();
             assert_eq!(
                 problem.reason,
                 Reason::TargetExists,
-                "{what} at {suffix}: {problem}"
+                "{kind} at {suffix}: {problem}"
             );
-            let target = DownloadTarget {
-                path: folder.path().join("out"),
-            };
+            let target = target_in(folder.path());
             // Not created by a download.
             let _ = remove(ID, &target);
-            assert_eq!(names(folder.path()).len(), 1, "{what} at {suffix}");
+            assert_eq!(names_in(folder.path()).len(), 1, "{kind} at {suffix}");
         }
     }
 }
