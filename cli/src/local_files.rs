@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    io,
     num::NonZeroUsize,
     path::Path,
     sync::{
@@ -34,6 +35,27 @@ pub(crate) fn absolute(path: &Path) -> Result<String, CommandError> {
         .into_os_string()
         .into_string()
         .map_err(|path| CommandError::usage(format!("the path {} is not valid UTF-8", path.display())))
+}
+
+/// The size of a file, or of all files in a folder, in bytes. Symbolic links count nothing.
+///
+/// # Errors
+/// [`Reason::NotFound`] if nothing is there, or another I/O error with the path.
+pub(crate) fn size(path: &Path) -> Result<u64, CommandError> {
+    let failed = |error: io::Error| CommandError::io("read", path, &error);
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if !metadata.is_dir() {
+        return Ok(metadata.len());
+    }
+    let mut total = 0_u64;
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let kind = entry.file_type().map_err(failed)?;
+        if kind.is_dir() || kind.is_file() {
+            total = total.saturating_add(size(&entry.path())?);
+        }
+    }
+    Ok(total)
 }
 
 /// Hashes a file or folder and shows the progress.

@@ -4,6 +4,7 @@
 //! Services, ports and verification are real. Everything runs in one process and in one temporary
 //! folder, which is removed at the end.
 
+mod folder;
 mod network;
 mod sample;
 
@@ -18,7 +19,7 @@ use console::style;
 use futures_util::StreamExt as _;
 use potluck_core::{FileId, Reason};
 
-use self::network::DemoNetwork;
+use self::{folder::DemoFolder, network::DemoNetwork};
 use crate::{
     context::CommandContext,
     control::{
@@ -37,9 +38,16 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Poll interval of the index.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Duration of the download unless `--fast` is given: long enough to watch it.
+const WATCHABLE: Duration = Duration::from_secs(8);
+
+/// Minimum rate of the download, in bytes per second: a small file should not take long.
+const MIN_RATE: u64 = 32 * 1024 * 1024;
+
 const EXAMPLES: &str = "\
 Examples:
   potluck demo             use a generated file of 256 MiB
+  potluck demo --fast      as fast as this machine can
   potluck demo big.iso     use a file or folder of yours; it is only read";
 
 /// Watch a file arrive from three peers on this machine
@@ -48,12 +56,23 @@ Examples:
 pub(crate) struct DemoArgs {
     /// File or folder to share [default: a generated file of 256 MiB]
     file: Option<PathBuf>,
+
+    /// Do not slow the download down to about 8 seconds
+    #[arg(long)]
+    fast: bool,
 }
 
 /// Starts the network, runs the demo, and stops the network even if the demo fails.
 pub(crate) async fn run(context: &CommandContext, args: DemoArgs) -> Result<(), CommandError> {
-    let network = context.stoppable(DemoNetwork::start()).await?;
-    let done = run_on(context, &network, args.file.as_deref()).await;
+    let original = args.file.as_deref().map(local_files::absolute).transpose()?;
+    let bytes = match &original {
+        Some(path) => local_files::size(Path::new(path))?,
+        None => 2 * sample::SAMPLE_SIZE as u64,
+    };
+    let network = context
+        .stoppable(DemoNetwork::start(DemoFolder::create(bytes)?))
+        .await?;
+    let done = run_on(context, &network, original.map(PathBuf::from), args.fast).await;
     network.stop().await;
     if done.is_ok() && !context.out.is_json() {
         print_next_steps(context, args.file.as_deref());
@@ -64,11 +83,12 @@ pub(crate) async fn run(context: &CommandContext, args: DemoArgs) -> Result<(), 
 async fn run_on(
     context: &CommandContext,
     network: &DemoNetwork,
-    file: Option<&Path>,
+    file: Option<PathBuf>,
+    fast: bool,
 ) -> Result<(), CommandError> {
     print_network(context, network);
     let original = match file {
-        Some(path) => PathBuf::from(local_files::absolute(path)?),
+        Some(path) => path,
         None => sample::make(context, network.folder()).await?,
     };
     print_step(context, 1, "three peers share the file");
@@ -84,7 +104,20 @@ async fn run_on(
     context
         .stoppable(wait_until_announced(network, item.record.id))
         .await?;
-    print_step(context, 2, "a fourth peer downloads it from all three at once");
+    let rate = MIN_RATE.max(item.content_size / WATCHABLE.as_secs());
+    let limit = (!fast).then_some(rate);
+    let note = match limit {
+        Some(rate) => format!(
+            ", at {} so that you can watch (--fast: no limit)",
+            text::rate(rate)
+        ),
+        None => String::new(),
+    };
+    print_step(
+        context,
+        2,
+        &format!("a fourth peer downloads it from all three at once{note}"),
+    );
     let request = DownloadRequest {
         file: item.record.id,
         name: None,
@@ -93,7 +126,7 @@ async fn run_on(
         providers: Vec::new(),
         detach: false,
         allow_expansion: false,
-        limit: None,
+        limit,
         priority: None,
     };
     let wait_limit = WaitLimit {

@@ -9,10 +9,10 @@ use std::{
 
 use potluck_core::{Problem, Reason, grpc::transport::Endpoint, index_client::IndexClient};
 use potluck_peer::{Config, Running};
-use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use super::folder::DemoFolder;
 use crate::{context::PeerHandle, control::ControlClient, error::CommandError, peer::ConnectedPeer};
 
 /// Number of peers that share the file.
@@ -30,16 +30,12 @@ pub(crate) struct DemoNetwork {
     sharers: Vec<ControlClient>,
     downloader: PeerHandle,
     shutdown: CancellationToken,
-    folder: TempDir,
+    folder: DemoFolder,
 }
 
 impl DemoNetwork {
-    /// Starts the index and the peers.
-    pub(crate) async fn start() -> Result<Self, CommandError> {
-        let folder = tempfile::Builder::new()
-            .prefix("potluck-demo-")
-            .tempdir()
-            .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?;
+    /// Starts the index and the peers in `folder`.
+    pub(crate) async fn start(folder: DemoFolder) -> Result<Self, CommandError> {
         let shutdown = CancellationToken::new();
         let (listener, address) = listen().await?;
         let index: Endpoint = format!("http://{address}").parse()?;
@@ -128,7 +124,7 @@ impl DemoNetwork {
             tracing::warn!("the demo's services did not stop within {GRACE:?}");
         }
         let path = self.folder.path().to_owned();
-        if let Err(error) = self.folder.close() {
+        if let Err(error) = self.folder.remove() {
             tracing::warn!(%error, path = %path.display(), "cannot remove the demo's folder");
         }
     }

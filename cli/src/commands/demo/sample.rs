@@ -11,8 +11,8 @@ use rand::{Rng as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 
 use crate::{context::CommandContext, error::CommandError, local_files};
 
-/// Size of the generated file, in bytes. It takes about a second to transfer, long enough to watch.
-const SAMPLE_SIZE: usize = 256 * 1024 * 1024;
+/// Size of the generated file, in bytes.
+pub(crate) const SAMPLE_SIZE: usize = 256 * 1024 * 1024;
 
 /// Block size for writing and comparing, in bytes.
 const BLOCK: usize = 1024 * 1024;
@@ -41,8 +41,7 @@ pub(crate) async fn make(context: &CommandContext, folder: &Path) -> Result<Path
     match made.await {
         Ok(Ok(())) => Ok(path),
         Ok(Err(_)) if context.stop.is_cancelled() => Err(CommandError::interrupted("interrupted")),
-        Ok(Err(error)) => Err(CommandError::io("write the demo's file", &path, &error)
-            .hint("the demo needs 512 MiB in the temporary folder; TMPDIR sets another folder")),
+        Ok(Err(error)) => Err(CommandError::io("write the demo's file", &path, &error)),
         Err(_) => Err(CommandError::new(
             Reason::Internal,
             "writing the demo's file stopped unexpectedly",
