@@ -8,7 +8,10 @@ use crate::{
     FileId, FileLayout, PeerId, Problem, Reason, Root, Sha256,
     collection::path::Label,
     identity::{id::IdError, layout::MAX_FILE_SIZE, merkle::EMPTY_ROOT},
-    model::{Address, FileKind, FileRecord, IndexStats, IndexedFile, Provider, ProviderEvent, Registration},
+    model::{
+        Address, FileKind, FileRecord, IndexStats, IndexedFile, Provider, ProviderEvent,
+        Registration,
+    },
     proto::v1,
 };
 
@@ -18,8 +21,12 @@ const MAX_HOST_LEN: usize = 253;
 /// Maximum names per file in a response, as the contract defines it.
 const MAX_NAMES: usize = 16;
 
-fn id<T: for<'a> TryFrom<&'a [u8], Error = IdError>>(bytes: &[u8], field: &str) -> Result<T, Problem> {
-    T::try_from(bytes).map_err(|error| Problem::new(Reason::InvalidId, error.to_string()).field(field))
+fn id<T: for<'a> TryFrom<&'a [u8], Error = IdError>>(
+    bytes: &[u8],
+    field: &str,
+) -> Result<T, Problem> {
+    T::try_from(bytes)
+        .map_err(|error| Problem::new(Reason::InvalidId, error.to_string()).field(field))
 }
 
 /// Parses a file id from a request's field.
@@ -67,10 +74,11 @@ impl TryFrom<v1::FileRecord> for FileRecord {
             return Err(Problem::new(Reason::IdMismatch, message).field("file.root"));
         }
         if !record.file_id.is_empty() && id::<FileId>(&record.file_id, "file.file_id")? != derived {
-            return Err(
-                Problem::new(Reason::IdMismatch, "the id does not match the size and the root")
-                    .field("file.file_id"),
-            );
+            return Err(Problem::new(
+                Reason::IdMismatch,
+                "the id does not match the size and the root",
+            )
+            .field("file.file_id"));
         }
         let sha256 = match record.sha256.is_empty() {
             true => None,
@@ -119,8 +127,7 @@ impl TryFrom<v1::Address> for Address {
                 Problem::new(Reason::InvalidAddress, "a port is 1 to 65535").field("address.port")
             })?;
         if !is_host(&address.host) {
-            let message =
-                "a host is an IP address without brackets, or a name of letters, digits, `-`, `_` and dots";
+            let message = "a host is an IP address without brackets, or a name of letters, digits, `-`, `_` and dots";
             return Err(Problem::new(Reason::InvalidAddress, message).field("address.host"));
         }
         Ok(Self {
@@ -132,7 +139,8 @@ impl TryFrom<v1::Address> for Address {
 
 fn is_host(host: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    host.parse::<std::net::IpAddr>().is_ok() || (host.len() <= MAX_HOST_LEN && host.chars().all(plain))
+    host.parse::<std::net::IpAddr>().is_ok()
+        || (host.len() <= MAX_HOST_LEN && host.chars().all(plain))
 }
 
 impl From<&Provider> for v1::Provider {
@@ -276,13 +284,13 @@ mod tests {
             any::<std::net::IpAddr>().prop_map(|ip| ip.to_string()),
             "[a-z0-9]{1,9}(\\.[a-z0-9-]{1,9}){0,3}",
         ];
-        (any::<[u8; 32]>(), host, 1..=u16::MAX, any::<bool>()).prop_map(|(peer, host, port, is_complete)| {
-            Provider {
+        (any::<[u8; 32]>(), host, 1..=u16::MAX, any::<bool>()).prop_map(
+            |(peer, host, port, is_complete)| Provider {
                 peer: PeerId(peer),
                 address: Address { host, port },
                 is_complete,
-            }
-        })
+            },
+        )
     }
 
     fn reason<T>(result: Result<T, Problem>) -> (Reason, Option<String>) {

@@ -145,9 +145,9 @@ impl Reason {
     /// that the file or peer is at fault. A file at its size limit counts as a full disk.
     pub fn of_exhaustion(error: &io::Error) -> Option<Self> {
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                Some(Self::DiskFull)
-            }
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => Some(Self::DiskFull),
             _ => lacks_descriptors(error).then_some(Self::TooManyOpenFiles),
         }
     }
@@ -359,7 +359,8 @@ mod tests {
         let mut details = ErrorDetails::new();
         details.set_retry_info(Some(Duration::from_secs(100_000_000_000)));
         details.add_bad_request_violation("f\n".repeat(10_000), "");
-        let status = Status::with_error_details(Code::Unavailable, "\u{1b}[2J€".repeat(10_000), details);
+        let status =
+            Status::with_error_details(Code::Unavailable, "\u{1b}[2J€".repeat(10_000), details);
         let problem = Problem::from(status);
         assert_eq!(problem.reason, Reason::Unreachable);
         assert_eq!(problem.retry_after, Some(MAX_RETRY_AFTER));
@@ -399,7 +400,8 @@ mod tests {
             assert_eq!(Reason::from_wire(reason.as_str()), Some(*reason));
             assert_eq!(reason.word(), reason.as_str().to_lowercase());
         }
-        let words: std::collections::HashSet<_> = Reason::ALL.iter().map(|reason| reason.word()).collect();
+        let words: std::collections::HashSet<_> =
+            Reason::ALL.iter().map(|reason| reason.word()).collect();
         assert_eq!(words.len(), Reason::ALL.len());
     }
 }

@@ -16,7 +16,9 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     let amount = per_second.and_then(|text| text.strip_suffix('/')).unwrap_or(text);
     ByteSize::from_str(amount.trim())
         .map(|size| size.as_u64())
-        .map_err(|_| "give bytes per second, as in 10MiB/s, 500KB/s or 65536; 0 means no limit".to_owned())
+        .map_err(|_| {
+            "give bytes per second, as in 10MiB/s, 500KB/s or 65536; 0 means no limit".to_owned()
+        })
 }
 
 /// A rate in the syntax of [`parse_rate`], without rounding.
@@ -39,7 +41,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => humantime::parse_duration(text).ok(),
     };
-    duration.ok_or_else(|| "give a time, as in 90s, 5m or 1h; a number alone means seconds".to_owned())
+    duration
+        .ok_or_else(|| "give a time, as in 90s, 5m or 1h; a number alone means seconds".to_owned())
 }
 
 /// A time in the syntax of [`parse_duration`].

@@ -164,7 +164,10 @@ impl CommandContext {
     ///
     /// # Errors
     /// As [`Self::index_endpoint`].
-    pub(crate) fn index_for(&self, peer: Option<&ConnectedPeer>) -> Result<IndexClient, CommandError> {
+    pub(crate) fn index_for(
+        &self,
+        peer: Option<&ConnectedPeer>,
+    ) -> Result<IndexClient, CommandError> {
         let status = peer
             .filter(|_| self.index.is_none())
             .and_then(|peer| peer.status.index.as_deref());
@@ -230,7 +233,10 @@ impl CommandContext {
     ///
     /// # Errors
     /// As [`potluck_peer::start`].
-    pub(crate) async fn start_peer(&self, listen: Option<SocketAddr>) -> Result<PeerHandle, CommandError> {
+    pub(crate) async fn start_peer(
+        &self,
+        listen: Option<SocketAddr>,
+    ) -> Result<PeerHandle, CommandError> {
         let index = match self.no_index {
             true => None,
             false => Some(self.index_endpoint()?),
@@ -269,8 +275,9 @@ impl CommandContext {
     /// Starts an in-process peer and notifies the user if that takes long.
     async fn start(&self, settings: InProcessSettings) -> Result<ConnectedPeer, Problem> {
         let slow = || {
-            self.out
-                .note("this command's peer is still starting: its library is large, or its disk is slow");
+            self.out.note(
+                "this command's peer is still starting: its library is large, or its disk is slow",
+            );
         };
         warn_if_slow(ConnectedPeer::start(settings), slow).await
     }

@@ -156,7 +156,10 @@ impl From<Problem> for CommandError {
     fn from(problem: Problem) -> Self {
         let hints = match problem.reason {
             Reason::Unreachable if problem.message.starts_with("the index at") => {
-                vec!["start one with `potluck index`, or choose one with --index HOST:PORT".to_owned()]
+                vec![
+                    "start one with `potluck index`, or choose one with --index HOST:PORT"
+                        .to_owned(),
+                ]
             }
             _ => Vec::new(),
         };

@@ -29,12 +29,11 @@ const REDRAW: Duration = Duration::from_millis(100);
 /// # Errors
 /// A usage error if the path is not UTF-8; an I/O error if it is empty.
 pub(crate) fn absolute(path: &Path) -> Result<String, CommandError> {
-    let absolute =
-        std::path::absolute(path).map_err(|error| CommandError::io("resolve the path", path, &error))?;
-    absolute
-        .into_os_string()
-        .into_string()
-        .map_err(|path| CommandError::usage(format!("the path {} is not valid UTF-8", path.display())))
+    let absolute = std::path::absolute(path)
+        .map_err(|error| CommandError::io("resolve the path", path, &error))?;
+    absolute.into_os_string().into_string().map_err(|path| {
+        CommandError::usage(format!("the path {} is not valid UTF-8", path.display()))
+    })
 }
 
 /// The size of a file, or of all files in a folder, in bytes. Symbolic links count nothing.
@@ -62,7 +61,10 @@ pub(crate) fn size(path: &Path) -> Result<u64, CommandError> {
 ///
 /// # Errors
 /// The paths that cannot be read; [`CommandError::interrupted`] if the command was stopped.
-pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identified, CommandError> {
+pub(crate) async fn hash(
+    context: &CommandContext,
+    path: &Path,
+) -> Result<Identified, CommandError> {
     let progress = Arc::new(HashProgress::default());
     let work = {
         let (progress, path) = (Arc::clone(&progress), path.to_owned());

@@ -54,7 +54,11 @@ pub(crate) async fn find_files(
     }
 }
 
-async fn find(index: &IndexClient, key: &QueryKey, providers: u32) -> Result<Vec<IndexedFile>, Problem> {
+async fn find(
+    index: &IndexClient,
+    key: &QueryKey,
+    providers: u32,
+) -> Result<Vec<IndexedFile>, Problem> {
     let mut files = Vec::new();
     let mut bytes = 0;
     let mut empty = 0;
@@ -102,7 +106,10 @@ pub(crate) async fn find_items(
 ///
 /// # Errors
 /// As `ControlService.ListLibrary` and `ControlService.ListTransfers`.
-pub(crate) async fn find_ids(control: &ControlClient, prefix: &IdPrefix) -> Result<Vec<IdMatch>, Problem> {
+pub(crate) async fn find_ids(
+    control: &ControlClient,
+    prefix: &IdPrefix,
+) -> Result<Vec<IdMatch>, Problem> {
     let items = find_items(control, |item| prefix.matches(&item.record.id)).await?;
     let transfers = control.transfers().await?;
     let transfers = transfers.iter().filter(|transfer| prefix.matches(&transfer.file));
@@ -129,7 +136,8 @@ pub(crate) async fn find_transfer(
         return Ok(number);
     }
     let is_match = |transfer: &Transfer| {
-        target.number == Some(transfer.number) || target.id.is_some_and(|id| id.matches(&transfer.file))
+        target.number == Some(transfer.number)
+            || target.id.is_some_and(|id| id.matches(&transfer.file))
     };
     // The list is ordered newest first.
     let found: Vec<Transfer> = control.transfers().await?.into_iter().filter(is_match).collect();
@@ -139,7 +147,8 @@ pub(crate) async fn find_transfer(
         ([_], Some(newest)) => Ok(newest.number),
         ([], _) | (_, None) => {
             let message = format!("no transfer matches `{}`", target.text);
-            Err(CommandError::new(Reason::NotFound, message).hint("`potluck transfers` lists the transfers"))
+            Err(CommandError::new(Reason::NotFound, message)
+                .hint("`potluck transfers` lists the transfers"))
         }
         _ => Err(id_matches::ambiguous(out, &target.text, &matches)),
     }
@@ -154,7 +163,9 @@ pub(crate) fn not_found(query: &FileQuery) -> CommandError {
             "a name must match exactly; to find similar names: potluck search {}",
             shell_quoted(name)
         )),
-        (_, None) => error.hint("a peer that has it must be running and registered with this index"),
+        (_, None) => {
+            error.hint("a peer that has it must be running and registered with this index")
+        }
     }
 }
 

@@ -111,7 +111,8 @@ fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
             CommandError::new(potluck_core::Reason::Internal, format!("cannot start: {error}"))
         })?;
     let done = runtime.block_on(async {
-        let listening = potluck_core::process::survive_file_size_limit().and_then(|()| Interrupts::listen());
+        let listening =
+            potluck_core::process::survive_file_size_limit().and_then(|()| Interrupts::listen());
         let mut interrupts = listening.map_err(|error| {
             CommandError::new(
                 potluck_core::Reason::Internal,

@@ -37,8 +37,8 @@ const CALLERS: usize = 8;
 
 /// Common words; each name that has them lacks exactly one.
 const COMMON: [&str; 14] = [
-    "amber", "birch", "cedar", "delta", "ember", "frost", "grove", "haven", "iris", "jade", "karma", "lotus",
-    "maple", "north",
+    "amber", "birch", "cedar", "delta", "ember", "frost", "grove", "haven", "iris", "jade",
+    "karma", "lotus", "maple", "north",
 ];
 
 fn queries() -> Vec<(&'static str, String)> {
@@ -178,7 +178,12 @@ async fn measure_queries(names: u64) -> anyhow::Result<()> {
 }
 
 /// Measures queries for a second while callers search.
-async fn measure(title: &str, client: &IndexClient, names: u64, queries: &[String]) -> anyhow::Result<()> {
+async fn measure(
+    title: &str,
+    client: &IndexClient,
+    names: u64,
+    queries: &[String],
+) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let searches = Arc::new(AtomicU64::new(0));
     let mut callers = Vec::new();

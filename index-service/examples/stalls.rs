@@ -64,7 +64,8 @@ impl Times {
     fn print(mut self, title: &str) {
         self.0.sort_unstable();
         let at = |fraction: f64| {
-            let index = ((self.0.len() as f64 * fraction) as usize).min(self.0.len().saturating_sub(1));
+            let index =
+                ((self.0.len() as f64 * fraction) as usize).min(self.0.len().saturating_sub(1));
             self.0.get(index).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
         };
         println!(
@@ -78,7 +79,10 @@ impl Times {
 }
 
 /// Repeats `call` until `stop`, and returns the duration of each.
-async fn measure<F: Future<Output = ()>>(stop: Arc<AtomicBool>, mut call: impl FnMut(u64) -> F) -> Times {
+async fn measure<F: Future<Output = ()>>(
+    stop: Arc<AtomicBool>,
+    mut call: impl FnMut(u64) -> F,
+) -> Times {
     let mut times = Times::default();
     for n in 0.. {
         if stop.load(Ordering::Relaxed) {

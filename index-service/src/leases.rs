@@ -107,7 +107,13 @@ impl LeaseTable {
     }
 
     /// Opens a lease, or restarts the existing one. `holder` is `None` if it is unknown.
-    pub(crate) fn open(&mut self, peer: PeerId, ttl: Duration, holder: Option<LeaseHolder>, now: Instant) {
+    pub(crate) fn open(
+        &mut self,
+        peer: PeerId,
+        ttl: Duration,
+        holder: Option<LeaseHolder>,
+        now: Instant,
+    ) {
         let deadline = now + ttl;
         let mut lease = LeaseEntry {
             deadline,
@@ -142,7 +148,12 @@ impl LeaseTable {
     }
 
     /// Renews a lease that has not expired and that no other process holds. Returns its duration.
-    pub(crate) fn renew(&mut self, peer: &PeerId, holder: &LeaseHolder, now: Instant) -> Option<Duration> {
+    pub(crate) fn renew(
+        &mut self,
+        peer: &PeerId,
+        holder: &LeaseHolder,
+        now: Instant,
+    ) -> Option<Duration> {
         let lease = self.leases.get_mut(peer).filter(|lease| lease.deadline > now)?;
         if lease.holder.get_or_insert_with(|| holder.clone()) != holder {
             return None;

@@ -23,9 +23,9 @@ const LONG_DELAY: Duration = Duration::from_secs(30);
 impl From<AddressError> for Problem {
     fn from(error: AddressError) -> Self {
         let reason = match error {
-            AddressError::NotAHost | AddressError::NotOneMachine(_) | AddressError::LinkLocal(_) => {
-                Reason::InvalidAddress
-            }
+            AddressError::NotAHost
+            | AddressError::NotOneMachine(_)
+            | AddressError::LinkLocal(_) => Reason::InvalidAddress,
             AddressError::Refused { .. } => Reason::AddressRefused,
         };
         Self::new(reason, error.to_string()).field("address.host")
@@ -58,9 +58,9 @@ impl From<CommitError> for Problem {
     fn from(error: CommitError) -> Self {
         let (reason, retry_after) = match error {
             CommitError::TooManyFiles { .. } => (Reason::QuotaExceeded, None),
-            CommitError::TooManyPeers { .. } | CommitError::Full | CommitError::TooMuchMemory { .. } => {
-                (Reason::QuotaExceeded, Some(LONG_DELAY))
-            }
+            CommitError::TooManyPeers { .. }
+            | CommitError::Full
+            | CommitError::TooMuchMemory { .. } => (Reason::QuotaExceeded, Some(LONG_DELAY)),
             CommitError::IdentityInUse { .. } => (Reason::IdentityInUse, Some(LONG_DELAY)),
             CommitError::Busy | CommitError::Slow => (Reason::StoreUnavailable, Some(SHORT_DELAY)),
             CommitError::Store => (Reason::StoreUnavailable, Some(commit::MAX_RETRY_DELAY)),

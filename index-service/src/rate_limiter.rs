@@ -56,7 +56,12 @@ impl RateLimiter {
     ///
     /// # Errors
     /// [`RateExceeded`] if the budget is too low; then nothing is taken.
-    pub(crate) fn take(&mut self, source: IpAddr, cost: u32, now: Instant) -> Result<(), RateExceeded> {
+    pub(crate) fn take(
+        &mut self,
+        source: IpAddr,
+        cost: u32,
+        now: Instant,
+    ) -> Result<(), RateExceeded> {
         let Some(interval) = self.interval else {
             return Ok(());
         };
@@ -78,7 +83,9 @@ impl RateLimiter {
     /// Charges `source` for work that is done already, even beyond its budget. The debt is at most
     /// one full budget; the next calls of the source wait for it.
     pub(crate) fn charge(&mut self, source: IpAddr, cost: u32, now: Instant) {
-        let Some(interval) = self.interval else { return };
+        let Some(interval) = self.interval else {
+            return;
+        };
         let source = client_network(source);
         // An admitted source is in the table unless its budget is full.
         if !self.full_at.contains_key(&source) && self.full_at.len() >= MAX_SOURCES {

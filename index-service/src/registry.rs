@@ -256,7 +256,13 @@ impl Registry {
     }
 
     /// Replaces all files of a peer by filling a new entry and publishing it.
-    fn replace_all_files(&self, peer: &PeerRecord, instance: &[u8], files: &[Registration], now: Instant) {
+    fn replace_all_files(
+        &self,
+        peer: &PeerRecord,
+        instance: &[u8],
+        files: &[Registration],
+        now: Instant,
+    ) {
         let new = self.change_catalog(|catalog| catalog.add_hidden(peer.id, &peer.address));
         for files in slices(files) {
             self.change_catalog(|catalog| {
@@ -314,7 +320,9 @@ impl Registry {
         let count = catalog.file_count_at(slot);
         self.for_each_watched_at(&catalog, slot, |file| self.notify_left(peer, file));
         drop(catalog);
-        if count > MAX_SLICE as u64 || !self.change_catalog(|catalog| catalog.clear(slot, MAX_SLICE)) {
+        if count > MAX_SLICE as u64
+            || !self.change_catalog(|catalog| catalog.clear(slot, MAX_SLICE))
+        {
             self.to_clear().push_back(slot);
         }
         count
@@ -360,7 +368,12 @@ impl Registry {
 
     /// Calls `each` for the watched files of a live or hidden peer. Iterates over the peer's files
     /// or over all watched files, whichever are fewer.
-    fn for_each_watched_at(&self, catalog: &Catalog, slot: PeerSlot, mut each: impl FnMut(&FileId)) {
+    fn for_each_watched_at(
+        &self,
+        catalog: &Catalog,
+        slot: PeerSlot,
+        mut each: impl FnMut(&FileId),
+    ) {
         let watched_count = self.watch_hub.file_count();
         if watched_count == 0 {
             return;

@@ -199,7 +199,11 @@ impl RunningIndex {
         opened.await.map_err(|_| ServeError::Opening)?
     }
 
-    async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+    async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
         let Self {
             config,
             registry,
@@ -210,7 +214,9 @@ impl RunningIndex {
         let service = Arc::new(IndexApi {
             registry: Arc::clone(&registry),
             committer: committer.clone(),
-            rate_limiter: Arc::new(Mutex::new(RateLimiter::new(config.limits.max_calls_per_second))),
+            rate_limiter: Arc::new(Mutex::new(RateLimiter::new(
+                config.limits.max_calls_per_second,
+            ))),
             searches: SearchQueue::new(),
             page_tokens: PageTokens::default(),
             allowed_hosts: config.allowed_hosts,
@@ -229,7 +235,8 @@ impl RunningIndex {
         let (health, routes) = with_health_and_reflection(prechecked, config.reflection).await?;
 
         let stop_reporting = CancellationToken::new();
-        let health_reports = report_health(health.clone(), committer.store_works(), stop_reporting.clone());
+        let health_reports =
+            report_health(health.clone(), committer.store_works(), stop_reporting.clone());
         let health_reports = tokio::spawn(health_reports);
         let address = listener.local_addr().ok();
         let close_connections = CancellationToken::new();
@@ -282,14 +289,20 @@ impl RunningIndex {
         match tokio::time::timeout(config.grace, stopped).await {
             Ok(Ok(Ok(()))) => tracing::info!("index stopped"),
             Ok(_) => tracing::error!("the committer panicked; all acknowledged changes are stored"),
-            Err(_) => tracing::warn!("the store did not close in time; all acknowledged changes are stored"),
+            Err(_) => tracing::warn!(
+                "the store did not close in time; all acknowledged changes are stored"
+            ),
         }
         Ok(served?)
     }
 }
 
 /// Updates the health status whenever the store fails or recovers.
-async fn report_health(health: Health, mut store_works: watch::Receiver<bool>, stop: CancellationToken) {
+async fn report_health(
+    health: Health,
+    mut store_works: watch::Receiver<bool>,
+    stop: CancellationToken,
+) {
     loop {
         // Both arms are cancel-safe.
         tokio::select! {

@@ -181,7 +181,9 @@ impl WatchHub {
             return Err(WatchError::Closed);
         }
         let source_count = watchers.sources.get(&source).copied().unwrap_or(0);
-        if watchers.count >= self.max_watchers || source_count >= self.max_watchers.div_ceil(SOURCE_DIVISOR) {
+        if watchers.count >= self.max_watchers
+            || source_count >= self.max_watchers.div_ceil(SOURCE_DIVISOR)
+        {
             return Err(WatchError::TooMany);
         }
         let number = watchers.next_number;

@@ -25,7 +25,8 @@ pub struct Activity {
 
 impl Activity {
     fn moved(&self) -> u64 {
-        let [up, down] = [&self.uploaded, &self.downloaded].map(|count| count.load(Ordering::Relaxed));
+        let [up, down] =
+            [&self.uploaded, &self.downloaded].map(|count| count.load(Ordering::Relaxed));
         up.wrapping_add(down)
     }
 }

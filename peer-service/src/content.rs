@@ -4,8 +4,8 @@
 use std::{fmt, fs::File, ops::Range, sync::Arc};
 
 use potluck_core::{
-    FileId, Problem, availability::Availability, collection::plan::Plan, grpc::limiter::ClientAddress,
-    identity::merkle::Hash, model::FileRecord,
+    FileId, Problem, availability::Availability, collection::plan::Plan,
+    grpc::limiter::ClientAddress, identity::merkle::Hash, model::FileRecord,
 };
 use tokio::sync::watch;
 

@@ -38,7 +38,8 @@ fn main() -> ExitCode {
 
 fn serve(options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(async { Ok(run(options, process::shutdown_on_signals()?).await?) });
+    let ended =
+        runtime.block_on(async { Ok(run(options, process::shutdown_on_signals()?).await?) });
     // All state is already on disk, so a hanging disk must not block the exit.
     runtime.shutdown_timeout(LAST_READS);
     ended

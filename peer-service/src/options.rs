@@ -25,7 +25,8 @@ use potluck_core::{
 };
 
 /// Default address of the open port: loopback, so that only this machine can connect.
-pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 12349);
+pub const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 12349);
 
 /// Default index: one on this machine.
 pub const DEFAULT_INDEX: &str = "http://127.0.0.1:1313";
@@ -54,7 +55,12 @@ pub struct Options {
     pub listen: SocketAddr,
 
     /// Folder of the peer [default: peer-PORT in the user's data folder]
-    #[arg(long, value_name = "DIR", env = "POTLUCK_PEER_HOME", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "POTLUCK_PEER_HOME",
+        hide_env_values = true
+    )]
     pub home: Option<PathBuf>,
 
     /// Index to register with and to query, as HOST:PORT; `none` for no index
@@ -235,7 +241,9 @@ impl FromStr for ControlAt {
         }
         parse_listen(text.strip_prefix("http://").unwrap_or(text))
             .map(Self::Tcp)
-            .map_err(|_| "give unix:PATH, an IP address with a port as in 127.0.0.1:12350, or a port".into())
+            .map_err(|_| {
+                "give unix:PATH, an IP address with a port as in 127.0.0.1:12350, or a port".into()
+            })
     }
 }
 
@@ -422,7 +430,8 @@ mod tests {
     #[test]
     fn a_peer_can_run_without_an_index() {
         for none in ["", "none"] {
-            let config = Config::from_options(parse(&["--home", "/h", "--index", none]), 1).unwrap();
+            let config =
+                Config::from_options(parse(&["--home", "/h", "--index", none]), 1).unwrap();
             assert_eq!(config.index, None);
         }
     }

@@ -13,7 +13,9 @@ impl From<HomeError> for Problem {
                 Reason::of_exhaustion(source).unwrap_or(Reason::Internal)
             }
             HomeError::Locked { .. } => Reason::HomeLocked,
-            HomeError::Permission { .. } | HomeError::WritableByOthers { .. } => Reason::PermissionDenied,
+            HomeError::Permission { .. } | HomeError::WritableByOthers { .. } => {
+                Reason::PermissionDenied
+            }
             HomeError::NotAFolder { .. } | HomeError::Token { .. } => Reason::InvalidArgument,
             HomeError::Io { .. } => Reason::Internal,
         };

@@ -16,7 +16,9 @@ use potluck_testkit::{
 /// The folder for temporary files belongs to the whole process, so this test has one of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_without_temporary_room_starts_again_until_there_is_some() {
-    let Some(disk) = SmallDisk::mount(MIB) else { return };
+    let Some(disk) = SmallDisk::mount(MIB) else {
+        return;
+    };
     let peers = PeerPair::new().await;
     let data = bytes(300_000, 4);
     write_file(peers.dir.path(), "shared/in/data.bin", &data);

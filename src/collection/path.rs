@@ -35,7 +35,9 @@ pub enum PathError {
     #[error("control characters are not allowed in names")]
     Control,
     /// A character that reorders the surrounding text or separates lines.
-    #[error("characters that change the direction of text, and line separators, are not allowed in names")]
+    #[error(
+        "characters that change the direction of text, and line separators, are not allowed in names"
+    )]
     Reordering,
     /// No visible character.
     #[error("a name needs at least one visible character")]
@@ -293,7 +295,9 @@ mod tests {
         ] {
             assert_eq!(RelPath::parse(text), Err(PathError::Reordering), "{text:?}");
         }
-        for c in "\u{3164}\u{115f}\u{1160}\u{2800}\u{ffa0}\u{200b}\u{feff}\u{e0041}\u{a0}\u{fe0f} ".chars() {
+        for c in "\u{3164}\u{115f}\u{1160}\u{2800}\u{ffa0}\u{200b}\u{feff}\u{e0041}\u{a0}\u{fe0f} "
+            .chars()
+        {
             assert_eq!(Label::parse(&c.to_string()), Err(PathError::Invisible), "{c:?}");
             assert_eq!(
                 RelPath::parse(&format!("a/{c}{c} ")),

@@ -44,7 +44,9 @@ impl MaxShare {
         // a client is always allowed.
         let more = count.saturating_sub(1);
         let (own_then, free_then) = (own.saturating_add(more), free.saturating_sub(more));
-        own == 0 || own_then.saturating_mul(100 - self.0 as usize) < free_then.saturating_mul(self.0 as usize)
+        own == 0
+            || own_then.saturating_mul(100 - self.0 as usize)
+                < free_then.saturating_mul(self.0 as usize)
     }
 }
 
@@ -207,7 +209,11 @@ impl PerAddressLimiter {
     /// # Errors
     /// [`LimitError::Full`] if too few permits are free, [`LimitError::AddressShare`] if the
     /// client would exceed its share.
-    pub fn try_acquire_many(&self, client: ClientAddress, count: usize) -> Result<Permit, LimitError> {
+    pub fn try_acquire_many(
+        &self,
+        client: ClientAddress,
+        count: usize,
+    ) -> Result<Permit, LimitError> {
         self.state().take(client, count)?;
         Ok(Permit {
             limiter: self.clone(),
@@ -295,7 +301,8 @@ mod tests {
             ["[::ffff:127.0.0.1]:1", "127.0.0.1:2"],
         ] {
             let limiter = PerAddressLimiter::new(8, MaxShare::default());
-            let [one, other] = hosts.map(|host| ClientAddress::from(host.parse::<SocketAddr>().unwrap()));
+            let [one, other] =
+                hosts.map(|host| ClientAddress::from(host.parse::<SocketAddr>().unwrap()));
             let (taken, refused) = all(&limiter, one);
             assert_eq!((taken.len(), refused), (4, LimitError::AddressShare), "{hosts:?}");
             assert!(limiter.try_acquire(other).is_ok());

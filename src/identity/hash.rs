@@ -183,7 +183,8 @@ pub fn hash_batch(files: &[&[u8]]) -> Vec<FileTree> {
     merkle::hash_each(files.iter().flat_map(|file| file.chunks(LEAF_SIZE)), &mut leaves);
     let mut rest = &leaves[..];
     let trees = files.iter().map(|file| {
-        let layout = FileLayout::new(file.len() as u64).expect("memory is smaller than the largest file");
+        let layout =
+            FileLayout::new(file.len() as u64).expect("memory is smaller than the largest file");
         let (own, after) = rest.split_at(file.len().div_ceil(LEAF_SIZE));
         rest = after;
         merkle::tree_of(own, &layout)
@@ -252,7 +253,12 @@ impl PieceQueue<'_> {
     }
 
     /// Hashes consecutive pieces that fit the buffer together.
-    fn hash_pieces(&self, first: PieceIndex, last: PieceIndex, buffer: &mut [u8]) -> io::Result<Vec<Hash>> {
+    fn hash_pieces(
+        &self,
+        first: PieceIndex,
+        last: PieceIndex,
+        buffer: &mut [u8],
+    ) -> io::Result<Vec<Hash>> {
         let range = self.layout.range(first).start..self.layout.range(last).end;
         let bytes = &mut buffer[..(range.end - range.start) as usize];
         (self.read)(bytes, range.start)?;

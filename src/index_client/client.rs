@@ -186,7 +186,11 @@ impl IndexClient {
     ///
     /// # Errors
     /// Those of `IndexService.Unregister`.
-    pub async fn unregister(&self, token: &Token, files: Option<&[FileId]>) -> Result<u64, Problem> {
+    pub async fn unregister(
+        &self,
+        token: &Token,
+        files: Option<&[FileId]>,
+    ) -> Result<u64, Problem> {
         let request = v1::UnregisterRequest {
             token: bytes::Bytes::copy_from_slice(token.expose()),
             file_ids: files.unwrap_or_default().iter().map(|id| id.to_bytes()).collect(),
@@ -209,7 +213,9 @@ impl IndexClient {
         let request = v1::QueryRequest {
             key: Some(match key {
                 QueryKey::Id(id) => v1::query_request::Key::FileId(id.to_bytes()),
-                QueryKey::IdPrefix(prefix) => v1::query_request::Key::FileIdPrefix(prefix.to_string()),
+                QueryKey::IdPrefix(prefix) => {
+                    v1::query_request::Key::FileIdPrefix(prefix.to_string())
+                }
                 QueryKey::Sha256(sha256) => v1::query_request::Key::Sha256(sha256.to_bytes()),
                 QueryKey::Name(name) => v1::query_request::Key::Name(name.clone()),
             }),

@@ -2,7 +2,9 @@
 
 use prost::Message;
 
-use crate::{Problem, Reason, grpc::counting_codec::list_items, index_client::MAX_BATCH, proto::v1};
+use crate::{
+    Problem, Reason, grpc::counting_codec::list_items, index_client::MAX_BATCH, proto::v1,
+};
 
 /// Maximum files in a page and maximum providers of a file, as the contract defines them.
 const MAX_PAGE: usize = 1_000;
@@ -58,7 +60,8 @@ impl CountedResponse for v1::QueryResponse {
 impl CountedResponse for v1::SearchResponse {
     fn check_counts(message: &[u8]) -> Result<(), Problem> {
         check_len(message, 1, MAX_PAGE, "files")?;
-        list_items(message, 1).try_for_each(|file| check_len(file, 2, MAX_NAMES, "names of one file"))
+        list_items(message, 1)
+            .try_for_each(|file| check_len(file, 2, MAX_NAMES, "names of one file"))
     }
 }
 

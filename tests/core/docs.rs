@@ -54,7 +54,8 @@ fn the_table_of_errors_has_every_reason() {
 
 #[test]
 fn the_protocol_has_the_numbers_of_the_code() {
-    let has = |text: &str| assert!(PROTOCOL.contains(text), "docs/protocol.md does not say `{text}`");
+    let has =
+        |text: &str| assert!(PROTOCOL.contains(text), "docs/protocol.md does not say `{text}`");
     has(&merkle::EMPTY_FILE.to_string());
     assert_eq!(merkle::LEAF_SIZE, 16 << 10);
     has("leaves of 16 KiB");

@@ -50,7 +50,8 @@ struct Vector {
 }
 
 fn vectors() -> Vec<Vector> {
-    let json: serde_json::Value = serde_json::from_str(include_str!("../vectors/roots.json")).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(include_str!("../vectors/roots.json")).unwrap();
     let vectors = json["vectors"].as_array().unwrap();
     vectors
         .iter()
@@ -107,7 +108,8 @@ fn roots_and_ids_equal_those_of_libtorrent() {
 fn roots_and_ids_of_large_files_equal_those_of_libtorrent() {
     let content = Content::new();
     for vector in vectors().into_iter().filter(|vector| vector.size >= 8 << 20) {
-        let tree = hash::hash_with(vector.size, 2, &|buffer, offset| content.read(buffer, offset)).unwrap();
+        let tree = hash::hash_with(vector.size, 2, &|buffer, offset| content.read(buffer, offset))
+            .unwrap();
         assert_eq!(
             (tree.root, tree.id()),
             (vector.root, vector.id),

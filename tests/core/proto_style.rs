@@ -6,7 +6,8 @@ use std::collections::{HashMap, HashSet};
 use potluck_core::proto::DESCRIPTORS;
 use prost::Message as _;
 use prost_types::{
-    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet,
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
+    FileDescriptorSet,
     field_descriptor_proto::{Label, Type},
 };
 
@@ -94,12 +95,14 @@ fn for_each_element(file: &FileDescriptorProto, check: &mut dyn FnMut(&[i32], St
 }
 
 fn is_upper_camel(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(|c| c.is_ascii_alphanumeric())
+    name.starts_with(|c: char| c.is_ascii_uppercase())
+        && name.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
 fn is_lower_snake(name: &str) -> bool {
-    let is_word =
-        |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let is_word = |word: &str| {
+        !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+    };
     name.starts_with(|c: char| c.is_ascii_lowercase()) && name.split('_').all(is_word)
 }
 
@@ -221,7 +224,9 @@ fn lists_are_paged() {
             false => assert_eq!(fields, [None; 3], "{}", method.name()),
         }
         let items = response.field.iter().filter(|field| {
-            field.label() == Label::Repeated && field.r#type() == Type::Message && !method.server_streaming()
+            field.label() == Label::Repeated
+                && field.r#type() == Type::Message
+                && !method.server_streaming()
         });
         for items in items.filter(|_| !lists) {
             // What one call removes, and the at most 1,000 runs that explain a transfer.

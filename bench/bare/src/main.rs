@@ -104,7 +104,10 @@ impl Encoder for ServerCodec {
     type Item = Chunk;
     type Error = Status;
 
-    #[allow(unsafe_code, reason = "reads into memory that is not filled with zeros first")]
+    #[allow(
+        unsafe_code,
+        reason = "reads into memory that is not filled with zeros first"
+    )]
     fn encode(&mut self, chunk: Chunk, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         let mut left = chunk.len as usize;
         while left > 0 {
@@ -245,7 +248,8 @@ async fn serve(listen: SocketAddr, path: PathBuf) -> Result<()> {
 }
 
 async fn read(channel: &Channel, range: Range) -> Result<Response<tonic::Streaming<Bytes>>> {
-    let mut client = client::Grpc::new(channel.clone()).max_decoding_message_size(2 * MESSAGE as usize);
+    let mut client =
+        client::Grpc::new(channel.clone()).max_decoding_message_size(2 * MESSAGE as usize);
     client.ready().await?;
     let path = http::uri::PathAndQuery::from_static(PATH);
     Ok(client
@@ -300,7 +304,10 @@ async fn fetch(out: PathBuf, sources: Vec<SocketAddr>, hash: bool) -> Result<()>
                         file.write_all_at(&bytes, offset)?;
                         offset += bytes.len() as u64;
                     }
-                    anyhow::ensure!(offset == (start + RANGE).min(size), "a source sent too little");
+                    anyhow::ensure!(
+                        offset == (start + RANGE).min(size),
+                        "a source sent too little"
+                    );
                 }
             });
         }

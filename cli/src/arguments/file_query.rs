@@ -69,8 +69,9 @@ impl FileQuery {
         let Self::Name(name) = self else { return None };
         let digits = name.len();
         let is_id_like = digits >= MIN_ID_LIKE && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_id_like
-            .then(|| format!("an id has 64 hex digits; give all, or at least 8; this text has {digits}"))
+        is_id_like.then(|| {
+            format!("an id has 64 hex digits; give all, or at least 8; this text has {digits}")
+        })
     }
 }
 
@@ -78,7 +79,9 @@ impl std::fmt::Display for FileQuery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Id(id) => write!(f, "the id {id}"),
-            Self::IdPrefix { text, .. } => write!(f, "an id that begins with `{text}`, or this name"),
+            Self::IdPrefix { text, .. } => {
+                write!(f, "an id that begins with `{text}`, or this name")
+            }
             Self::Sha256(sum) => write!(f, "the SHA-256 {sum}"),
             Self::Name(name) => write!(f, "the name `{name}`"),
         }

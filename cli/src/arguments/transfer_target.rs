@@ -22,7 +22,8 @@ impl FromStr for TransferTarget {
         let (number, id) = (text.parse().ok(), text.parse().ok());
         if number.is_none() && id.is_none() {
             return Err(
-                "give the number of a transfer, or at least the first 8 digits of its file's id".to_owned(),
+                "give the number of a transfer, or at least the first 8 digits of its file's id"
+                    .to_owned(),
             );
         }
         Ok(Self {

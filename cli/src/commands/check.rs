@@ -79,7 +79,9 @@ async fn check(
         match event? {
             CheckEvent::Progress { path, done, total } => {
                 let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
-                progress.show(|width| vec![draw::hashing_line(&name, done, total, began.elapsed(), width)]);
+                progress.show(|width| {
+                    vec![draw::hashing_line(&name, done, total, began.elapsed(), width)]
+                });
             }
             CheckEvent::Bad { path, file, problem } => match context.out.is_json() {
                 true => context.out.print_object(&json!({
@@ -95,9 +97,10 @@ async fn check(
                         _ => "unreadable",
                     };
                     let (what, path) = (style(what).red(), text::path(&path));
-                    context
-                        .out
-                        .print_line(format_args!("{what}  {path}: {}", text::escape(&problem.message)))?;
+                    context.out.print_line(format_args!(
+                        "{what}  {path}: {}",
+                        text::escape(&problem.message)
+                    ))?;
                 }
             },
             CheckEvent::Failed { path, problem } => {

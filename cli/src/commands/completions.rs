@@ -20,7 +20,11 @@ pub(crate) struct CompletionsArgs {
 }
 
 /// Prints the script for the command line `program`.
-pub(crate) fn run(out: &Output, args: &CompletionsArgs, program: &mut Command) -> Result<(), CommandError> {
+pub(crate) fn run(
+    out: &Output,
+    args: &CompletionsArgs,
+    program: &mut Command,
+) -> Result<(), CommandError> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, program, "potluck", &mut script);
     out.print_line(String::from_utf8_lossy(&script).trim_end())

@@ -32,7 +32,9 @@ pub(crate) async fn run(context: &CommandContext, args: IdArgs) -> Result<(), Co
     for path in &args.paths {
         let hashed = match local_files::hash(context, path).await {
             Ok(hashed) => hashed,
-            Err(error) if args.paths.len() == 1 || error.exit() == Some(ExitStatus::Interrupted) => {
+            Err(error)
+                if args.paths.len() == 1 || error.exit() == Some(ExitStatus::Interrupted) =>
+            {
                 return Err(error);
             }
             Err(error) => {

@@ -4,7 +4,9 @@ use clap::Args;
 use potluck_core::units::parse_rate;
 use serde_json::json;
 
-use crate::{context::CommandContext, control::model::LimitsUpdate, error::CommandError, output::text};
+use crate::{
+    context::CommandContext, control::model::LimitsUpdate, error::CommandError, output::text,
+};
 
 const EXAMPLES: &str = "\
 Examples:

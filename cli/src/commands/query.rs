@@ -45,7 +45,8 @@ pub(crate) struct QueryArgs {
 
 /// Queries the index and prints the files.
 pub(crate) async fn run(context: &CommandContext, args: QueryArgs) -> Result<(), CommandError> {
-    let files = lookup::find_files(&context.lookup_index().await?, &args.query, args.providers).await?;
+    let files =
+        lookup::find_files(&context.lookup_index().await?, &args.query, args.providers).await?;
     if context.out.is_json() {
         context.out.print_object(&QueryObject { files: &files })?;
     }
@@ -76,7 +77,8 @@ fn lines(found: &IndexedFile, width: Option<usize>) -> Vec<String> {
         .first()
         .map_or_else(|| "(no name)".into(), |name| text::escape(name));
     let mut lines = vec![style(name).bold().to_string()];
-    let mut fact = |what: &str, value: String| lines.push(format!("  {:<7} {value}", style(what).dim()));
+    let mut fact =
+        |what: &str, value: String| lines.push(format!("  {:<7} {value}", style(what).dim()));
     fact("id", found.file.id.to_string());
     match found.file.kind {
         FileKind::File => fact("size", exact_size(found.file.size)),

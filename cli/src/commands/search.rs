@@ -187,7 +187,11 @@ struct Search {
 
 impl Search {
     /// The new files of the next page.
-    async fn page(&mut self, context: &CommandContext, size: u64) -> Result<Vec<IndexedFile>, CommandError> {
+    async fn page(
+        &mut self,
+        context: &CommandContext,
+        size: u64,
+    ) -> Result<Vec<IndexedFile>, CommandError> {
         let size = size.min(PAGE) as u32; // at most PAGE
         let page = self.next.take();
         let call = async { Ok(search_page(&self.index, &self.query, size, page).await?) };
@@ -262,7 +266,8 @@ async fn search_page(
     loop {
         match index.search(query, size, page.clone()).await {
             Err(problem)
-                if matches!(problem.reason, Reason::RateLimited | Reason::Busy) && retries < MAX_RETRIES =>
+                if matches!(problem.reason, Reason::RateLimited | Reason::Busy)
+                    && retries < MAX_RETRIES =>
             {
                 retries += 1;
                 let wait = problem

@@ -137,7 +137,9 @@ async fn share(
         match event? {
             ShareEvent::Progress { path, done, total } => {
                 let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
-                progress.show(|width| vec![draw::hashing_line(&name, done, total, began.elapsed(), width)]);
+                progress.show(|width| {
+                    vec![draw::hashing_line(&name, done, total, began.elapsed(), width)]
+                });
             }
             ShareEvent::Shared(item) => {
                 tally.shared += 1;

@@ -55,9 +55,12 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
         let mut lines = index_lines(index, &stats);
         lines.push(String::new());
         lines.extend(match &peer {
-            Some((status, control, is_in_process)) => peer_lines(status, control, *is_in_process, index),
+            Some((status, control, is_in_process)) => {
+                peer_lines(status, control, *is_in_process, index)
+            }
             None => {
-                let none = || "not running on this machine; start one with `potluck peer`".to_owned();
+                let none =
+                    || "not running on this machine; start one with `potluck peer`".to_owned();
                 let description = LockOwner::find().map_or_else(none, |owner| owner.description());
                 vec![format!("{}   {description}", style("peer").bold())]
             }
@@ -145,7 +148,12 @@ fn index_lines(endpoint: &Endpoint, stats: &Result<IndexStats, Problem>) -> Vec<
 }
 
 /// The peer as text. `index` is the index that the command uses: it is shown already.
-fn peer_lines(status: &Status, control: &Endpoint, is_in_process: bool, index: &Endpoint) -> Vec<String> {
+fn peer_lines(
+    status: &Status,
+    control: &Endpoint,
+    is_in_process: bool,
+    index: &Endpoint,
+) -> Vec<String> {
     let address = status
         .listening
         .as_ref()

@@ -40,14 +40,16 @@ pub(crate) async fn run(context: &CommandContext, args: UnshareArgs) -> Result<(
     done
 }
 
-async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String]) -> Result<(), CommandError> {
+async fn remove(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    targets: &[String],
+) -> Result<(), CommandError> {
     for target in targets {
         let target = find_shared(context, peer, target).await?;
-        let removed = peer
-            .control
-            .unshare(target)
-            .await
-            .map_err(|problem| CommandError::from(problem).hint("`potluck ls` lists what is shared"))?;
+        let removed = peer.control.unshare(target).await.map_err(|problem| {
+            CommandError::from(problem).hint("`potluck ls` lists what is shared")
+        })?;
         for item in &removed {
             match context.out.is_json() {
                 true => context.out.print_object(&library_items::object(item))?,

@@ -8,7 +8,8 @@ use potluck_peer::library::stored_manifest;
 use serde_json::json;
 
 use crate::{
-    arguments::id::IdArgument, context::CommandContext, error::CommandError, local_files, output::text,
+    arguments::id::IdArgument, context::CommandContext, error::CommandError, local_files,
+    output::text,
 };
 
 const EXAMPLES: &str = "\

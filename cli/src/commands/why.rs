@@ -40,11 +40,9 @@ pub(crate) struct WhyArgs {
 pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), CommandError> {
     let peer = context.require_running_peer().await?;
     let number = lookup::find_transfer(&context.out, &peer.control, &args.target).await?;
-    let explanation = peer
-        .control
-        .explain(number)
-        .await
-        .map_err(|problem| CommandError::from(problem).hint("`potluck transfers` lists the transfers"))?;
+    let explanation = peer.control.explain(number).await.map_err(|problem| {
+        CommandError::from(problem).hint("`potluck transfers` lists the transfers")
+    })?;
     if context.out.is_json() {
         let mut object = transfers::object(&explanation.transfer);
         object["missing"] = json!(explanation.missing);

@@ -89,12 +89,13 @@ impl ControlClient {
     pub(crate) async fn connect(endpoint: &Endpoint, token: Option<&str>) -> Result<Self, Problem> {
         let bearer = token
             .map(|token| {
-                let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
-                    Problem::new(
-                        Reason::InvalidToken,
-                        "the control token contains characters that are not allowed in a token",
-                    )
-                })?;
+                let mut value: MetadataValue<Ascii> =
+                    format!("Bearer {token}").parse().map_err(|_| {
+                        Problem::new(
+                            Reason::InvalidToken,
+                            "the control token contains characters that are not allowed in a token",
+                        )
+                    })?;
                 value.set_sensitive(true);
                 Ok::<_, Problem>(value)
             })
@@ -161,7 +162,10 @@ impl ControlClient {
 
     /// Waits until the index has the peer's complete list of files, registration fails, or
     /// `timeout` passes.
-    pub(crate) async fn await_registration(&self, timeout: Duration) -> Result<Registration, Problem> {
+    pub(crate) async fn await_registration(
+        &self,
+        timeout: Duration,
+    ) -> Result<Registration, Problem> {
         let request = v1::AwaitRegistrationRequest {
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         };
@@ -204,7 +208,10 @@ impl ControlClient {
     }
 
     /// Returns a page of the library and the token of the next page.
-    pub(crate) async fn library(&self, page: Option<String>) -> Result<(Vec<Item>, Option<String>), Problem> {
+    pub(crate) async fn library(
+        &self,
+        page: Option<String>,
+    ) -> Result<(Vec<Item>, Option<String>), Problem> {
         let request = v1::ListLibraryRequest {
             page_size: PAGE,
             page_token: page.unwrap_or_default(),

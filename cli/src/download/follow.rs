@@ -79,8 +79,13 @@ pub(crate) async fn follow(
         };
         stall_watch.update(context, &transfer, wait_limit.wait);
         progress_lines.show(|width| rows.render(&transfer, width));
-        if stdout_is_open && context.out.is_json() && !context.out.is_quiet() && !transfer.state.has_ended() {
-            let due = reported_at.is_none_or(|reported_at| reported_at.elapsed() >= OBJECT_INTERVAL);
+        if stdout_is_open
+            && context.out.is_json()
+            && !context.out.is_quiet()
+            && !transfer.state.has_ended()
+        {
+            let due =
+                reported_at.is_none_or(|reported_at| reported_at.elapsed() >= OBJECT_INTERVAL);
             if due {
                 reported_at = Some(Instant::now());
                 match context.out.print_object(&progress(&transfer)) {
@@ -190,7 +195,8 @@ fn paused(context: &CommandContext, transfer: &Transfer) -> CommandError {
 
 /// The shell command for an action on a transfer.
 fn transfers_command(context: &CommandContext, action: &str, number: u64) -> String {
-    context.shell_command(["potluck", "transfers", action, &number.to_string()].map(ToOwned::to_owned))
+    context
+        .shell_command(["potluck", "transfers", action, &number.to_string()].map(ToOwned::to_owned))
 }
 
 /// Pauses the transfer if the peer runs in this process. Another peer may have other clients that
@@ -239,9 +245,9 @@ async fn wait_limit_reached(
     resume: Option<&str>,
 ) -> CommandError {
     let Some(transfer) = last else {
-        return wait_limit
-            .error
-            .unwrap_or_else(|| CommandError::new(Reason::NoProviders, "no running peer has the file"));
+        return wait_limit.error.unwrap_or_else(|| {
+            CommandError::new(Reason::NoProviders, "no running peer has the file")
+        });
     };
     let number = transfer.number;
     // Another peer keeps the transfer in its list: it may have other followers.
@@ -275,10 +281,9 @@ async fn wait_limit_reached(
     if let Some(error) = wait_limit.error {
         return with_resume_hints(error);
     }
-    let problem = transfer
-        .error
-        .clone()
-        .unwrap_or_else(|| Problem::new(Reason::NoProviders, "no running peer has the missing pieces"));
+    let problem = transfer.error.clone().unwrap_or_else(|| {
+        Problem::new(Reason::NoProviders, "no running peer has the missing pieces")
+    });
     let waited = format!(
         "no progress for {}: {}",
         text::duration(wait_limit.wait),
@@ -299,7 +304,9 @@ fn failed(transfer: &Transfer, wait_limit: WaitLimit) -> CommandError {
     });
     match (problem.reason, wait_limit.error) {
         (Reason::NotFound | Reason::NoProviders | Reason::Unreachable, Some(error)) => error,
-        (Reason::TargetExists, _) => CommandError::from(problem).hint("choose another path with -o"),
+        (Reason::TargetExists, _) => {
+            CommandError::from(problem).hint("choose another path with -o")
+        }
         _ => CommandError::from(problem),
     }
 }
@@ -324,7 +331,9 @@ fn stream_error(problem: Problem, began: bool, resume: Option<&str>) -> CommandE
             ..problem
         })
         .hint(format!("verified pieces are kept; resume with: {resume}")),
-        (None, Reason::TargetExists) => CommandError::from(problem).hint("choose another path with -o"),
+        (None, Reason::TargetExists) => {
+            CommandError::from(problem).hint("choose another path with -o")
+        }
         (None, _) => problem.into(),
     }
 }

@@ -94,11 +94,15 @@ fn head(transfer: &Transfer, width: usize) -> String {
 fn activity(transfer: &Transfer) -> String {
     match (transfer.state, &transfer.error) {
         // Part of the content is on this machine already.
-        (TransferState::Preparing, _) if transfer.done > 0 => "checking existing files …".to_owned(),
+        (TransferState::Preparing, _) if transfer.done > 0 => {
+            "checking existing files …".to_owned()
+        }
         (TransferState::Preparing, _) => "looking for peers …".to_owned(),
         (TransferState::Finishing, _) => "finishing …".to_owned(),
         (TransferState::Paused, _) => "paused".to_owned(),
-        (TransferState::Waiting, Some(error)) => format!("waiting: {}", text::escape(&error.message)),
+        (TransferState::Waiting, Some(error)) => {
+            format!("waiting: {}", text::escape(&error.message))
+        }
         (state, _) => state.word().to_owned(),
     }
 }

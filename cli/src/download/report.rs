@@ -139,7 +139,8 @@ fn facts(transfer: &Transfer) -> String {
 /// Each peer's contribution, and the peers that were banned, with the reason.
 fn peer_lines(peers: &[TransferPeer], width: Option<usize>) -> Vec<String> {
     let given: u64 = peers.iter().map(|peer| peer.bytes).sum();
-    let mut table = Table::without_header(vec![Align::Left, Align::Right, Align::Right, Align::Left]);
+    let mut table =
+        Table::without_header(vec![Align::Left, Align::Right, Align::Right, Align::Left]);
     let is_listed = |peer: &&TransferPeer| peer.bytes > 0 || peer.state == PeerState::Banned;
     let (listed, others): (Vec<_>, Vec<_>) = peers
         .iter()

@@ -51,7 +51,13 @@ pub(crate) fn bar_line(label: &str, part: u64, whole: u64, facts: &str, width: u
 }
 
 /// The progress line for hashing.
-pub(crate) fn hashing_line(name: &str, done: u64, total: u64, elapsed: Duration, width: usize) -> String {
+pub(crate) fn hashing_line(
+    name: &str,
+    done: u64,
+    total: u64,
+    elapsed: Duration,
+    width: usize,
+) -> String {
     let facts = format!(
         "{:>3} %  {:>10} of {}  {:>12}",
         text::percent(done, total),

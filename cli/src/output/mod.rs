@@ -113,7 +113,10 @@ impl Output {
     }
 
     /// Prints several lines of the result.
-    pub(crate) fn print_lines(&self, lines: impl IntoIterator<Item = String>) -> Result<(), CommandError> {
+    pub(crate) fn print_lines(
+        &self,
+        lines: impl IntoIterator<Item = String>,
+    ) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
             let all = lines.into_iter().try_for_each(|line| writeln!(stdout, "{line}"));
@@ -126,7 +129,8 @@ impl Output {
     pub(crate) fn print_object(&self, object: &impl Serialize) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::BufWriter::new(io::stdout().lock());
-            let mut serializer = serde_json::Serializer::with_formatter(&mut stdout, EscapingFormatter);
+            let mut serializer =
+                serde_json::Serializer::with_formatter(&mut stdout, EscapingFormatter);
             let written = object.serialize(&mut serializer).map_err(io::Error::from);
             check_written(
                 written
@@ -235,7 +239,11 @@ fn json_line(object: &impl Serialize) -> String {
 struct EscapingFormatter;
 
 impl serde_json::ser::Formatter for EscapingFormatter {
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
         let mut rest = fragment;
         while let Some((at, c)) = rest.char_indices().find(|&(_, c)| text::is_hostile(c)) {
             writer.write_all(&rest.as_bytes()[..at])?;

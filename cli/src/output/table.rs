@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn columns_line_up_by_display_width() {
-        let mut table = Table::new(&[("NAME", Align::Left), ("SIZE", Align::Right), ("X", Align::Left)]);
+        let mut table =
+            Table::new(&[("NAME", Align::Left), ("SIZE", Align::Right), ("X", Align::Left)]);
         table.row(["名前".into(), "1 B".into(), "y".into()]);
         table.row(["a".into(), "100 MiB".into(), String::new()]);
         assert_eq!(

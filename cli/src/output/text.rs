@@ -41,7 +41,8 @@ pub(crate) fn is_hostile(c: char) -> bool {
     // it escapes format characters, separators and unassigned characters, but not combining marks.
     let mut pair = [b'a'; 5];
     let end = 1 + c.encode_utf8(&mut pair[1..]).len();
-    let printed = std::str::from_utf8(&pair[..end]).is_ok_and(|pair| pair.escape_debug().nth(1) == Some(c));
+    let printed =
+        std::str::from_utf8(&pair[..end]).is_ok_and(|pair| pair.escape_debug().nth(1) == Some(c));
     let is_space = c.is_whitespace() && !path::is_reordering(c);
     path::is_invisible(c) || !(printed || is_space)
 }
@@ -67,7 +68,8 @@ fn joins(before: Option<char>, c: char, after: Option<char>) -> bool {
         '\u{1f000}'..='\u{1faff}',
     ];
     let is_joined = |c: char| JOINED.iter().any(|range| range.contains(&c));
-    let is_picture = |c: char| PICTURES.iter().any(|range| range.contains(&c)) && !path::is_invisible(c);
+    let is_picture =
+        |c: char| PICTURES.iter().any(|range| range.contains(&c)) && !path::is_invisible(c);
     let Some(before) = before else { return false };
     match c {
         '\u{200c}' => is_joined(before) && after.is_some_and(is_joined),
@@ -76,10 +78,13 @@ fn joins(before: Option<char>, c: char, after: Option<char>) -> bool {
                 || ((is_picture(before) || before == '\u{fe0f}') && is_picture(after))
         }),
         '\u{fe0e}' | '\u{fe0f}' => {
-            is_picture(before) || matches!(before, '#' | '*' | '0'..='9' | '©' | '®' | '‼' | '⁉' | '™')
+            is_picture(before)
+                || matches!(before, '#' | '*' | '0'..='9' | '©' | '®' | '‼' | '⁉' | '™')
         }
         '\u{e0020}'..='\u{e007f}' => before == FLAG || matches!(before, '\u{e0020}'..='\u{e007e}'),
-        '\u{e0100}'..='\u{e01ef}' => matches!(before, '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{323af}'),
+        '\u{e0100}'..='\u{e01ef}' => {
+            matches!(before, '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{323af}')
+        }
         _ => false,
     }
 }
@@ -252,7 +257,8 @@ mod tests {
         assert_eq!(shorten_middle("abc", 1), "…");
         assert_eq!(shorten_middle("abc", 0), "");
         for width in 0..40 {
-            let short = shorten_middle("Cafe\u{301}-👍🏽-名前-a-long-name.tar.gz", width).into_owned();
+            let short =
+                shorten_middle("Cafe\u{301}-👍🏽-名前-a-long-name.tar.gz", width).into_owned();
             assert!(measure_text_width(&short) <= width, "{width}: {short}");
         }
     }

@@ -106,7 +106,10 @@ impl InProcessPeer {
 const fn is_fixed_by_another_home(problem: &Problem) -> bool {
     matches!(
         problem.reason,
-        Reason::HomeLocked | Reason::PermissionDenied | Reason::DiskFull | Reason::TargetNotWritable
+        Reason::HomeLocked
+            | Reason::PermissionDenied
+            | Reason::DiskFull
+            | Reason::TargetNotWritable
     )
 }
 

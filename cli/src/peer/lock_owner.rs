@@ -63,7 +63,8 @@ impl LockOwner {
             return None;
         }
         // Only the options before the verb are parsed.
-        let parser = GlobalOptions::augment_args(Command::new("potluck")).allow_external_subcommands(true);
+        let parser =
+            GlobalOptions::augment_args(Command::new("potluck")).allow_external_subcommands(true);
         let parsed = parser.try_get_matches_from(words).ok()?;
         let verb = match parsed.subcommand_name() {
             None => None,
@@ -78,10 +79,16 @@ impl LockOwner {
         let pid = self.pid;
         match self.verb {
             Some("peer") => {
-                format!("`potluck peer` (process {pid}) is running, but its control socket is elsewhere")
+                format!(
+                    "`potluck peer` (process {pid}) is running, but its control socket is elsewhere"
+                )
             }
-            Some(verb) => format!("`potluck {verb}` (process {pid}) is running and uses the peer's home"),
-            None => format!("a `potluck` prompt (process {pid}) is running and uses the peer's home"),
+            Some(verb) => {
+                format!("`potluck {verb}` (process {pid}) is running and uses the peer's home")
+            }
+            None => {
+                format!("a `potluck` prompt (process {pid}) is running and uses the peer's home")
+            }
         }
     }
 

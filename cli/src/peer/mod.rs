@@ -55,7 +55,10 @@ impl ConnectedPeer {
     /// # Errors
     /// [`Reason::Unreachable`] if nothing answers; [`Reason::NotPotluck`] if the answer does not
     /// come from a control service; [`Reason::Unauthenticated`] if the token is missing or wrong.
-    pub(crate) async fn connect(endpoint: &Endpoint, token_file: Option<&PathBuf>) -> Result<Self, Problem> {
+    pub(crate) async fn connect(
+        endpoint: &Endpoint,
+        token_file: Option<&PathBuf>,
+    ) -> Result<Self, Problem> {
         let control = ControlClient::connect(endpoint, token(token_file)?.as_deref())
             .await
             .map_err(|problem| Problem {
@@ -92,7 +95,9 @@ impl ConnectedPeer {
     /// # Errors
     /// As [`Self::connect`], if something listens there and does not answer as a peer.
     pub(crate) async fn in_default_home() -> Result<Option<Self>, Problem> {
-        let Ok(home) = default_home() else { return Ok(None) };
+        let Ok(home) = default_home() else {
+            return Ok(None);
+        };
         let socket = home.join(CONTROL_SOCKET);
         match tokio::net::UnixStream::connect(&socket).await {
             Ok(_) => Self::connect(&Endpoint::Unix(socket), None).await.map(Some),

@@ -1,7 +1,8 @@
 //! Parses a line typed at the prompt. Pure.
 
 use clap::{
-    Command, CommandFactory, FromArgMatches as _, Parser, Subcommand, builder::Resettable, error::ErrorKind,
+    Command, CommandFactory, FromArgMatches as _, Parser, Subcommand, builder::Resettable,
+    error::ErrorKind,
 };
 
 use crate::{

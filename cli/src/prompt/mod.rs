@@ -26,7 +26,10 @@ use crate::{
 };
 
 /// Reads and runs lines until the session ends.
-pub(crate) async fn run(context: &CommandContext, interrupts: &mut Interrupts) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    context: &CommandContext,
+    interrupts: &mut Interrupts,
+) -> Result<(), CommandError> {
     let mut reader = LineReader::start()?;
     let interrupted = || CommandError::AlreadyReported(ExitStatus::Interrupted);
     let peer = tokio::select! {
@@ -164,7 +167,8 @@ async fn print_greeting(context: &CommandContext, peer: Option<&ConnectedPeer>) 
             ),
             (true, false) => "runs in this prompt; downloads go to the current folder".to_owned(),
             (true, true) => {
-                "runs in this prompt, with a temporary library; downloads go to the current folder".to_owned()
+                "runs in this prompt, with a temporary library; downloads go to the current folder"
+                    .to_owned()
             }
         };
         context.out.note(format_args!(

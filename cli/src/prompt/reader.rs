@@ -45,7 +45,8 @@ impl LineReader {
             .max_history_size(HISTORY)
             .map_err(failed)?
             .build();
-        let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(config).map_err(failed)?;
+        let mut editor: Editor<Assistant, FileHistory> =
+            Editor::with_config(config).map_err(failed)?;
         editor.set_helper(Some(Assistant::new()));
         // The thread reads only on request, so that command output never mixes with a line being
         // edited.
@@ -88,12 +89,16 @@ impl LineReader {
     }
 }
 
-fn read(editor: &mut Editor<Assistant, FileHistory>, history: Option<&std::path::Path>) -> ReaderEvent {
+fn read(
+    editor: &mut Editor<Assistant, FileHistory>,
+    history: Option<&std::path::Path>,
+) -> ReaderEvent {
     // rustyline measures the plain prompt and displays the coloured one.
     let coloured = console::style(PROMPT).cyan().bold().to_string();
     match editor.readline(&(PROMPT, coloured.as_str())) {
         Ok(line) => {
-            let new = !line.trim().is_empty() && editor.add_history_entry(line.as_str()).unwrap_or(false);
+            let new =
+                !line.trim().is_empty() && editor.add_history_entry(line.as_str()).unwrap_or(false);
             if let Some(path) = history.filter(|_| new) {
                 // Ignore a failure: the session works without a saved history.
                 let _ = editor.append_history(path);

@@ -97,7 +97,9 @@ pub(crate) fn dedup(matches: &mut Vec<IdMatch>) {
 /// Prints the matches, and returns the error for an ambiguous prefix.
 pub(crate) fn ambiguous(out: &Output, prefix: impl Display, matches: &[IdMatch]) -> CommandError {
     let printed = match out.is_json() {
-        true => out.print_object(&json!({ "files": matches.iter().map(object).collect::<Vec<_>>() })),
+        true => {
+            out.print_object(&json!({ "files": matches.iter().map(object).collect::<Vec<_>>() }))
+        }
         false => out.print_lines(lines(out, matches)),
     };
     if let Err(error) = printed {

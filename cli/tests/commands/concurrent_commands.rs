@@ -101,7 +101,8 @@ fn names_a_share_that_holds_the_home() {
     let sandbox = Sandbox::new();
     sandbox.file("x.bin", 1000, 1);
     let mut command = sandbox.command();
-    let mut sharing = Program::start(command.args(["share", "x.bin", "--json", "--listen", "127.0.0.1:0"]));
+    let mut sharing =
+        Program::start(command.args(["share", "x.bin", "--json", "--listen", "127.0.0.1:0"]));
     sharing.line();
     for (args, code) in [
         (&["ls"][..], 1),

@@ -7,7 +7,9 @@ use std::{
 };
 
 use potluck_core::{FileId, Root, proto::v1};
-use potluck_testkit::{network::raw_server::always_answering, system::memory::peak_memory, wait::DEADLINE};
+use potluck_testkit::{
+    network::raw_server::always_answering, system::memory::peak_memory, wait::DEADLINE,
+};
 use prost::Message as _;
 
 use crate::sandbox::Sandbox;

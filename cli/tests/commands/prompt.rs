@@ -174,8 +174,14 @@ fn tables_fit_the_terminal_and_shorten_names_in_the_middle() {
     sandbox.file(&name, 1000, 1);
     sandbox.file("名前.bin", 3_000_000, 2);
     let mut command = sandbox.command();
-    let daemon =
-        Program::start(command.args(["share", &name, "名前.bin", "--json", "--listen", "127.0.0.1:0"]));
+    let daemon = Program::start(command.args([
+        "share",
+        &name,
+        "名前.bin",
+        "--json",
+        "--listen",
+        "127.0.0.1:0",
+    ]));
     daemon.line();
     let mut prompt = Prompt::start(&mut sandbox.command());
     prompt.types(&format!("get {name} -o copy"));

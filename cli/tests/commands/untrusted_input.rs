@@ -453,8 +453,9 @@ fn get_by_sha256_tries_the_next_file_if_the_first_has_no_provider() {
 #[test]
 fn json_from_the_environment_applies_to_usage_errors() {
     let sandbox = Sandbox::without_index();
-    let mistyped =
-        |json: &str| Finished::run(sandbox.command().env("POTLUCK_JSON", json).arg("get")).expect(2);
+    let mistyped = |json: &str| {
+        Finished::run(sandbox.command().env("POTLUCK_JSON", json).arg("get")).expect(2)
+    };
     assert_eq!(mistyped("1").error()["error"], "usage");
     assert!(mistyped("0").stderr.contains("Usage:"));
 }

@@ -233,7 +233,8 @@ impl Catalog {
     /// The hash of a registration, for the digest of its peer.
     pub(super) fn registration_hash(&self, file: u32, provider: ProviderEntry) -> RegistrationHash {
         let claim = &self.claims[provider.claim()];
-        let mut names: SmallVec<[&str; 4]> = claim.names.iter().map(|&name| self.names.text(name)).collect();
+        let mut names: SmallVec<[&str; 4]> =
+            claim.names.iter().map(|&name| self.names.text(name)).collect();
         let id = &self.files[file].id;
         RegistrationHash::new(
             id,

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use crate::catalog::{
-    Catalog, Listing, ListingCursor, ListingPage, MAX_CALL_STEPS, MAX_ITEM_STEPS, PageBounds, PutOutcome,
-    SearchCursor, SearchPage, SearchScan, cost, words,
+    Catalog, Listing, ListingCursor, ListingPage, MAX_CALL_STEPS, MAX_ITEM_STEPS, PageBounds,
+    PutOutcome, SearchCursor, SearchPage, SearchScan, cost, words,
 };
 
 fn rng() -> StdRng {
@@ -77,7 +77,12 @@ fn search_page(
     search.finish()
 }
 
-fn search_within(bounds: PageBounds, catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
+fn search_within(
+    bounds: PageBounds,
+    catalog: &Catalog,
+    query: &str,
+    page: usize,
+) -> Vec<IndexedFile> {
     let mut all = Vec::new();
     let mut after: Option<SearchCursor> = None;
     let mut slice = 1;
@@ -126,7 +131,12 @@ fn by_name(catalog: &Catalog, name: &str, page: usize) -> Vec<IndexedFile> {
     list_within(PageBounds::default(), catalog, &by, page)
 }
 
-fn list_within(bounds: PageBounds, catalog: &Catalog, by: &QueryKey, page: usize) -> Vec<IndexedFile> {
+fn list_within(
+    bounds: PageBounds,
+    catalog: &Catalog,
+    by: &QueryKey,
+    page: usize,
+) -> Vec<IndexedFile> {
     let mut all = Vec::new();
     let mut after: Option<ListingCursor> = None;
     loop {
@@ -158,7 +168,9 @@ fn assert_empty(catalog: &Catalog) {
     assert_eq!(catalog.bytes(), 0);
     assert_eq!(catalog.names.counts(), (0, 0));
     assert_eq!(catalog.claims.len(), 0);
-    assert!(catalog.by_sha256.is_empty() && catalog.hosts.len() == 0 && catalog.files.slot_count() == 0);
+    assert!(
+        catalog.by_sha256.is_empty() && catalog.hosts.len() == 0 && catalog.files.slot_count() == 0
+    );
 }
 
 #[derive(Debug, Clone)]
@@ -244,16 +256,19 @@ impl Model {
     /// The expected description of a file, matching names first.
     fn found(&self, file: FileId, terms: &[String]) -> IndexedFile {
         let registrations = self.of(file);
-        let count =
-            |counts: &dyn Fn(&Registration) -> bool| registrations.iter().filter(|(_, r)| counts(r)).count();
-        let mut names: Vec<String> = registrations.iter().flat_map(|(_, r)| r.names.clone()).collect();
+        let count = |counts: &dyn Fn(&Registration) -> bool| {
+            registrations.iter().filter(|(_, r)| counts(r)).count()
+        };
+        let mut names: Vec<String> =
+            registrations.iter().flat_map(|(_, r)| r.names.clone()).collect();
         names.sort();
         names.dedup();
         names.sort_by_key(|name| {
             let matches = !terms.is_empty() && words::matches(name, terms);
             (!matches, std::cmp::Reverse(count(&|r| r.names.contains(name))))
         });
-        let sums: BTreeSet<Sha256> = registrations.iter().filter_map(|(_, r)| r.file.sha256).collect();
+        let sums: BTreeSet<Sha256> =
+            registrations.iter().filter_map(|(_, r)| r.file.sha256).collect();
         let sha256 = sums
             .into_iter()
             .rev()
@@ -358,7 +373,8 @@ fn assert_agrees(catalog: &Catalog, model: &Model, page: usize) {
             .map(|file| model.found(file, &[]))
             .collect();
         expected.sort_by_key(|found| (std::cmp::Reverse(found.provider_count), found.file.id));
-        let found: Vec<IndexedFile> = by_name(catalog, name, page).into_iter().map(sorted).collect();
+        let found: Vec<IndexedFile> =
+            by_name(catalog, name, page).into_iter().map(sorted).collect();
         assert_eq!(found, expected, "name {name:?}");
         let by = QueryKey::Name(name.to_owned());
         for (steps, ranked) in [(1, 1), (30, 2), (1000, 3)] {
@@ -382,7 +398,8 @@ fn assert_agrees(catalog: &Catalog, model: &Model, page: usize) {
                 .iter()
                 .map(|found| found.file.id)
                 .collect();
-        let claims = |file: &FileId| model.of(*file).iter().any(|(_, r)| r.file.sha256 == Some(sum));
+        let claims =
+            |file: &FileId| model.of(*file).iter().any(|(_, r)| r.file.sha256 == Some(sum));
         assert_eq!(found, model.files().into_iter().filter(claims).collect());
     }
 }

@@ -23,7 +23,10 @@ const MAX_WRITE_FILES: usize = 10_000;
 ///
 /// # Errors
 /// [`StoreError`]: try again later.
-pub(crate) fn recover(store: &mut dyn IndexStore, registry: &Registry) -> Result<usize, StoreError> {
+pub(crate) fn recover(
+    store: &mut dyn IndexStore,
+    registry: &Registry,
+) -> Result<usize, StoreError> {
     let mut difference = reopen(store, registry);
     if let Err(StoreError::Damaged(_)) = difference {
         // The damaged store was moved aside; this opens an empty one.
@@ -77,7 +80,10 @@ struct Difference<'a> {
     stored_peers: HashSet<PeerId>,
 }
 
-fn reopen<'a>(store: &mut dyn IndexStore, registry: &'a Registry) -> Result<Difference<'a>, StoreError> {
+fn reopen<'a>(
+    store: &mut dyn IndexStore,
+    registry: &'a Registry,
+) -> Result<Difference<'a>, StoreError> {
     let mut difference = Difference {
         registry,
         changes: Vec::new(),
@@ -97,8 +103,10 @@ impl Difference<'_> {
             return;
         };
         self.stored_peers.insert(peer);
-        let is_same_peer = *address == record.address && self.registry.ttl(&peer) == Some(record.ttl);
-        let stored: HashMap<FileId, &Registration> = files.iter().map(|file| (file.file.id, file)).collect();
+        let is_same_peer =
+            *address == record.address && self.registry.ttl(&peer) == Some(record.ttl);
+        let stored: HashMap<FileId, &Registration> =
+            files.iter().map(|file| (file.file.id, file)).collect();
         let removed: Vec<FileId> = stored
             .keys()
             .filter(|file| !catalog.has_file(&peer, file))

@@ -15,7 +15,9 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::{
     catalog::cost,
-    commit::{CommitError, CommitRequest, Committer, committer::MAX_QUEUED_BYTES, worker::MAX_EXPIRED},
+    commit::{
+        CommitError, CommitRequest, Committer, committer::MAX_QUEUED_BYTES, worker::MAX_EXPIRED,
+    },
     leases::LeaseHolder,
     limits::Limits,
     registry::{Registry, RestoredPeers},
@@ -427,7 +429,8 @@ async fn no_acknowledged_change_is_lost_when_the_store_fails_at_random() {
             is_open: true,
             is_lost: false,
         });
-        let (committer, thread) = Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
+        let (committer, thread) =
+            Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
         let mut rng = rand::rngs::StdRng::seed_from_u64(seed + 1000);
         let mut model = BTreeMap::<PeerId, BTreeMap<FileId, Registration>>::new();
         let mut failures = 0;

@@ -135,7 +135,9 @@ impl CommitWorker {
                 };
                 match queue.recv_timeout(timeout) {
                     Ok(CommitMessage::Commit(commit)) => next = Some(commit),
-                    Ok(CommitMessage::Stop) | Err(RecvTimeoutError::Disconnected) => is_stopping = true,
+                    Ok(CommitMessage::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                        is_stopping = true
+                    }
                     Err(RecvTimeoutError::Timeout) => {}
                 }
             }

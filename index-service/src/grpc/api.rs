@@ -25,7 +25,9 @@ use crate::{
     commit::{self, Committer},
     grpc::{
         page_tokens::PageTokens,
-        request::{ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch, ParsedUnregister, ParsedWatch},
+        request::{
+            ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch, ParsedUnregister, ParsedWatch,
+        },
     },
     leases::LeaseHolder,
     rate_limiter::RateLimiter,
@@ -93,10 +95,11 @@ impl IndexApi {
     pub(crate) fn charge_cost(&self, source: Option<IpAddr>, cost: Cost) -> Result<(), Problem> {
         let Some(source) = source else { return Ok(()) };
         match cost {
-            Cost::Diagnostic => self
-                .rate_limiter
-                .lock()
-                .take(source, DIAGNOSTIC_COST, Instant::now())?,
+            Cost::Diagnostic => {
+                self.rate_limiter
+                    .lock()
+                    .take(source, DIAGNOSTIC_COST, Instant::now())?
+            }
             Cost::Answer(bytes) => charge_calls(&self.rate_limiter, source, bytes / BYTES_PER_CALL),
         }
         Ok(())
@@ -111,10 +114,10 @@ impl IndexApi {
     ) -> Result<ListingPage, Problem> {
         let key = query.key.clone();
         let mut listing = Listing::new(key, after, query.page_size, query.max_providers);
-        let is_done = self
-            .registry
-            .catalog()
-            .advance_listing(&mut listing, INLINE_STEPS, &mut rand::rng());
+        let is_done =
+            self.registry
+                .catalog()
+                .advance_listing(&mut listing, INLINE_STEPS, &mut rand::rng());
         if is_done {
             charge_steps(&self.rate_limiter, source, listing.steps());
             return Ok(listing.finish());
@@ -196,7 +199,8 @@ impl IndexService for IndexApi {
             replace,
             instance,
         } = request.into_inner().try_into()?;
-        let address = address::resolve(&address, source, &self.allowed_hosts).map_err(Problem::from)?;
+        let address =
+            address::resolve(&address, source, &self.allowed_hosts).map_err(Problem::from)?;
         let (token, issued) = match token {
             Some(token) => (token, None),
             None => {
@@ -244,7 +248,10 @@ impl IndexService for IndexApi {
         }))
     }
 
-    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::RenewResponse>, Status> {
         let source = self.admit(&request, 1)?;
         let ParsedRenew {
             token,
@@ -273,7 +280,10 @@ impl IndexService for IndexApi {
         }))
     }
 
-    async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+    async fn query(
+        &self,
+        request: Request<v1::QueryRequest>,
+    ) -> Result<Response<v1::QueryResponse>, Status> {
         let source = self.admit(&request, 1)?;
         let query: ParsedQuery = request.into_inner().try_into()?;
         let token_query = match &query.key {
@@ -469,7 +479,8 @@ pub(crate) mod tests {
     pub(crate) fn service(restored: RestoredPeers, calls: u32) -> IndexApi {
         let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
         let store = Box::new(MemoryStore::default());
-        let (committer, _) = Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
+        let (committer, _) =
+            Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
         IndexApi {
             registry,
             committer,

@@ -96,7 +96,8 @@ async fn handle<Q: PrecheckedMessage>(
 where
     ServiceCall: UnaryService<Q, Response: Message + 'static>,
 {
-    let codec = CountingCodec::<<ServiceCall as UnaryService<Q>>::Response, Q>::new(Q::check_counts);
+    let codec =
+        CountingCodec::<<ServiceCall as UnaryService<Q>>::Response, Q>::new(Q::check_counts);
     let mut grpc = Grpc::new(codec)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -221,7 +222,8 @@ mod tests {
                 replace: true,
                 ..Default::default()
             };
-            v1::RegisterRequest::check_counts(&request.encode_to_vec()).map_err(|problem| problem.field)
+            v1::RegisterRequest::check_counts(&request.encode_to_vec())
+                .map_err(|problem| problem.field)
         };
         assert_eq!(register(MAX_BATCH, names(16)), Ok(()));
         assert_eq!(register(MAX_BATCH + 1, names(1)), Err(Some("files".to_owned())));
@@ -233,7 +235,8 @@ mod tests {
                 all: true,
                 ..Default::default()
             };
-            v1::UnregisterRequest::check_counts(&request.encode_to_vec()).map_err(|problem| problem.field)
+            v1::UnregisterRequest::check_counts(&request.encode_to_vec())
+                .map_err(|problem| problem.field)
         };
         assert_eq!(unregister(MAX_BATCH), Ok(()));
         assert_eq!(unregister(MAX_BATCH + 1), Err(Some("file_ids".to_owned())));

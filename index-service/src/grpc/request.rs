@@ -192,12 +192,15 @@ impl TryFrom<v1::QueryRequest> for ParsedQuery {
                 ));
             }
             Some(Key::FileId(id)) => QueryKey::Id(convert::file_id(&id, "file_id")?),
-            Some(Key::Sha256(sum)) => QueryKey::Sha256(Sha256::try_from(&*sum).map_err(|error| {
-                Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("sha256")
-            })?),
+            Some(Key::Sha256(sum)) => {
+                QueryKey::Sha256(Sha256::try_from(&*sum).map_err(|error| {
+                    Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("sha256")
+                })?)
+            }
             Some(Key::FileIdPrefix(digits)) => {
                 QueryKey::IdPrefix(digits.parse().map_err(|error: IdPrefixError| {
-                    Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("file_id_prefix")
+                    Problem::new(potluck_core::Reason::InvalidId, error.to_string())
+                        .field("file_id_prefix")
                 })?)
             }
             Some(Key::Name(name)) => {

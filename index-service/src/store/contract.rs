@@ -52,7 +52,8 @@ fn apply_to_model(model: &mut Model, change: &Change) {
         Change::Register {
             peer, files, replace, ..
         } => {
-            let mut registrations = model.remove(&peer.id).map(|(_, files)| files).unwrap_or_default();
+            let mut registrations =
+                model.remove(&peer.id).map(|(_, files)| files).unwrap_or_default();
             if replace {
                 registrations.clear();
             }

@@ -121,7 +121,10 @@ impl DataFolder {
     /// - [`StoreError::Io`] if the system does not allow it now.
     /// - [`StoreError::Damaged`] if the store could not be read and was moved aside: the next call
     ///   opens an empty one.
-    pub(crate) fn reopen<T>(&self, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(crate) fn reopen<T>(
+        &self,
+        open: impl Fn(&Path) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let store = self.store();
         probe(&self.path).map_err(StoreError::Io)?;
         rewrite(&store).map_err(StoreError::Io)?;
@@ -180,7 +183,10 @@ pub(crate) fn is_system_error(error: &io::Error) -> bool {
     ) || error.raw_os_error().is_some_and(|raw| RAW.contains(&raw))
 }
 
-fn try_open<T>(store: &Path, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
+fn try_open<T>(
+    store: &Path,
+    open: impl Fn(&Path) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
     // sled panics on some damage. The panicked state is dropped, and the caller moves the folder
     // aside.
     catch_unwind(AssertUnwindSafe(|| {
@@ -252,7 +258,9 @@ fn check_permissions(store: &Path) -> Result<(), FolderError> {
     for entry in entries.flatten() {
         let path = entry.path();
         let opened = match entry.file_type() {
-            Ok(kind) if kind.is_file() => File::options().read(true).write(true).open(&path).map(drop),
+            Ok(kind) if kind.is_file() => {
+                File::options().read(true).write(true).open(&path).map(drop)
+            }
             Ok(kind) if kind.is_dir() => fs::read_dir(&path).map(drop),
             _ => Ok(()),
         };

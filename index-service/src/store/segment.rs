@@ -105,7 +105,8 @@ pub(crate) struct EncodedSegment {
 
 /// Decodes the entries of a segment.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Vec<SegmentEntry>, StoreError> {
-    let message = SegmentMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    let message =
+        SegmentMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
     message
         .entries
         .into_iter()
@@ -149,7 +150,8 @@ impl EntryMessage {
     }
 
     fn into_entry(self) -> Result<SegmentEntry, StoreError> {
-        let damaged = |error: potluck_core::identity::id::IdError| StoreError::Damaged(error.to_string());
+        let damaged =
+            |error: potluck_core::identity::id::IdError| StoreError::Damaged(error.to_string());
         if !self.removed.is_empty() {
             return Ok((FileId::try_from(&*self.removed).map_err(damaged)?, None));
         }
@@ -195,8 +197,10 @@ pub(crate) fn encode_peer(address: &Address, ttl: Duration) -> Vec<u8> {
 
 /// Decodes a peer's address and lease.
 pub(crate) fn decode_peer(bytes: &[u8]) -> Result<(Address, Duration), StoreError> {
-    let peer = PeerMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
-    let port = u16::try_from(peer.port).map_err(|_| StoreError::Damaged("a port over 65535".to_owned()))?;
+    let peer =
+        PeerMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    let port = u16::try_from(peer.port)
+        .map_err(|_| StoreError::Damaged("a port over 65535".to_owned()))?;
     Ok((
         Address {
             host: peer.host,

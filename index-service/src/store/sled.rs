@@ -158,7 +158,8 @@ fn open_with_retry(config: &sled::Config) -> Result<sled::Db, StoreError> {
     loop {
         match config.open().map_err(store_error) {
             Err(StoreError::Io(error))
-                if error.kind() == io::ErrorKind::ResourceBusy && started.elapsed() < CLOSE_TIMEOUT =>
+                if error.kind() == io::ErrorKind::ResourceBusy
+                    && started.elapsed() < CLOSE_TIMEOUT =>
             {
                 thread::sleep(CLOSE_TIMEOUT / 100);
             }
@@ -260,7 +261,8 @@ fn read_all(
                 ));
             }
             (id, Some(number)) => {
-                let Some((_, segments, values)) = current.as_mut().filter(|(record, ..)| record.id == id)
+                let Some((_, segments, values)) =
+                    current.as_mut().filter(|(record, ..)| record.id == id)
                 else {
                     return Err(StoreError::Damaged(
                         "registrations of a peer that is not stored".to_owned(),
@@ -314,7 +316,11 @@ impl BatchWriter<'_> {
             Change::Unregister { peer, files } => {
                 if let Some(mut segments) = self.segments_of(peer) {
                     segments.needed_entries = segments.needed_entries.saturating_sub(files.len());
-                    self.append_entries(peer, &mut segments, files.iter().map(|&file| (file, None)))?;
+                    self.append_entries(
+                        peer,
+                        &mut segments,
+                        files.iter().map(|&file| (file, None)),
+                    )?;
                     self.changed.insert(*peer, Some(segments));
                 }
             }
@@ -374,7 +380,8 @@ impl BatchWriter<'_> {
         from: usize,
     ) -> Result<(), StoreError> {
         let old = segments.list.split_off(from);
-        let mut entries = segment::fold(old.iter().map(|segment| self.read_segment(peer, segment.number)))?;
+        let mut entries =
+            segment::fold(old.iter().map(|segment| self.read_segment(peer, segment.number)))?;
         if from == 0 {
             // No earlier segment remains to which a removal could apply.
             entries.retain(|_, registration| registration.is_some());
@@ -415,7 +422,9 @@ impl BatchWriter<'_> {
             return segment::decode(bytes);
         }
         let stored = self.tree.get(segment_key(peer, number)).map_err(store_error)?;
-        segment::decode(&stored.ok_or_else(|| StoreError::Damaged("a segment is missing".to_owned()))?)
+        segment::decode(
+            &stored.ok_or_else(|| StoreError::Damaged("a segment is missing".to_owned()))?,
+        )
     }
 
     fn remove_segment(&mut self, peer: &PeerId, number: u64) {

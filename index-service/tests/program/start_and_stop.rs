@@ -34,7 +34,9 @@ async fn twenty_kills_lose_no_acknowledged_registration() {
             let client = client.clone();
             tasks.spawn(async move {
                 let files: Vec<_> = (0..5 + round * 3)
-                    .map(|n| registration(round * 10_000 + u64::from(peer) * 1000 + n, "a name.bin"))
+                    .map(|n| {
+                        registration(round * 10_000 + u64::from(peer) * 1000 + n, "a name.bin")
+                    })
                     .collect();
                 client
                     .register(&token(peer), &own_address(1), &files, None, false)
@@ -134,7 +136,8 @@ async fn names_a_data_folder_that_is_in_use() {
     let mut program = start(dir.path());
     let messages = failure_messages(&mut command(dir.path()));
     assert!(
-        messages.contains("in use by another index") && messages.contains(&program.id().to_string()),
+        messages.contains("in use by another index")
+            && messages.contains(&program.id().to_string()),
         "{messages}"
     );
     client_of(&program).stats().await.unwrap();

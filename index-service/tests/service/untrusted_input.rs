@@ -49,8 +49,9 @@ async fn rejects_invalid_registrations_and_names_the_field() {
         Box::new(move |r| r.address.as_mut().unwrap().host = host.to_owned())
     };
     let port = |port: u32| -> Change { Box::new(move |r| r.address.as_mut().unwrap().port = port) };
-    let name =
-        |name: String| -> Change { Box::new(move |r| second(r).names = vec!["fine".to_owned(), name]) };
+    let name = |name: String| -> Change {
+        Box::new(move |r| second(r).names = vec!["fine".to_owned(), name])
+    };
     let ttl = |ttl: u32| -> Change { Box::new(move |r| r.ttl_ms = ttl) };
     let cases: Vec<(Change, Reason, &str)> = vec![
         (

@@ -135,7 +135,9 @@ impl SharedItem {
     pub(crate) fn to_item(&self) -> Item {
         let (file_count, content_size) = match &self.body {
             ItemBody::File(_) => (1, self.record.size),
-            ItemBody::Collection(folder) => (folder.manifest.file_count(), folder.manifest.content_size()),
+            ItemBody::Collection(folder) => {
+                (folder.manifest.file_count(), folder.manifest.content_size())
+            }
         };
         Item {
             record: self.record,

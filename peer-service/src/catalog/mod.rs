@@ -172,8 +172,9 @@ impl Catalog {
         let Some(item) = self.items.get(&number) else {
             return false;
         };
-        let same =
-            item.body.is(&new.body) && item.record == new.record && item.is_unrequested == new.is_unrequested;
+        let same = item.body.is(&new.body)
+            && item.record == new.record
+            && item.is_unrequested == new.is_unrequested;
         same && item.label == new.label
             && !self.stale.contains(&number)
             && !self.is_damaged(number)
@@ -415,7 +416,11 @@ impl Catalog {
     }
 
     /// The record of this file. Calls `visit` with each copy that it reads.
-    fn record_with(&self, id: &FileId, mut visit: impl FnMut(&SharedItem, EntryIndex)) -> Option<FileRecord> {
+    fn record_with(
+        &self,
+        id: &FileId,
+        mut visit: impl FnMut(&SharedItem, EntryIndex),
+    ) -> Option<FileRecord> {
         let copies = self.copies(id).take(MAX_COPIES);
         let copies = copies.inspect(|(item, entry)| visit(item, *entry));
         let mut records = copies.filter_map(|(item, entry)| item.record(entry));
@@ -469,7 +474,10 @@ impl Catalog {
     }
 
     /// Items after the one numbered `after`, oldest first.
-    pub(crate) fn items_after(&self, after: Option<u64>) -> impl Iterator<Item = (u64, &SharedItem)> {
+    pub(crate) fn items_after(
+        &self,
+        after: Option<u64>,
+    ) -> impl Iterator<Item = (u64, &SharedItem)> {
         let start = after.map_or(0, |after| after.saturating_add(1));
         self.items.range(start..).map(|(&number, item)| (number, &**item))
     }
@@ -529,7 +537,11 @@ impl Catalog {
 
     /// At most `max` files after this location whose SHA-256 is not known, roughly in their order
     /// on the disk.
-    pub(crate) fn without_sha256(&self, after: Option<Location>, max: usize) -> Vec<(Location, FileId)> {
+    pub(crate) fn without_sha256(
+        &self,
+        after: Option<Location>,
+        max: usize,
+    ) -> Vec<(Location, FileId)> {
         let first = after.map_or(0, |after| after.item);
         let locations = self.items.range(first..).flat_map(|(&number, item)| {
             let entries = item

@@ -74,7 +74,12 @@ impl Catalog {
     }
 
     /// Removes the offline copies of an item that was already removed from the items.
-    pub(crate) fn drop_offline_copies(&mut self, number: u64, item: &SharedItem, delta: &mut Delta) {
+    pub(crate) fn drop_offline_copies(
+        &mut self,
+        number: u64,
+        item: &SharedItem,
+        delta: &mut Delta,
+    ) {
         self.offline.remove(&number);
         if self.offline_copies.is_empty() {
             return;

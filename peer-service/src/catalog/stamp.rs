@@ -18,7 +18,8 @@ pub struct Stamp {
 
 /// The stamp from a file's `stat`.
 pub fn stamp_of(metadata: &Metadata) -> Stamp {
-    let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+    let nanos =
+        |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
     Stamp {
         size: metadata.size(),
         mtime: nanos(metadata.mtime(), metadata.mtime_nsec()),

@@ -161,7 +161,9 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &CatalogOp) -> Delta {
             model.items.remove(at);
         }
         CatalogOp::Invalidate(at, entry) => {
-            if let (Some(item), Some(model_item)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
+            if let (Some(item), Some(model_item)) =
+                (catalog.item_at(&path(*at)), model.items.get_mut(at))
+            {
                 let entry = match model_item.manifest {
                     Some(_) => *entry as EntryIndex % model_item.names.len() as EntryIndex,
                     None => WHOLE_ITEM,
@@ -173,7 +175,9 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &CatalogOp) -> Delta {
             }
         }
         CatalogOp::Offline(at) => {
-            if let (Some(number), Some(model_item)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
+            if let (Some(number), Some(model_item)) =
+                (catalog.item_at(&path(*at)), model.items.get_mut(at))
+            {
                 catalog.set_offline(number, &mut delta);
                 model_item
                     .invalidated

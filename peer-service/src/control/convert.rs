@@ -9,7 +9,8 @@ use potluck_core::{Problem, Reason, Sha256, collection::path::Label, convert, pr
 
 use crate::{
     download::status::{
-        DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, MissingUnits, PeerState, PeerStatus,
+        DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, MissingUnits, PeerState,
+        PeerStatus,
     },
     library::{CheckEvent, Item, ShareEvent},
     limits::{Limits, Priority},
@@ -30,7 +31,8 @@ pub(crate) fn path(text: &str, field: &str) -> Result<PathBuf, Problem> {
     match path.is_absolute() && !text.contains('\0') {
         true => Ok(path),
         false => {
-            let problem = Problem::new(Reason::UnsafePath, format!("`{text}` is not an absolute path"));
+            let problem =
+                Problem::new(Reason::UnsafePath, format!("`{text}` is not an absolute path"));
             Err(problem.field(field))
         }
     }
@@ -60,10 +62,9 @@ impl TryFrom<v1::StartTransferRequest> for DownloadSpec {
     fn try_from(request: v1::StartTransferRequest) -> Result<Self, Problem> {
         let name = match request.name.as_str() {
             "" => None,
-            name => Some(
-                Label::parse(name)
-                    .map_err(|error| Problem::new(Reason::InvalidName, error.to_string()).field("name"))?,
-            ),
+            name => Some(Label::parse(name).map_err(|error| {
+                Problem::new(Reason::InvalidName, error.to_string()).field("name")
+            })?),
         };
         let target = match request.target.as_str() {
             "" => None,
@@ -71,10 +72,9 @@ impl TryFrom<v1::StartTransferRequest> for DownloadSpec {
         };
         let sha256 = match request.sha256.as_ref() {
             [] => None,
-            sum => Some(
-                Sha256::try_from(sum)
-                    .map_err(|error| Problem::new(Reason::InvalidId, error.to_string()).field("sha256"))?,
-            ),
+            sum => Some(Sha256::try_from(sum).map_err(|error| {
+                Problem::new(Reason::InvalidId, error.to_string()).field("sha256")
+            })?),
         };
         if request.providers.len() > MAX_NAMED {
             let message = format!("at most {MAX_NAMED} providers can be named");

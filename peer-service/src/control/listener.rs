@@ -50,7 +50,11 @@ impl ControlListener {
     /// `INVALID_ARGUMENT` if the address is reachable from other machines without `plaintext`, or
     /// if the socket cannot be created; otherwise the error of binding or of writing the token. The
     /// message says what to do.
-    pub async fn open(at: &ControlAt, plaintext: bool, home: &Home) -> Result<(Self, Endpoint), Problem> {
+    pub async fn open(
+        at: &ControlAt,
+        plaintext: bool,
+        home: &Home,
+    ) -> Result<(Self, Endpoint), Problem> {
         match at {
             ControlAt::Unix(path) => {
                 let inside = home.control_socket();
@@ -145,7 +149,8 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
     let hidden = private.path().join("s");
     let listener = match hidden.as_os_str().len() > MAX_SOCKET_PATH {
         false => {
-            let listener = UnixListener::bind(&hidden).map_err(|error| failed(error.to_string()))?;
+            let listener =
+                UnixListener::bind(&hidden).map_err(|error| failed(error.to_string()))?;
             fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))
                 .and_then(|()| fs::rename(&hidden, path))
                 .map_err(|error| failed(error.to_string()))?;

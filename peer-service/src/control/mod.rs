@@ -153,7 +153,10 @@ impl ControlService for ControlApi {
     type StartTransferStream = ResponseStream<v1::StartTransferResponse>;
     type CheckStream = ResponseStream<v1::CheckResponse>;
 
-    async fn share(&self, request: Request<v1::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
+    async fn share(
+        &self,
+        request: Request<v1::ShareRequest>,
+    ) -> Result<Response<Self::ShareStream>, Status> {
         let paths = request.into_inner().paths;
         if paths.is_empty() {
             return Err(Problem::new(Reason::InvalidArgument, "name at least one path")
@@ -217,7 +220,10 @@ impl ControlService for ControlApi {
         }))
     }
 
-    async fn check(&self, request: Request<v1::CheckRequest>) -> Result<Response<Self::CheckStream>, Status> {
+    async fn check(
+        &self,
+        request: Request<v1::CheckRequest>,
+    ) -> Result<Response<Self::CheckStream>, Status> {
         let request = request.into_inner();
         let targets = match request.paths.is_empty() {
             true => vec![CheckTarget::All],

@@ -71,7 +71,8 @@ fn lower_priority() {
     const LOWEST: i32 = 19;
     // On Linux, "process" means the thread with this id (setpriority(2), "C library/kernel
     // differences").
-    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LOWEST) {
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LOWEST)
+    {
         tracing::debug!(%error, "background work runs with the usual priority");
     }
 }
@@ -93,7 +94,8 @@ mod tests {
     #[tokio::test]
     #[cfg(target_os = "linux")]
     async fn only_background_threads_have_the_lowest_priority() {
-        let priority = || rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap();
+        let priority =
+            || rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap();
         let before = priority();
         assert_eq!(super::in_background("test", priority).await, Some(19));
         assert_eq!(priority(), before);

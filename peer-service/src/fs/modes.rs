@@ -23,7 +23,8 @@ const WITHOUT_MODES: [&[u8]; 8] = [
 pub(crate) fn may_lack_modes(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
 
-    let (Ok(metadata), Ok(mounts)) = (path.metadata(), std::fs::read("/proc/self/mountinfo")) else {
+    let (Ok(metadata), Ok(mounts)) = (path.metadata(), std::fs::read("/proc/self/mountinfo"))
+    else {
         return false;
     };
     let device = format!(

@@ -411,7 +411,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let _first = Home::open(dir.path()).unwrap();
         let error = Home::open(dir.path()).unwrap_err();
-        assert!(matches!(error, HomeError::Locked { pid: Some(pid), .. } if pid == std::process::id()));
+        assert!(
+            matches!(error, HomeError::Locked { pid: Some(pid), .. } if pid == std::process::id())
+        );
         assert!(error.to_string().contains("--home"), "{error}");
     }
 

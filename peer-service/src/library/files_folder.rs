@@ -39,6 +39,7 @@ impl FilesFolder {
 
     /// Whether the path does not exist now and its item stays. Reads the disk.
     pub(crate) fn is_offline(&self, path: &Path, is_unrequested: bool) -> bool {
-        self.survives_offline(path, is_unrequested) && path.metadata().is_err_and(|error| is_gone(&error))
+        self.survives_offline(path, is_unrequested)
+            && path.metadata().is_err_and(|error| is_gone(&error))
     }
 }

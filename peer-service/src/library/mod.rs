@@ -311,7 +311,12 @@ impl Library {
     ///
     /// `rate` is the maximum number of bytes per second; 0 means no limit. Stops early if `events`
     /// is closed.
-    pub async fn check(&self, targets: Vec<CheckTarget>, rate: u64, events: mpsc::Sender<CheckEvent>) {
+    pub async fn check(
+        &self,
+        targets: Vec<CheckTarget>,
+        rate: u64,
+        events: mpsc::Sender<CheckEvent>,
+    ) {
         let checker = self.checker.clone();
         let check = move || checker.check_targets(&targets, rate, &events);
         // A failure is logged in `in_background`; the events then end without a result.
@@ -336,7 +341,11 @@ impl Library {
     ///
     /// # Errors
     /// `INVALID_PAGE_TOKEN`: this library did not issue the token.
-    pub fn list(&self, page_size: usize, token: &str) -> Result<(Vec<Item>, Option<String>), Problem> {
+    pub fn list(
+        &self,
+        page_size: usize,
+        token: &str,
+    ) -> Result<(Vec<Item>, Option<String>), Problem> {
         let after = match token {
             "" => None,
             token => Some(token.parse().map_err(|_| {

@@ -111,7 +111,9 @@ impl Sha256Worker {
         loop {
             // A separate statement, so that the catalog does not stay locked in the loop.
             let files = self.catalog.read().without_sha256(last, MAX_BATCH);
-            let Some((location, _)) = files.last() else { break };
+            let Some((location, _)) = files.last() else {
+                break;
+            };
             last = Some(*location);
             for (_, id) in files {
                 turns.before_file();

@@ -45,7 +45,8 @@ impl LibraryFixture {
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let (state, files) = (dir.path().join("state"), dir.path().join("files"));
         let (store, announce_set) = (Store::open_in(&state).unwrap(), AnnounceSet::new());
-        let library = Library::open(store, announce_set.clone(), files, 2, stop.clone(), &tracker).unwrap();
+        let library =
+            Library::open(store, announce_set.clone(), files, 2, stop.clone(), &tracker).unwrap();
         Self {
             library,
             announce_set,

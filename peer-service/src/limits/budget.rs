@@ -119,7 +119,8 @@ impl BudgetShare {
         // the next report.
         let changed = self.allocation.has_changed().unwrap_or(false);
         let part = *self.allocation.borrow_and_update();
-        let within = in_flight.max(self.reported) <= part && (in_flight == 0) == (self.reported == 0);
+        let within =
+            in_flight.max(self.reported) <= part && (in_flight == 0) == (self.reported == 0);
         let nothing_new = !changed && (within || in_flight == self.reported);
         if nothing_new || in_flight == 0 && self.reported == 0 {
             return;
@@ -220,7 +221,8 @@ impl FairAllocation {
             .map(BudgetMember::weight)
             .sum();
         let fair = |member: &BudgetMember, weight: u64| {
-            let part = u128::from(self.total) * u128::from(member.weight()) / u128::from(weight.max(1));
+            let part =
+                u128::from(self.total) * u128::from(member.weight()) / u128::from(weight.max(1));
             u64::try_from(part).unwrap_or(u64::MAX)
         };
         let claim = |member: &BudgetMember| match member.in_flight_bound {

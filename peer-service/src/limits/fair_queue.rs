@@ -221,7 +221,9 @@ impl<T> FairQueue<T> {
             let needed = u128::from(first.get().0.bytes) * NANOS;
             let Some(left) = self.tokens.checked_sub(needed) else {
                 let nanos = (needed - self.tokens).div_ceil(u128::from(self.rate));
-                return Dispatch::Wait(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+                return Dispatch::Wait(Duration::from_nanos(
+                    u64::try_from(nanos).unwrap_or(u64::MAX),
+                ));
             };
             self.tokens = left;
         }
@@ -293,7 +295,8 @@ mod tests {
                 Dispatch::Wait(wait) if now + wait > end => return got,
                 Dispatch::Wait(wait) => {
                     now += wait;
-                    let min = (u128::from(rate) * now.as_nanos() / NANOS).saturating_sub(largest.into());
+                    let min =
+                        (u128::from(rate) * now.as_nanos() / NANOS).saturating_sub(largest.into());
                     assert!(sent >= min, "{sent} bytes by {now:?}, at least {min} expected");
                 }
                 Dispatch::Empty => panic!("each flow always has a waiting request"),

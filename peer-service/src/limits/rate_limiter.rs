@@ -167,8 +167,9 @@ impl Flow {
         }
         let shared = &*self.limiter.shared;
         let (wake, mut woken) = oneshot::channel();
-        let pending =
-            shared.change(|queue| queue.enqueue_ranked(self.id, rank, bytes, wake, shared.start.elapsed()));
+        let pending = shared.change(|queue| {
+            queue.enqueue_ranked(self.id, rank, bytes, wake, shared.start.elapsed())
+        });
         let Some(ticket) = pending else {
             return;
         };

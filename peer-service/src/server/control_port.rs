@@ -6,7 +6,9 @@ use potluck_core::{
     Problem,
     grpc::{
         limiter::{MaxShare, PerAddressLimiter},
-        transport::{self, Accept, Health, admission::Admission, connections, with_health_and_reflection},
+        transport::{
+            self, Accept, Health, admission::Admission, connections, with_health_and_reflection,
+        },
     },
     proto::v1::control_service_server::ControlServiceServer,
 };

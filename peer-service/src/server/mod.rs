@@ -101,7 +101,8 @@ pub async fn start(
     let (servers, tasks) = (TaskTracker::new(), TaskTracker::new());
     let path = config.home.clone();
     let home = blocking(move || Home::open(&path)).await??;
-    let (control_listener, control) = ControlListener::open(&config.control, config.plaintext, &home).await?;
+    let (control_listener, control) =
+        ControlListener::open(&config.control, config.plaintext, &home).await?;
     warn_of_loopback(local_addr, &config);
 
     let announce_set = AnnounceSet::new();
@@ -110,7 +111,8 @@ pub async fn start(
         let (stop, tasks) = (signals.stop_work.child_token(), tasks.clone());
         let open = move || -> Result<_, Problem> {
             let store = Store::open(&home)?;
-            let library = Library::open(store.clone(), announce_set, home.files(), threads, stop, &tasks)?;
+            let library =
+                Library::open(store.clone(), announce_set, home.files(), threads, stop, &tasks)?;
             Ok((store, library, home))
         };
         blocking(open).await??
@@ -187,7 +189,8 @@ pub async fn start(
     // Before the control service accepts new downloads, because those would reuse the restored
     // numbers.
     downloads.restore().await?;
-    let control_port = control_port::serve(control_listener, control_api, &signals, &servers).await?;
+    let control_port =
+        control_port::serve(control_listener, control_api, &signals, &servers).await?;
     if !config.share.is_empty() {
         tasks.spawn(share_at_start(library, config.share));
     }
@@ -233,7 +236,8 @@ fn warn_of_loopback(local: SocketAddr, config: &Config) {
         return;
     };
     let host = index.host().unwrap_or_default().trim_matches(['[', ']']);
-    let is_local = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    let is_local =
+        host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
     if local.ip().is_loopback() && !is_local && config.advertise.is_none() {
         tracing::warn!(
             %local, index = host,

@@ -74,7 +74,9 @@ impl Supervisor {
         self.signals.close_connections.cancel();
         self.tasks.close();
         if tokio::time::timeout(TASK_GRACE, self.tasks.wait()).await.is_err() {
-            tracing::warn!("some tasks did not end in time; downloads will resume from the verified data");
+            tracing::warn!(
+                "some tasks did not end in time; downloads will resume from the verified data"
+            );
         }
         if let Some(socket) = self.socket {
             // The home is still locked, so this cannot be another peer's socket.

@@ -78,7 +78,9 @@ pub(crate) fn is_damage(error: &redb::Error) -> bool {
 
 /// Runs database work and turns a panic into an error: a damaged file can fail redb's own
 /// assertions, which must not end the peer.
-pub(crate) fn catch_panics<T, E: From<StorageError>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+pub(crate) fn catch_panics<T, E: From<StorageError>>(
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(StorageError::Corrupted("redb panicked".into()).into()))
 }

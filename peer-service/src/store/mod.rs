@@ -23,7 +23,9 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use potluck_core::{FileId, Sha256, identity::merkle::Hash};
-use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, WriteTransaction};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, WriteTransaction,
+};
 
 mod error;
 mod opening;
@@ -136,7 +138,10 @@ impl Store {
 
     /// Runs `work` with the open database. After a disk failure, reopens the database and runs
     /// `work` again.
-    fn with_database<T>(&self, work: impl Fn(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    fn with_database<T>(
+        &self,
+        work: impl Fn(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let result = match &*self.database.read() {
             Some(database) => catch_panics(|| work(database)),
             None => Err(StoreError::Database(redb::Error::PreviousIo)),
@@ -185,7 +190,11 @@ impl Store {
     }
 
     /// The first `max` items with a number above `after`, in order; empty if there are no more.
-    pub(crate) fn items(&self, after: Option<u64>, max: usize) -> Result<Vec<StoredItem>, StoreError> {
+    pub(crate) fn items(
+        &self,
+        after: Option<u64>,
+        max: usize,
+    ) -> Result<Vec<StoredItem>, StoreError> {
         self.with_database(|database| items(&database.begin_read()?, after, max))
     }
 
@@ -234,7 +243,9 @@ impl Store {
             let mut tombstones = write.open_table(TOMBSTONES)?;
             let mut damaged = write.open_table(DAMAGED)?;
             for change in changes {
-                if let CatalogChange::PutItem(number, _) | CatalogChange::RemoveItem(number) = change {
+                if let CatalogChange::PutItem(number, _) | CatalogChange::RemoveItem(number) =
+                    change
+                {
                     let all = (*number, 0)..=(*number, u32::MAX);
                     items.remove(number)?;
                     members.retain_in(all.clone(), |_, _| false)?;
@@ -256,7 +267,9 @@ impl Store {
                             sha256s.insert((*number, *entry), sha256.as_bytes())?;
                         }
                     }
-                    CatalogChange::PutDamaged(number, entry) => drop(damaged.insert((*number, *entry), ())?),
+                    CatalogChange::PutDamaged(number, entry) => {
+                        drop(damaged.insert((*number, *entry), ())?)
+                    }
                     CatalogChange::RemoveDamaged(number) => {
                         damaged.retain_in((*number, 0)..=(*number, u32::MAX), |_, ()| false)?;
                     }
@@ -264,15 +277,22 @@ impl Store {
                         layers.insert(id.as_bytes(), layer.as_flattened())?;
                     }
                     CatalogChange::RemoveLayer(id) => drop(layers.remove(id.as_bytes())?),
-                    CatalogChange::AddTombstone(path) => drop(tombstones.insert(bytes_of(path), ())?),
-                    CatalogChange::RemoveTombstone(path) => drop(tombstones.remove(bytes_of(path))?),
+                    CatalogChange::AddTombstone(path) => {
+                        drop(tombstones.insert(bytes_of(path), ())?)
+                    }
+                    CatalogChange::RemoveTombstone(path) => {
+                        drop(tombstones.remove(bytes_of(path))?)
+                    }
                 }
             }
             Ok(())
         })
     }
 
-    fn write(&self, change: impl Fn(&WriteTransaction) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    fn write(
+        &self,
+        change: impl Fn(&WriteTransaction) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         self.with_database(|database| {
             let transaction = database.begin_write()?;
             change(&transaction)?;
@@ -337,7 +357,11 @@ fn check_ascends<K: Ord + Copy>(last: &mut Option<K>, key: K) -> Result<(), Stor
     Ok(())
 }
 
-fn items(read: &ReadTransaction, after: Option<u64>, max: usize) -> Result<Vec<StoredItem>, StoreError> {
+fn items(
+    read: &ReadTransaction,
+    after: Option<u64>,
+    max: usize,
+) -> Result<Vec<StoredItem>, StoreError> {
     let mut found = Vec::new();
     let (members, sha256s) = (read.open_table(MEMBERS)?, read.open_table(SHA256S)?);
     let mut last = after;

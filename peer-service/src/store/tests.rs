@@ -151,7 +151,9 @@ fn use_all(store: &Store) -> Result<(), StoreError> {
     let mut after = None;
     loop {
         let found = store.items(after, 100)?;
-        let Some((last, ..)) = found.last() else { break };
+        let Some((last, ..)) = found.last() else {
+            break;
+        };
         after = Some(*last);
     }
     store.tombstones()?;

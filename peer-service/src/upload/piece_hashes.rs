@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
-use potluck_core::{FileId, FileLayout, Problem, Reason, grpc::limiter::LimitError, identity::merkle::Hash};
+use potluck_core::{
+    FileId, FileLayout, Problem, Reason, grpc::limiter::LimitError, identity::merkle::Hash,
+};
 
 use crate::{
     content::Content,

@@ -9,7 +9,9 @@ use potluck_core::{FileId, PeerId, Problem, grpc::limiter::PerAddressLimiter};
 use crate::{
     content::{Content, ContentSource},
     limits::Limits,
-    upload::{crowd::in_flight_sends::InFlightSends, data::buffers::BufferPool, refusal::not_found},
+    upload::{
+        crowd::in_flight_sends::InFlightSends, data::buffers::BufferPool, refusal::not_found,
+    },
 };
 
 /// Maximum WatchAvailability streams; each holds two bitfields. Allows for a crowd of thousands.

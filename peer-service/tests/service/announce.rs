@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use potluck_core::{FileId, Reason, Token, index_client::IndexClient, model::Registration, proto::v1};
+use potluck_core::{
+    FileId, Reason, Token, index_client::IndexClient, model::Registration, proto::v1,
+};
 use potluck_peer::announce::{
     registrar::{IndexConnection, Registrar},
     set::AnnounceSet,
@@ -44,7 +46,8 @@ impl Rig {
         let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
         let client = IndexClient::new(endpoint_at(address));
         let connection = IndexConnection::new(client, Token::generate(), own_address(4), None);
-        let registrar = Registrar::start(connection, announce_set.clone(), shutdown.clone(), &tracker);
+        let registrar =
+            Registrar::start(connection, announce_set.clone(), shutdown.clone(), &tracker);
         Self {
             index,
             address,
@@ -65,7 +68,8 @@ impl Rig {
     /// Whether the index has a lease and exactly the registrations of the announce set.
     fn index_is_current(&self) -> bool {
         let announced = self.announce_set.snapshot().into_iter();
-        let announced: BTreeMap<_, _> = announced.map(|one| (one.file.id.0.to_vec(), one)).collect();
+        let announced: BTreeMap<_, _> =
+            announced.map(|one| (one.file.id.0.to_vec(), one)).collect();
         let state = self.index.state();
         state.has_lease && state.files == announced
     }

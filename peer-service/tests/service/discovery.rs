@@ -15,7 +15,9 @@ use potluck_testkit::{
     network::{endpoint_at, proxy::damage_nth_id},
     records::own_address,
     services::{TestIndex, TestPeer},
-    transfer::{assert_done, is_done, transfer_request, transfer_request_from, until_end, until_units_done},
+    transfer::{
+        assert_done, is_done, transfer_request, transfer_request_from, until_end, until_units_done,
+    },
     wait::wait_until,
 };
 use tempfile::TempDir;
@@ -63,7 +65,8 @@ async fn finds_providers_and_registers_the_finished_file() {
     let path = write_file(dir.path(), "src/data.bin", &data);
     let mut seeds = Vec::new();
     for n in 0..3 {
-        let seed = TestPeer::start(&dir.path().join(format!("seed{n}")), Some(&index.endpoint)).await;
+        let seed =
+            TestPeer::start(&dir.path().join(format!("seed{n}")), Some(&index.endpoint)).await;
         seed.share(&path).await;
         seeds.push(seed);
     }
@@ -121,7 +124,9 @@ async fn one_damaged_request_stalls_no_download() {
 async fn connects_from_the_address_on_which_it_listens() {
     potluck_testkit::log();
     let Ok(listener) = TcpListener::bind("127.0.0.10:0").await else {
-        println!("skipped: this system has no 127.0.0.10; on macOS `ifconfig lo0 alias 127.0.0.10` makes it");
+        println!(
+            "skipped: this system has no 127.0.0.10; on macOS `ifconfig lo0 alias 127.0.0.10` makes it"
+        );
         return;
     };
     let world = World::new(3_000_000, 13).await;

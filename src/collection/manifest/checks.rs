@@ -174,7 +174,10 @@ impl ManifestTotals {
 
     /// The files sorted by id and then path, and the sum of all sizes. Rejects an id with two
     /// sizes, and content that overflows the sum or the number of units.
-    pub(crate) fn into_index(mut self, entries: &EncodedEntries) -> Result<(Vec<u32>, u64), ManifestError> {
+    pub(crate) fn into_index(
+        mut self,
+        entries: &EncodedEntries,
+    ) -> Result<(Vec<u32>, u64), ManifestError> {
         self.id_prefixes.sort_unstable_by(|&(a, first), &(b, second)| {
             let by_whole_id = || entries.id(first).cmp(&entries.id(second));
             a.cmp(&b).then_with(by_whole_id).then(first.cmp(&second))

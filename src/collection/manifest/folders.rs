@@ -4,7 +4,10 @@
 ///
 /// `previous` is the preceding path in the manifest's order. In this order, paths with a common
 /// ancestor are adjacent, so that a whole manifest yields each folder once.
-pub(crate) fn new_folders<'a>(previous: &str, path: &'a str) -> impl Iterator<Item = usize> + use<'a> {
+pub(crate) fn new_folders<'a>(
+    previous: &str,
+    path: &'a str,
+) -> impl Iterator<Item = usize> + use<'a> {
     let same = previous.bytes().zip(path.bytes());
     let shared = same.take_while(|(a, b)| a == b).count();
     // An ancestor is shared only if its slash is.

@@ -66,7 +66,9 @@ impl Manifest {
     /// # Errors
     /// A [`ManifestError`] if entries are out of order, duplicated or beneath others, if a link is
     /// unsafe, if sizes are inconsistent, or if a limit is exceeded.
-    pub fn new<'a>(entries: impl IntoIterator<Item = ManifestEntry<'a>>) -> Result<Self, ManifestError> {
+    pub fn new<'a>(
+        entries: impl IntoIterator<Item = ManifestEntry<'a>>,
+    ) -> Result<Self, ManifestError> {
         let mut bytes = MAGIC.to_vec();
         let mut offsets = Vec::new();
         let mut checker = EntryChecker::default();
@@ -108,7 +110,8 @@ impl Manifest {
             if offsets.len() == MAX_ENTRIES {
                 return Err(ManifestError::TooLarge("too many entries"));
             }
-            let (entry, after) = encoding::decode_entry(rest).ok_or(ManifestError::NotCanonical { at })?;
+            let (entry, after) =
+                encoding::decode_entry(rest).ok_or(ManifestError::NotCanonical { at })?;
             RelPath::parse(entry.path.as_str()).map_err(|error| ManifestError::Path {
                 path: escaped(entry.path.as_str()),
                 error,

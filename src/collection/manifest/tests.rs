@@ -396,14 +396,16 @@ fn entries() -> impl Strategy<Value = Vec<Owned>> {
         Just(OwnedContent::Directory),
         "(\\.\\./){0,2}[ab]{1,2}(/[ab]){0,2}".prop_map(OwnedContent::Link),
     ];
-    let entry = ("[ab-]{1,2}(/[ab]){0,3}", content).prop_map(|(path, content)| Owned(path, content));
+    let entry =
+        ("[ab-]{1,2}(/[ab]){0,3}", content).prop_map(|(path, content)| Owned(path, content));
     proptest::collection::vec(entry, 0..6)
 }
 
 /// The rules of a manifest, written for clarity.
 fn is_allowed(entries: &[ManifestEntry<'_>]) -> bool {
-    let beneath =
-        |a: &ManifestEntry<'_>, b: &ManifestEntry<'_>| b.path.as_str().starts_with(&format!("{}/", a.path));
+    let beneath = |a: &ManifestEntry<'_>, b: &ManifestEntry<'_>| {
+        b.path.as_str().starts_with(&format!("{}/", a.path))
+    };
     let clash = |a: &ManifestEntry<'_>, b: &ManifestEntry<'_>| {
         let sizes = match (&a.content, &b.content) {
             (
@@ -419,7 +421,9 @@ fn is_allowed(entries: &[ManifestEntry<'_>]) -> bool {
         a.path == b.path || beneath(a, b) || beneath(b, a) || sizes
     };
     let inside = |entry: &ManifestEntry<'_>| match &entry.content {
-        EntryContent::Link { target } => target.matches("..").count() < entry.path.components().count(),
+        EntryContent::Link { target } => {
+            target.matches("..").count() < entry.path.components().count()
+        }
         _ => true,
     };
     entries.iter().all(inside)

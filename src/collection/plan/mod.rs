@@ -149,7 +149,8 @@ impl Plan {
         let mut large = Vec::new();
         for (file, planned) in (0..).zip(self.files()) {
             // The manifest limits every size.
-            let Some(layout) = FileLayout::new(planned.size).filter(|_| planned.size > BUNDLE_SIZE) else {
+            let Some(layout) = FileLayout::new(planned.size).filter(|_| planned.size > BUNDLE_SIZE)
+            else {
                 continue;
             };
             large.push((file, layout));
@@ -200,10 +201,12 @@ impl Plan {
     pub fn file(&self, file: usize) -> Option<PlanFile> {
         match &self.files {
             PlanFiles::One(one) => (file == 0).then_some(*one),
-            PlanFiles::Collection(manifest, firsts) => match manifest.content(*firsts.get(file)?)? {
-                EntryContent::File { id, size, .. } => Some(PlanFile { id, size }),
-                _ => None,
-            },
+            PlanFiles::Collection(manifest, firsts) => {
+                match manifest.content(*firsts.get(file)?)? {
+                    EntryContent::File { id, size, .. } => Some(PlanFile { id, size }),
+                    _ => None,
+                }
+            }
         }
     }
 

@@ -122,7 +122,11 @@ pub fn connections<L: Accept>(
                 let permit = match permit {
                     Ok(permit) => permit,
                     Err(why) => {
-                        tracing::debug!(?why, ?client, "closed a new connection: the limit is reached");
+                        tracing::debug!(
+                            ?why,
+                            ?client,
+                            "closed a new connection: the limit is reached"
+                        );
                         continue;
                     }
                 };
@@ -166,7 +170,11 @@ impl<S: Connected> Connected for Connection<S> {
 impl<S> Connection<S> {
     /// Fails a pending write if the connection must close. A connection that waits to write may
     /// never be polled for reading.
-    fn written<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         match polled.is_pending() && self.disconnect.as_mut().poll(cx).is_ready() {
             true => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
             false => polled,
@@ -202,7 +210,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.written(cx, polled)
     }
@@ -293,7 +305,8 @@ mod tests {
     async fn an_address_above_its_limit_is_refused() {
         let (call, listener) = listener();
         let limiter = PerAddressLimiter::new(4, MaxShare::default());
-        let mut incoming = Box::pin(connections(listener, limiter.clone(), CancellationToken::new()));
+        let mut incoming =
+            Box::pin(connections(listener, limiter.clone(), CancellationToken::new()));
         let callers = [call(), call(), call()];
         let _open = [incoming.next().await, incoming.next().await];
         assert!(futures_util::poll!(incoming.next()).is_pending(), "{callers:?}");

@@ -261,7 +261,10 @@ type Answering<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Sen
 
 impl<S> Service<Request<Body>> for Admitted<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Future: Send, Error: Send> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Future: Send, Error: Send>
+        + Clone
+        + Send
+        + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;

@@ -215,9 +215,9 @@ impl Clients {
             .filter(|(idle, _)| *idle >= EVICTABLE)
             .collect::<Vec<_>>();
         // The client with the most connections loses one first.
-        let (_, evicted) = idle
-            .into_iter()
-            .max_by_key(|(idle, connection)| (connections.get(&connection.client).copied(), *idle))?;
+        let (_, evicted) = idle.into_iter().max_by_key(|(idle, connection)| {
+            (connections.get(&connection.client).copied(), *idle)
+        })?;
         let permit = evicted.lock_permit().take();
         evicted.disconnect.cancel();
         drop(state);
@@ -230,7 +230,8 @@ impl Clients {
         let now = Instant::now();
         let state = self.shared.state();
         let late = state.open.values().filter(|connection| {
-            connection.idle(now).is_some_and(|idle| idle >= IDLE_TIMEOUT) || connection.is_overdue(now)
+            connection.idle(now).is_some_and(|idle| idle >= IDLE_TIMEOUT)
+                || connection.is_overdue(now)
         });
         // Only wakes the connection's task, which frees its resources.
         late.for_each(|connection| connection.disconnect.cancel());
@@ -344,7 +345,8 @@ impl ClientConnection {
         let state = table.state();
         let open = state.open.values().filter(|open| !open.disconnect.is_cancelled());
         let longest = open.max_by_key(|connection| connection.unread_age(now));
-        if let Some(connection) = longest.filter(|connection| connection.unread_age(now) >= EVICTABLE_UNREAD)
+        if let Some(connection) =
+            longest.filter(|connection| connection.unread_age(now) >= EVICTABLE_UNREAD)
         {
             connection.disconnect.cancel();
         }

@@ -134,9 +134,8 @@ impl Endpoint {
     ) -> Channel {
         match self {
             Self::Http(uri) => set(endpoint_from(uri, from)).connect_lazy(),
-            Self::LinkLocal(address) => {
-                set(socket_builder()).connect_with_connector_lazy(link_local_connector(address.clone()))
-            }
+            Self::LinkLocal(address) => set(socket_builder())
+                .connect_with_connector_lazy(link_local_connector(address.clone())),
             Self::Unix(path) => {
                 set(socket_builder()).connect_with_connector_lazy(unix_connector(path.clone()))
             }
@@ -203,8 +202,12 @@ fn socket_builder() -> tonic::transport::Endpoint {
 
 fn unix_connector(
     path: PathBuf,
-) -> impl tower::Service<Uri, Response = TokioIo<tokio::net::UnixStream>, Error = std::io::Error, Future: Send>
-+ Send
+) -> impl tower::Service<
+    Uri,
+    Response = TokioIo<tokio::net::UnixStream>,
+    Error = std::io::Error,
+    Future: Send,
+> + Send
 + 'static {
     tower::service_fn(move |_: Uri| {
         let path = path.clone();
@@ -214,8 +217,12 @@ fn unix_connector(
 
 fn link_local_connector(
     address: LinkLocal,
-) -> impl tower::Service<Uri, Response = TokioIo<tokio::net::TcpStream>, Error = std::io::Error, Future: Send>
-+ Send
+) -> impl tower::Service<
+    Uri,
+    Response = TokioIo<tokio::net::TcpStream>,
+    Error = std::io::Error,
+    Future: Send,
+> + Send
 + 'static {
     tower::service_fn(move |_: Uri| {
         let address = address.clone();

@@ -60,7 +60,10 @@ pub(crate) fn problem(status: Status, service: &str, endpoint: &dyn std::fmt::Di
 }
 
 /// The problem for a transport error without a status, such as a failed connection attempt.
-pub(crate) fn connect_problem(error: &(dyn Error + 'static), endpoint: &dyn std::fmt::Display) -> Problem {
+pub(crate) fn connect_problem(
+    error: &(dyn Error + 'static),
+    endpoint: &dyn std::fmt::Display,
+) -> Problem {
     let why = match in_chain(error) {
         Some(Failure::TimedOut(why)) => {
             return Problem::new(Reason::TimedOut, format!("no answer at {endpoint}: {why}"));
@@ -100,7 +103,9 @@ fn failure(error: &(dyn Error + 'static)) -> Option<Failure> {
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return Some(match error.kind() {
             io::ErrorKind::TimedOut => Failure::TimedOut("the connection timed out".into()),
-            _ if Reason::of_exhaustion(error) == Some(Reason::TooManyOpenFiles) => Failure::NoDescriptors,
+            _ if Reason::of_exhaustion(error) == Some(Reason::TooManyOpenFiles) => {
+                Failure::NoDescriptors
+            }
             _ => Failure::Disconnected(root_cause(error)),
         });
     }

@@ -59,7 +59,8 @@ where
 {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status(S::NAME, ServingStatus::Serving).await;
-    let mut routes = Routes::new(service).add_service(health.max_decoding_message_size(SMALL_REQUEST));
+    let mut routes =
+        Routes::new(service).add_service(health.max_decoding_message_size(SMALL_REQUEST));
     if reflects {
         let v1 = reflection(S::NAME).build_v1()?;
         let v1alpha = reflection(S::NAME).build_v1alpha()?;

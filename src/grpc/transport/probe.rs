@@ -31,13 +31,16 @@ pub(crate) async fn is_not_http2(endpoint: &Endpoint) -> bool {
         match endpoint {
             Endpoint::Http(uri) => {
                 let host = uri.host()?.trim_matches(['[', ']']);
-                first_frame_is_not_http2(TcpStream::connect((host, uri.port_u16()?)).await.ok()?).await
+                first_frame_is_not_http2(TcpStream::connect((host, uri.port_u16()?)).await.ok()?)
+                    .await
             }
             Endpoint::LinkLocal(address) => {
                 let stream = TcpStream::connect((address.host(), address.port)).await;
                 first_frame_is_not_http2(stream.ok()?).await
             }
-            Endpoint::Unix(path) => first_frame_is_not_http2(UnixStream::connect(path).await.ok()?).await,
+            Endpoint::Unix(path) => {
+                first_frame_is_not_http2(UnixStream::connect(path).await.ok()?).await
+            }
         }
     };
     tokio::time::timeout(PROBE_TIMEOUT, look)

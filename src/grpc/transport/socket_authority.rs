@@ -82,7 +82,11 @@ impl AsyncRead for SocketStream {
 }
 
 impl AsyncWrite for SocketStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -121,7 +125,10 @@ enum FrameState {
     /// In the connection preface, of which this many bytes remain.
     Preface(usize),
     /// In a frame's header, of which `read` bytes have arrived.
-    Header { header: [u8; FRAME_HEADER], read: usize },
+    Header {
+        header: [u8; FRAME_HEADER],
+        read: usize,
+    },
     /// At the length of a frame's padding, with the remaining bytes of the payload.
     PadLength { left: usize, priority: usize },
     /// In a payload: `skip` bytes, then `block` bytes of a header block, then `padding` bytes.

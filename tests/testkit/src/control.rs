@@ -62,7 +62,9 @@ impl Control {
         while let Some(event) = events.message().await.unwrap() {
             match event.event.unwrap() {
                 v1::share_response::Event::Shared(item) => _ = result.get_or_insert(Ok(item)),
-                v1::share_response::Event::Failed(failed) => result = Some(Err(failed.failure.unwrap())),
+                v1::share_response::Event::Failed(failed) => {
+                    result = Some(Err(failed.failure.unwrap()))
+                }
                 v1::share_response::Event::Progress(_) => {}
             }
         }
@@ -173,7 +175,10 @@ impl Control {
     ///
     /// # Errors
     /// The reason of the refusal.
-    pub async fn adjust(&self, request: v1::AdjustTransferRequest) -> Result<v1::Transfer, Problem> {
+    pub async fn adjust(
+        &self,
+        request: v1::AdjustTransferRequest,
+    ) -> Result<v1::Transfer, Problem> {
         let answer = self.client.clone().adjust_transfer(request).await?;
         Ok(answer.into_inner().transfer.unwrap())
     }

@@ -133,10 +133,12 @@ async fn run_on(
         wait: ANNOUNCE_TIMEOUT,
         error: None,
     };
-    let transfer = download::follow(context, network.downloader(), &request, wait_limit, None).await?;
+    let transfer =
+        download::follow(context, network.downloader(), &request, wait_limit, None).await?;
     download::report(context, &transfer, false)?;
     print_step(context, 3, "the copy is compared with the original");
-    let same = sample::compare(context, &original, Path::new(&transfer.path), item.record.id).await?;
+    let same =
+        sample::compare(context, &original, Path::new(&transfer.path), item.record.id).await?;
     if !same {
         return Err(CommandError::new(
             Reason::VerificationFailed,
@@ -187,7 +189,9 @@ async fn share_by_all(
     for (i, control) in network.sharers().enumerate() {
         let label = format!("peer {} of 3", i + 1);
         let item = share(control, path, |done, total| {
-            progress.show(|width| vec![draw::hashing_line(&label, done, total, began.elapsed(), width)]);
+            progress.show(|width| {
+                vec![draw::hashing_line(&label, done, total, began.elapsed(), width)]
+            });
         })
         .await?;
         first.get_or_insert(item);
@@ -227,8 +231,9 @@ async fn wait_until_announced(network: &DemoNetwork, id: FileId) -> Result<(), C
             return Ok(());
         }
         if Instant::now() >= deadline {
-            let message =
-                format!("after {ANNOUNCE_TIMEOUT:?} the index lists only {known} of the peers that share");
+            let message = format!(
+                "after {ANNOUNCE_TIMEOUT:?} the index lists only {known} of the peers that share"
+            );
             return Err(CommandError::new(Reason::TimedOut, message));
         }
         tokio::time::sleep(ANNOUNCE_INTERVAL).await;

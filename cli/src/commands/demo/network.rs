@@ -13,7 +13,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::folder::DemoFolder;
-use crate::{context::PeerHandle, control::ControlClient, error::CommandError, peer::ConnectedPeer};
+use crate::{
+    context::PeerHandle, control::ControlClient, error::CommandError, peer::ConnectedPeer,
+};
 
 /// Number of peers that share the file.
 const SHARERS: usize = 3;
@@ -45,7 +47,8 @@ impl DemoNetwork {
         };
         // If a later step fails, the guard cancels the services that already run.
         let guard = shutdown.clone().drop_guard();
-        let index_task = tokio::spawn(potluck_index::serve(listener, index_config, shutdown.clone()));
+        let index_task =
+            tokio::spawn(potluck_index::serve(listener, index_config, shutdown.clone()));
         let mut peers = Vec::new();
         let mut sharers = Vec::new();
         for number in 1..=SHARERS + 1 {
@@ -58,7 +61,8 @@ impl DemoNetwork {
             sharers.push(ControlClient::connect(&running.control, None).await?);
             peers.push(running);
         }
-        let downloader = PeerHandle::from(ConnectedPeer::connect(&peers[SHARERS].control, None).await?);
+        let downloader =
+            PeerHandle::from(ConnectedPeer::connect(&peers[SHARERS].control, None).await?);
         sharers.truncate(SHARERS);
         let shutdown = guard.disarm();
         Ok(Self {

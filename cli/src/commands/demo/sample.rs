@@ -61,7 +61,10 @@ pub(crate) async fn compare(
     }
     let (a, b) = (original.to_owned(), copy.to_owned());
     let compared = context.stoppable(async {
-        Ok(tokio::task::spawn_blocking(move || same_bytes(&mut File::open(a)?, &mut File::open(b)?)).await)
+        Ok(tokio::task::spawn_blocking(move || {
+            same_bytes(&mut File::open(a)?, &mut File::open(b)?)
+        })
+        .await)
     });
     match compared.await? {
         Ok(Ok(same)) => Ok(same),

@@ -24,9 +24,8 @@ use crate::{
 pub(crate) async fn run(context: &CommandContext, args: GetArgs) -> Result<(), CommandError> {
     let running = context.stoppable(context.running_peer()).await?;
     if args.detach && running.is_none() {
-        return Err(
-            CommandError::usage("--detach needs a running peer").hint("start one with `potluck peer`")
-        );
+        return Err(CommandError::usage("--detach needs a running peer")
+            .hint("start one with `potluck peer`"));
     }
     let candidates = context
         .stoppable(resolve::candidates(context, running.as_deref(), &args))

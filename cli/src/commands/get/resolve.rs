@@ -74,7 +74,9 @@ pub(crate) async fn candidates(
         (query, Ok(files)) if files.is_empty() => {
             Err(not_found_with_suggestions(index.as_ref(), query).await)
         }
-        (FileQuery::Name(name), Ok(files)) if files.len() > 1 => Err(ambiguous(context, name, &files)),
+        (FileQuery::Name(name), Ok(files)) if files.len() > 1 => {
+            Err(ambiguous(context, name, &files))
+        }
         (FileQuery::Name(name), Ok(files)) => Ok(files
             .iter()
             .map(|found| from_indexed_file(context, peer, args, found, Some(name), None))
@@ -215,7 +217,10 @@ fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> Com
 }
 
 /// The not-found error, with similar names as hints.
-async fn not_found_with_suggestions(index: Option<&IndexClient>, query: &FileQuery) -> CommandError {
+async fn not_found_with_suggestions(
+    index: Option<&IndexClient>,
+    query: &FileQuery,
+) -> CommandError {
     let error = lookup::not_found(query);
     let (FileQuery::Name(name), Some(index)) = (query, index) else {
         return error;

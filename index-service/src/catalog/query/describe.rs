@@ -49,7 +49,11 @@ impl Catalog {
     /// ordered by number of providers (most first), then by text. If a search found the file,
     /// `search` is the name that it found and its matcher: the names that match come first, and
     /// include that name.
-    pub(super) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (IndexedFile, usize) {
+    pub(super) fn describe(
+        &self,
+        slot: u32,
+        search: Option<(u32, &mut Matcher)>,
+    ) -> (IndexedFile, usize) {
         let file = &self.files[slot];
         let mut names: Vec<(u32, u32)> = Vec::new();
         let mut sha256s: Vec<(Sha256, u32)> = Vec::new();

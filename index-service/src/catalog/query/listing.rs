@@ -81,7 +81,12 @@ pub struct Listing {
 impl Listing {
     /// Starts a page of files by id, name or SHA-256, each with up to `max_providers` of its
     /// providers.
-    pub fn new(by: QueryKey, after: Option<ListingCursor>, max_files: usize, max_providers: usize) -> Self {
+    pub fn new(
+        by: QueryKey,
+        after: Option<ListingCursor>,
+        max_files: usize,
+        max_providers: usize,
+    ) -> Self {
         Self::within(PageBounds::default(), by, after, max_files, max_providers)
     }
 
@@ -197,7 +202,8 @@ impl Catalog {
             let file = &self.files[slot];
             let rank = (Reverse(file.providers.len() as u64), file.id);
             let is_full = listing.best.len() > listing.page.max_files;
-            if rank > after && !(is_full && listing.best.peek().is_some_and(|worst| rank >= *worst)) {
+            if rank > after && !(is_full && listing.best.peek().is_some_and(|worst| rank >= *worst))
+            {
                 listing.best.push(rank);
                 listing.page.steps += STEPS_PER_RANKED_FILE;
                 if is_full {
@@ -213,7 +219,8 @@ impl Catalog {
         let (mut file, steps) = self.describe(slot, None);
         let providers = &self.files[slot].providers;
         file.providers = self.sample(providers, listing.max_providers, rng);
-        listing.page.steps += steps + 2 * providers.len().min(MAX_SAMPLED) + 2 * file.providers.len();
+        listing.page.steps +=
+            steps + 2 * providers.len().min(MAX_SAMPLED) + 2 * file.providers.len();
         if file.provider_count > 0 {
             listing.page.push(file);
         }

@@ -93,7 +93,9 @@ impl Page {
 
     /// Whether the page has reached a limit.
     pub(crate) fn is_full(&self) -> bool {
-        self.files.len() >= self.max_files || self.bytes > PAGE_BYTES || self.steps >= self.bounds.steps
+        self.files.len() >= self.max_files
+            || self.bytes > PAGE_BYTES
+            || self.steps >= self.bounds.steps
     }
 }
 

@@ -207,7 +207,8 @@ impl Catalog {
     pub fn advance_search(&self, search: &mut SearchScan, slice: usize) -> bool {
         let until = search.page.steps + slice;
         loop {
-            if matches!(search.stage, Stage::End) || (search.has_advanced && search.page.is_full()) {
+            if matches!(search.stage, Stage::End) || (search.has_advanced && search.page.is_full())
+            {
                 return true;
             }
             if search.page.steps >= until {
@@ -296,7 +297,12 @@ impl Catalog {
         })
     }
 
-    fn check_names(&self, search: &mut SearchScan, mut names: CandidateNames, until: usize) -> Stage {
+    fn check_names(
+        &self,
+        search: &mut SearchScan,
+        mut names: CandidateNames,
+        until: usize,
+    ) -> Stage {
         let mut empty_slots = 0;
         loop {
             if search.page.steps >= until || (search.has_advanced && search.page.is_full()) {
@@ -340,7 +346,9 @@ impl Catalog {
             for (nth, file) in files.enumerate() {
                 // Check at least one file per slice; otherwise checking the name could use up every
                 // slice.
-                if (search.page.steps >= until && nth > 0) || (search.has_advanced && search.page.is_full()) {
+                if (search.page.steps >= until && nth > 0)
+                    || (search.has_advanced && search.page.is_full())
+                {
                     return Stage::Files(SearchCursor { name, file }, names);
                 }
                 self.add_file(search, name, file);

@@ -35,7 +35,8 @@ impl Claim {
 
     /// Whether a registration makes this claim.
     pub(crate) fn matches(&self, names: &Names, registration: &Registration) -> bool {
-        let has_name = |name: &String| names.find(name).is_some_and(|slot| self.names.contains(&slot));
+        let has_name =
+            |name: &String| names.find(name).is_some_and(|slot| self.names.contains(&slot));
         self.sha256 == registration.file.sha256
             && self.kind == registration.file.kind
             && self.names.len() == registration.names.len()

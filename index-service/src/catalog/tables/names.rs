@@ -261,7 +261,12 @@ impl Names {
 
     /// The names with a word that starts with `prefix`, in slots from `from` to the end of its
     /// block, and the steps taken. The names are `None` if this takes more than `max` steps.
-    pub(crate) fn with_prefix(&self, prefix: &str, from: u32, max: usize) -> (Option<RoaringBitmap>, usize) {
+    pub(crate) fn with_prefix(
+        &self,
+        prefix: &str,
+        from: u32,
+        max: usize,
+    ) -> (Option<RoaringBitmap>, usize) {
         let blocks = (self.end / BLOCK) as usize;
         let mut names = BlockUnion::new(from);
         let mut steps = 0;

@@ -68,7 +68,13 @@ impl Peers {
     }
 
     /// Adds a hidden peer without files.
-    pub(crate) fn add_hidden(&mut self, id: PeerId, address: Address, host: u32, charge: u64) -> PeerSlot {
+    pub(crate) fn add_hidden(
+        &mut self,
+        id: PeerId,
+        address: Address,
+        host: u32,
+        charge: u64,
+    ) -> PeerSlot {
         PeerSlot(self.peers.insert(PeerEntry {
             id,
             address,

@@ -31,7 +31,11 @@ impl IndexConnection {
     }
 
     /// Registers files, and opens or renews the lease; see [`IndexClient::register`].
-    pub(crate) async fn register(&self, files: &[Registration], replace: bool) -> Result<Lease, Problem> {
+    pub(crate) async fn register(
+        &self,
+        files: &[Registration],
+        replace: bool,
+    ) -> Result<Lease, Problem> {
         self.client
             .register(&self.token, &self.address, files, self.ttl, replace)
             .await

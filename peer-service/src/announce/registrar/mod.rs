@@ -81,11 +81,14 @@ impl Registrar {
     pub async fn synced(&self, timeout: Duration) -> Result<(), Problem> {
         let target = self.announce_set.version();
         let mut acknowledged = self.reports.acknowledged.clone();
-        let done = acknowledged
-            .wait_for(|now| now.up_to.is_some_and(|up_to| up_to >= target) || now.blocked.is_some());
+        let done = acknowledged.wait_for(|now| {
+            now.up_to.is_some_and(|up_to| up_to >= target) || now.blocked.is_some()
+        });
         match tokio::time::timeout(timeout, done).await {
             Ok(Ok(now)) => match &now.blocked {
-                Some(problem) if now.up_to.is_none_or(|up_to| up_to < target) => Err(problem.clone()),
+                Some(problem) if now.up_to.is_none_or(|up_to| up_to < target) => {
+                    Err(problem.clone())
+                }
                 _ => Ok(()),
             },
             Ok(Err(_)) => Err(Problem::new(Reason::ShuttingDown, "the peer is shutting down")),

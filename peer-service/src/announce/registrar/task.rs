@@ -72,7 +72,10 @@ pub(crate) struct RegistrarReports {
 
 impl RegistrarTask {
     /// A task that has not registered anything.
-    pub(crate) fn new(index: IndexConnection, listener: AnnounceListener) -> (Self, RegistrarReports) {
+    pub(crate) fn new(
+        index: IndexConnection,
+        listener: AnnounceListener,
+    ) -> (Self, RegistrarReports) {
         let (status, acknowledged) = (watch::Sender::default(), watch::Sender::default());
         let reports = RegistrarReports {
             status: status.subscribe(),
@@ -151,7 +154,8 @@ impl RegistrarTask {
             back_off(self.failures)
         };
         let wait = jittered(wait).max(problem.retry_after.unwrap_or_default());
-        let is_new = self.status.borrow().error.as_ref().map(|error| error.reason) != Some(problem.reason);
+        let is_new =
+            self.status.borrow().error.as_ref().map(|error| error.reason) != Some(problem.reason);
         if is_new {
             tracing::warn!(
                 %problem,
@@ -159,7 +163,8 @@ impl RegistrarTask {
             );
         }
         // A refusal for quota or a full disk does not end an existing lease.
-        let has_lease = matches!(refusal, Refusal::Quota | Refusal::Store) && self.has_lease().await;
+        let has_lease =
+            matches!(refusal, Refusal::Quota | Refusal::Store) && self.has_lease().await;
         self.status.send_modify(|status| {
             status.registered = has_lease;
             status.error = Some(problem.clone());
@@ -302,7 +307,11 @@ impl RegistrarTask {
     ///
     /// # Errors
     /// The problem, if an immediate retry does not help.
-    fn handle_refusal(&mut self, changes: &AnnounceChanges, problem: Problem) -> Result<(), Problem> {
+    fn handle_refusal(
+        &mut self,
+        changes: &AnnounceChanges,
+        problem: Problem,
+    ) -> Result<(), Problem> {
         match classify(problem.reason) {
             // Registrations left by an earlier run may be using up the quota.
             Refusal::Quota if self.sync.is_full && !self.sync.has_replaced => self.start_over(true),
@@ -345,7 +354,9 @@ impl RegistrarTask {
         let lease = self.index.renew().await?;
         self.record_lease(&lease);
         if self.has_wrong_digest(&lease).await {
-            tracing::info!("the index has other registrations of this peer: registers everything again");
+            tracing::info!(
+                "the index has other registrations of this peer: registers everything again"
+            );
             self.start_over(true);
             return Ok(());
         }

@@ -230,7 +230,8 @@ impl AnnounceSet {
             if state.log.last() != version {
                 return None;
             }
-            let announcements: Vec<Announcement> = ids.iter().map(|&id| state.announcement(id)).collect();
+            let announcements: Vec<Announcement> =
+                ids.iter().map(|&id| state.announcement(id)).collect();
             drop(state);
             for announcement in announcements {
                 digest.insert(&(&announcement.resolve(&source)?).into());
@@ -315,14 +316,20 @@ pub(crate) struct AnnounceListener {
 impl AnnounceListener {
     /// The changes after the number `since`, at most `max_files` entries and about `max_bytes`
     /// bytes of names.
-    pub(crate) fn changes(&self, since: u64, max_files: usize, max_bytes: usize) -> AnnounceChanges {
+    pub(crate) fn changes(
+        &self,
+        since: u64,
+        max_files: usize,
+        max_bytes: usize,
+    ) -> AnnounceChanges {
         let state = self.announce_set.state();
         let mut entries = state.log.after(since);
         let announcements: Vec<_> = entries
             .by_ref()
             .take(max_files)
             .map(|entry| {
-                let announcement = (entry.kind != ChangeKind::Removed).then(|| state.announcement(entry.id));
+                let announcement =
+                    (entry.kind != ChangeKind::Removed).then(|| state.announcement(entry.id));
                 (entry.version, entry.id, announcement)
             })
             .collect();

@@ -97,7 +97,8 @@ impl UnitAssembler {
                 break;
             }
         }
-        (self.request_start, self.outstanding_bytes) = (first, ranges.iter().map(FileRange::len).sum());
+        (self.request_start, self.outstanding_bytes) =
+            (first, ranges.iter().map(FileRange::len).sum());
         ranges
     }
 
@@ -121,7 +122,10 @@ impl UnitAssembler {
     ///
     /// # Errors
     /// If the chunk is empty, out of order or too long.
-    pub(crate) fn push(&mut self, chunk: ChunkSlice) -> Result<Option<(usize, ChunkList)>, UnexpectedData> {
+    pub(crate) fn push(
+        &mut self,
+        chunk: ChunkSlice,
+    ) -> Result<Option<(usize, ChunkList)>, UnexpectedData> {
         let len = chunk.data.len() as u64;
         if len == 0 {
             return Err(UnexpectedData::Empty);

@@ -152,7 +152,8 @@ impl UnitVerifier {
 
     fn verify_piece(&self, span: &PlanSpan, data: &ChunkList, range: Range<usize>) -> bool {
         let size = self.plan.file(span.file).map(|file| file.size);
-        let (Some(layout), Some(layer)) = (size.and_then(FileLayout::new), self.layer(span.file)) else {
+        let (Some(layout), Some(layer)) = (size.and_then(FileLayout::new), self.layer(span.file))
+        else {
             return false;
         };
         let piece = (span.offset / layout.piece_size()) as usize;

@@ -50,7 +50,9 @@ impl DownloadManager {
         let status = self.get(number)?;
         match status.state {
             DownloadState::Done => Err(already_ended(&status)),
-            state if state.is_active() && self.shared.shutdown.is_cancelled() => Err(shutting_down()),
+            state if state.is_active() && self.shared.shutdown.is_cancelled() => {
+                Err(shutting_down())
+            }
             _ => Ok(status),
         }
     }
@@ -82,7 +84,11 @@ impl DownloadManager {
     /// # Errors
     /// [`Reason::NotFound`]. If the change cannot be stored, the reason of that error; the new
     /// limits then hold until the peer restarts.
-    pub async fn adjust(&self, number: u64, update: LimitsUpdate) -> Result<DownloadStatus, Problem> {
+    pub async fn adjust(
+        &self,
+        number: u64,
+        update: LimitsUpdate,
+    ) -> Result<DownloadStatus, Problem> {
         {
             let mut table = self.table();
             let entry = table
@@ -109,7 +115,8 @@ impl DownloadManager {
         if let Some(task) = self.reserve_task(number) {
             let (manager, ended) = (self.clone(), task.ended.clone());
             // A separate task, so that it completes even if the caller goes away.
-            let work = async move { manager.finish_task(number, task, RunEnd::Stopped, true).await };
+            let work =
+                async move { manager.finish_task(number, task, RunEnd::Stopped, true).await };
             self.shared.context.tracker.spawn(work);
             ended.cancelled().await;
         }
@@ -150,8 +157,12 @@ impl DownloadManager {
 fn already_ended(status: &DownloadStatus) -> Problem {
     let (number, path) = (status.number, status.path.display());
     let message = match status.state {
-        DownloadState::Done => format!("transfer {number} is done already: the content is at {path}"),
-        _ => format!("transfer {number} was cancelled already: to download the file, start another transfer"),
+        DownloadState::Done => {
+            format!("transfer {number} is done already: the content is at {path}")
+        }
+        _ => format!(
+            "transfer {number} was cancelled already: to download the file, start another transfer"
+        ),
     };
     Problem::new(Reason::AlreadyEnded, message)
 }

@@ -106,7 +106,8 @@ impl DownloadManager {
     pub async fn restore(&self) -> Result<(), Problem> {
         let store = self.shared.context.store.clone();
         let saved = blocking(move || store.downloads()).await?;
-        let saved = saved.map_err(|error| Problem::new(Reason::StoreUnavailable, error.to_string()))?;
+        let saved =
+            saved.map_err(|error| Problem::new(Reason::StoreUnavailable, error.to_string()))?;
         for (number, bytes) in saved {
             let Some(saved) = PersistedDownload::decode(&bytes) else {
                 tracing::warn!(
@@ -158,7 +159,10 @@ impl DownloadManager {
         let table = &mut *table;
         let same = table.downloads.iter().rev().find(|(_, entry)| {
             let same = entry.spec.target == spec.target && entry.spec.name == spec.name;
-            !entry.has_ended() && same && entry.spec.id == spec.id && entry.spec.sha256 == spec.sha256
+            !entry.has_ended()
+                && same
+                && entry.spec.id == spec.id
+                && entry.spec.sha256 == spec.sha256
         });
         let same = same.map(|(&number, _)| number);
         let number = same.unwrap_or(table.last_number + 1);
@@ -271,7 +275,8 @@ impl DownloadManager {
     /// Number of paused downloads.
     pub fn paused(&self) -> usize {
         let table = self.table();
-        let is_paused = |entry: &&DownloadEntry| entry.status.borrow().state == DownloadState::Paused;
+        let is_paused =
+            |entry: &&DownloadEntry| entry.status.borrow().state == DownloadState::Paused;
         table.downloads.values().filter(is_paused).count()
     }
 }

@@ -42,7 +42,11 @@ impl DownloadManager {
     ///
     /// # Errors
     /// If the download could not be stored. A detached download that had to start has then failed.
-    pub(super) async fn start_task(&self, number: u64, restart: RestartPolicy) -> Result<(), Problem> {
+    pub(super) async fn start_task(
+        &self,
+        number: u64,
+        restart: RestartPolicy,
+    ) -> Result<(), Problem> {
         loop {
             match self.try_start(number, restart) {
                 // The sender is dropped unused only if the process is ending.
@@ -68,7 +72,9 @@ impl DownloadManager {
         match &entry.task {
             Some(task) if task.stop.is_cancelled() => StartOutcome::Stopping(task.ended.clone()),
             Some(_) => StartOutcome::AlreadyRunning,
-            None if restart == RestartPolicy::UnlessEnded && entry.has_ended() => StartOutcome::NotStarted,
+            None if restart == RestartPolicy::UnlessEnded && entry.has_ended() => {
+                StartOutcome::NotStarted
+            }
             None => {
                 if entry.persisted != Some(true) {
                     entry.persisted = Some(true);
@@ -81,7 +87,11 @@ impl DownloadManager {
 
     /// Starts the task of an entry without one. The channel reports whether the download was
     /// stored.
-    fn start(&self, number: u64, entry: &mut DownloadEntry) -> oneshot::Receiver<Result<(), Problem>> {
+    fn start(
+        &self,
+        number: u64,
+        entry: &mut DownloadEntry,
+    ) -> oneshot::Receiver<Result<(), Problem>> {
         let task = DownloadTask::new(&self.shared.shutdown);
         entry.task = Some(task.clone());
         let channels = RunChannels {
@@ -223,7 +233,9 @@ impl DownloadManager {
                         status.units_done = status.units_total;
                         status.missing.clear();
                     }
-                    RunEnd::Failed(problem) if !is_cancelled => status.error = Some(problem.clone()),
+                    RunEnd::Failed(problem) if !is_cancelled => {
+                        status.error = Some(problem.clone())
+                    }
                     RunEnd::Failed(_) | RunEnd::Stopped => {}
                 }
             });

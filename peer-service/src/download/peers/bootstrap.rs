@@ -93,7 +93,10 @@ impl Violation {
 impl BootstrapPool {
     /// A pool that asks the peers in `candidates`.
     /// `outgoing_address` is the local address of connections; `None`: the system chooses.
-    pub(crate) fn new(candidates: watch::Receiver<PeerCandidates>, outgoing_address: Option<IpAddr>) -> Self {
+    pub(crate) fn new(
+        candidates: watch::Receiver<PeerCandidates>,
+        outgoing_address: Option<IpAddr>,
+    ) -> Self {
         Self {
             candidates,
             state: Mutex::default(),
@@ -470,9 +473,11 @@ mod tests {
         let all = || -> Vec<Address> { (0..300).map(address).chain((1..=3).map(other)).collect() };
         let mut order = all();
         pool.order(&mut order);
-        let hosts: std::collections::HashSet<_> = order[..4].iter().map(|address| &address.host).collect();
+        let hosts: std::collections::HashSet<_> =
+            order[..4].iter().map(|address| &address.host).collect();
         assert_eq!(hosts.len(), 4, "{:?}", &order[..4]);
-        (0..MAX_SILENT).for_each(|_| pool.state().silent_hosts.record_silence(&Host::from(&address(0))));
+        (0..MAX_SILENT)
+            .for_each(|_| pool.state().silent_hosts.record_silence(&Host::from(&address(0))));
         let mut order = all();
         pool.order(&mut order);
         assert!(order[..3].iter().all(|address| address.host != "192.0.2.1"));
@@ -482,7 +487,8 @@ mod tests {
     async fn the_number_of_kept_connections_is_bounded() {
         let (_list, candidates) = watch::channel(PeerCandidates::default());
         let pool = BootstrapPool::new(candidates, None);
-        (0..2 * MAX_CONCURRENT).for_each(|n| pool.keep_client(&address(n), &PeerClient::to_nobody()));
+        (0..2 * MAX_CONCURRENT)
+            .for_each(|n| pool.keep_client(&address(n), &PeerClient::to_nobody()));
         assert_eq!(pool.into_known_peers().clients.len(), MAX_CONCURRENT);
     }
 }

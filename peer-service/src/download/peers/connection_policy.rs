@@ -69,13 +69,14 @@ impl ConnectionPolicy {
     ) -> ConnectionAdvice {
         use StuckReason::{BackedOff, NoAvailability, NoPeers, NoProvider, Refused};
         self.saw_crowd |= is_crowd;
-        let others_may_help = matches!(stuck, Some(NoProvider { .. } | Refused { .. } | BackedOff { .. }));
+        let others_may_help =
+            matches!(stuck, Some(NoProvider { .. } | Refused { .. } | BackedOff { .. }));
         let none_reports_it = matches!(stuck, Some(NoProvider { .. } | NoAvailability));
         // The connected peers may never get the missing units, while waiting candidates may have
         // them.
         let none_will_send_it = matches!(stuck, Some(NoProvider { .. } | Refused { .. } | NoPeers));
-        let replace_idle =
-            none_will_send_it && now.duration_since(self.idle_peer_replaced_at) >= REPLACE_IDLE_INTERVAL;
+        let replace_idle = none_will_send_it
+            && now.duration_since(self.idle_peer_replaced_at) >= REPLACE_IDLE_INTERVAL;
         if replace_idle {
             self.idle_peer_replaced_at = now;
         }

@@ -107,7 +107,9 @@ impl PeerConnector {
         } = self.context;
         let client = match ready {
             Some(client) => client,
-            None => PeerClient::open(&self.candidate.address, self.context.outgoing_address).await?,
+            None => {
+                PeerClient::open(&self.candidate.address, self.context.outgoing_address).await?
+            }
         };
         if self.candidate.peer.is_none() && client.describe(id).await?.peer == own_id {
             return Err(Problem::new(

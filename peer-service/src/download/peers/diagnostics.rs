@@ -50,8 +50,12 @@ const fn advice(reason: Reason) -> &'static str {
         Reason::Unreachable | Reason::TimedOut => {
             "check the address and that the peer is running, or name another peer that has the file"
         }
-        Reason::NotPotluck => "use the address on which the peer listens, as `potluck status` shows it there",
-        Reason::NotFound | Reason::FileChanged => "share the file there, or name another peer that has it",
+        Reason::NotPotluck => {
+            "use the address on which the peer listens, as `potluck status` shows it there"
+        }
+        Reason::NotFound | Reason::FileChanged => {
+            "share the file there, or name another peer that has it"
+        }
         Reason::PieceNotAvailable => {
             "check that the file still exists there and is unchanged, or name another peer that \
              has it"
@@ -59,7 +63,9 @@ const fn advice(reason: Reason) -> &'static str {
         Reason::VerificationFailed => "name another peer that has the file",
         Reason::Busy | Reason::RateLimited => "wait, or name another peer that has the file",
         Reason::TooManyOpenFiles => "the download continues by itself once it can connect",
-        _ => "check that one of them is running and shares the file, or name another peer that has it",
+        _ => {
+            "check that one of them is running and shares the file, or name another peer that has it"
+        }
     }
 }
 
@@ -95,8 +101,7 @@ mod tests {
         ]);
         let problem = problem.unwrap();
         assert_eq!(problem.reason, Reason::NoProviders);
-        let expected =
-            "192.0.2.1:9: Connection refused; the peer at 192.0.2.2:9: not shared here; check that one";
+        let expected = "192.0.2.1:9: Connection refused; the peer at 192.0.2.2:9: not shared here; check that one";
         assert!(problem.message.contains(expected), "{problem}");
     }
 

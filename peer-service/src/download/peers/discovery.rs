@@ -292,7 +292,10 @@ fn may_be_remote(address: &Address) -> bool {
                 || ip.is_link_local())
         }
         IpAddr::V6(ip) => {
-            !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local())
+            !(ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_unicast_link_local())
         }
     }
 }
@@ -409,8 +412,9 @@ mod tests {
             status,
         };
         let running = tokio::spawn(discovery.run(|_, _| false, list, stop.clone()));
-        let ports =
-            |now: &PeerCandidates| -> Vec<u16> { now.list.iter().map(|it| it.address.port).collect() };
+        let ports = |now: &PeerCandidates| -> Vec<u16> {
+            now.list.iter().map(|it| it.address.port).collect()
+        };
         let first = candidates.wait_for(|now| ports(now) == [1]).await;
         assert!(first.unwrap().index_answered, "there is no index");
         name.send_modify(|named| named.push(at(2)));
@@ -425,7 +429,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stuck_download_queries_the_index_again_later_each_time() {
-        let (show, mut status) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(FileId([1; 32]))));
+        let (show, mut status) =
+            watch::channel(DownloadStatus::new(1, &DownloadSpec::new(FileId([1; 32]))));
         let mut requeries = 0;
         let idle = tokio::time::timeout(
             10 * MAX_REQUERY_DELAY,
@@ -441,7 +446,8 @@ mod tests {
         }
         assert!(delays[0] <= REQUERY_DELAY.mul_f64(1.26), "{delays:?}");
         assert!(
-            delays[6] >= MAX_REQUERY_DELAY.mul_f64(0.74) && delays[6] <= MAX_REQUERY_DELAY.mul_f64(1.26),
+            delays[6] >= MAX_REQUERY_DELAY.mul_f64(0.74)
+                && delays[6] <= MAX_REQUERY_DELAY.mul_f64(1.26),
             "{delays:?}"
         );
         // New bytes reset the delays.

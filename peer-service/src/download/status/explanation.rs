@@ -34,7 +34,8 @@ pub(super) fn stuck_problem(view: &DriverView<'_>, candidates: &PeerCandidates) 
     };
     let no_providers = |message: String| {
         let problems = peer_problems(view);
-        let details = no_provider_serves(problems.iter().map(|(address, problem)| (*address, problem)));
+        let details =
+            no_provider_serves(problems.iter().map(|(address, problem)| (*address, problem)));
         let message = match details {
             Some(details) => format!("{message}: {}", details.message),
             None => message,
@@ -51,7 +52,9 @@ pub(super) fn stuck_problem(view: &DriverView<'_>, candidates: &PeerCandidates) 
         StuckReason::NoPeers => candidates
             .no_provider()
             .or_else(|| no_providers("none of its providers can be reached now".into())),
-        StuckReason::AllBanned { .. } if peers.iter().all(|(_, peer)| peer.last_violation.is_some()) => {
+        StuckReason::AllBanned { .. }
+            if peers.iter().all(|(_, peer)| peer.last_violation.is_some()) =>
+        {
             no_providers("every known provider sent bytes that failed verification".into())
         }
         StuckReason::AllBanned { .. } => {

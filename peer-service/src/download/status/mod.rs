@@ -329,7 +329,8 @@ mod tests {
             (DownloadState::Paused, 0, 0)
         );
         assert!(status.findings.is_empty() && status.missing.iter().all(|run| !run.in_flight));
-        let states = |status: &DownloadStatus| status.peers.iter().map(|row| row.state).collect::<Vec<_>>();
+        let states =
+            |status: &DownloadStatus| status.peers.iter().map(|row| row.state).collect::<Vec<_>>();
         use PeerState::{Banned, Idle, Unreachable};
         assert_eq!(states(&status), [Idle, Idle, Unreachable, Banned]);
         assert!(

@@ -178,7 +178,12 @@ impl StatusReporter {
     }
 
     /// Shows the state of the swarm, its peers and the disk.
-    pub(crate) fn show_swarm(&self, plan: &Plan, view: DriverView<'_>, candidates: &PeerCandidates) {
+    pub(crate) fn show_swarm(
+        &self,
+        plan: &Plan,
+        view: DriverView<'_>,
+        candidates: &PeerCandidates,
+    ) {
         let now = Instant::now();
         let swarm = view.swarm;
         let (done, rate, rows, missing_is_due) = {

@@ -61,9 +61,13 @@ fn peer_status(
     let last_error = peer.last_error.clone().unwrap_or_default();
     let phase = swarm_view.map(|view| view.phase);
     let (state, reason) = match (&peer.connection, phase) {
-        (ConnectionState::Banned(violation), _) => (PeerState::Banned, retries.of_banned(violation, phase)),
+        (ConnectionState::Banned(violation), _) => {
+            (PeerState::Banned, retries.of_banned(violation, phase))
+        }
         (ConnectionState::Lost(problem), _) => (PeerState::Unreachable, problem.message.clone()),
-        (ConnectionState::Waiting | ConnectionState::Connecting, _) => (PeerState::Connecting, last_error),
+        (ConnectionState::Waiting | ConnectionState::Connecting, _) => {
+            (PeerState::Connecting, last_error)
+        }
         (ConnectionState::Connected, Some(PeerPhase::Banned { .. })) => {
             (PeerState::Banned, peer.last_violation.clone().unwrap_or_default())
         }
@@ -72,7 +76,9 @@ fn peer_status(
             PeerState::Active,
             "sends nothing: its units are also requested from other peers".into(),
         ),
-        (ConnectionState::Connected, Some(PeerPhase::BackedOff { .. })) if last_error.is_empty() => {
+        (ConnectionState::Connected, Some(PeerPhase::BackedOff { .. }))
+            if last_error.is_empty() =>
+        {
             let failure = swarm_view.and_then(|view| view.last_failure);
             (PeerState::BackingOff, failure.map_or("", failure_text).into())
         }
@@ -88,7 +94,9 @@ fn peer_status(
     };
     let reason = match (&peer.last_violation, swarm_view) {
         (Some(violation), Some(view)) if view.on_probation && reason.is_empty() => {
-            format!("was banned: {violation}; asked for one unit at a time while no other peer can serve")
+            format!(
+                "was banned: {violation}; asked for one unit at a time while no other peer can serve"
+            )
         }
         _ => reason,
     };

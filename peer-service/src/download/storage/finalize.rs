@@ -76,13 +76,16 @@ pub(crate) fn finalize(
         // Runs concurrently with the flush, which takes longer than reading the metadata of many
         // files.
         let manifest = part.plan().manifest();
-        let listing = manifest.map(|manifest| scope.spawn(move || stamps_at(&target.part(), manifest)));
+        let listing =
+            manifest.map(|manifest| scope.spawn(move || stamps_at(&target.part(), manifest)));
         (part.sync(), listing.map(thread::ScopedJoinHandle::join))
     });
     flushed.map_err(failed)?;
     // Ensures that the path still holds everything that was written.
     match &listed {
-        Some(Ok(Err(problem))) if problem.reason != Reason::FileChanged => return Err(problem.clone()),
+        Some(Ok(Err(problem))) if problem.reason != Reason::FileChanged => {
+            return Err(problem.clone());
+        }
         Some(Ok(Err(_))) => return Err(part_truncated(&target.part())),
         _ if !part.is_at_path() => return Err(part_truncated(&target.part())),
         _ => {}
@@ -92,14 +95,16 @@ pub(crate) fn finalize(
         _ => target::target_problem(&target.path, &error),
     })?;
     // From the open handle: the name may by now belong to another file.
-    let after = stamp().filter(|after| before.is_some_and(|before| is_only_renamed(&before, after)));
+    let after =
+        stamp().filter(|after| before.is_some_and(|before| is_only_renamed(&before, after)));
     let stamp_of_file = || {
         let changed = "another program changed the file while it was renamed";
         let stamp = after.ok_or_else(|| Problem::new(Reason::FileChanged, changed))?;
         Ok(vec![stamp])
     };
     let stamps = listed.and_then(Result::ok).unwrap_or_else(stamp_of_file);
-    durable::sync_folder(target.parent()).map_err(|error| target::target_problem(target.parent(), &error))?;
+    durable::sync_folder(target.parent())
+        .map_err(|error| target::target_problem(target.parent(), &error))?;
     // A leftover resume state without data is harmless, so failing to remove it is not an error.
     if let Err(error) = fs::remove_file(target.state()) {
         tracing::debug!(
@@ -128,8 +133,15 @@ fn is_only_renamed(before: &Stamp, after: &Stamp) -> bool {
     Stamp { ctime, ..*before } == *after
 }
 
-fn check_claim(file: &File, claim: Sha256, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
-    let found = hash::sha256_file(file, &|_| continue_unless(stop)).map_err(|error| match error.kind() {
+fn check_claim(
+    file: &File,
+    claim: Sha256,
+    path: &Path,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    let found = hash::sha256_file(file, &|_| continue_unless(stop)).map_err(|error| match error
+        .kind()
+    {
         ErrorKind::Interrupted => target::stopped(),
         _ => target::target_problem(path, &error),
     })?;

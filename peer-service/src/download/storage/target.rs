@@ -40,7 +40,11 @@ impl DownloadTarget {
     ///
     /// # Errors
     /// [`Reason::UnsafePath`] if `target` is relative or contains `..`.
-    pub(crate) fn resolve(target: Option<&Path>, name: &str, files: &Path) -> Result<Self, Problem> {
+    pub(crate) fn resolve(
+        target: Option<&Path>,
+        name: &str,
+        files: &Path,
+    ) -> Result<Self, Problem> {
         let label = safe_top_level_name(name);
         let Some(target) = target else {
             return Ok(Self {
@@ -145,15 +149,17 @@ pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
     match Reason::of_exhaustion(error) {
         Some(Reason::DiskFull) => return Problem::new(Reason::DiskFull, no_room(path, error)),
         Some(reason) => {
-            let message =
-                format!("cannot open {at}: {RAISE_OPEN_FILES}; the download then continues by itself");
+            let message = format!(
+                "cannot open {at}: {RAISE_OPEN_FILES}; the download then continues by itself"
+            );
             return Problem::new(reason, message);
         }
         None => {}
     }
     match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem => unwritable(
-            "the file system is mounted read-only; choose another target or mount it writable".into(),
+            "the file system is mounted read-only; choose another target or mount it writable"
+                .into(),
         ),
         io::ErrorKind::PermissionDenied => unwritable(format!(
             "{error}; choose another target or change its permissions"
@@ -259,7 +265,9 @@ pub(crate) fn name_rejected(path: &Path, error: &io::Error) -> Problem {
     };
     Problem::new(
         Reason::TargetUnsuitable,
-        format!("cannot write {message}; choose a target on another file system or with another name"),
+        format!(
+            "cannot write {message}; choose a target on another file system or with another name"
+        ),
     )
 }
 
@@ -363,7 +371,8 @@ mod tests {
     #[test]
     fn paths_that_could_lead_elsewhere_are_refused() {
         for bad in ["relative/file", "/a/../b", "/", ""] {
-            let problem = DownloadTarget::resolve(Some(Path::new(bad)), "a", Path::new("/f")).unwrap_err();
+            let problem =
+                DownloadTarget::resolve(Some(Path::new(bad)), "a", Path::new("/f")).unwrap_err();
             assert_eq!(problem.reason, Reason::UnsafePath, "{bad}");
         }
     }

@@ -163,7 +163,11 @@ impl Adoption {
             .map_err(|error| target::target_problem(path, &error))
     }
 
-    async fn adopt_folder(&self, collection: &CollectionManifest, path: PathBuf) -> Result<Item, Problem> {
+    async fn adopt_folder(
+        &self,
+        collection: &CollectionManifest,
+        path: PathBuf,
+    ) -> Result<Item, Problem> {
         let (verifier, plan, root) = (
             Arc::clone(&self.download.verifier),
             Arc::clone(self.download.part_file.plan()),

@@ -91,7 +91,9 @@ pub(crate) async fn identify(
                     });
                 }
             }
-            Err(problem) => tracing::debug!(file = %id.short(), %problem, "could not query the index"),
+            Err(problem) => {
+                tracing::debug!(file = %id.short(), %problem, "could not query the index")
+            }
         }
     }
     let answer = pool
@@ -151,7 +153,10 @@ pub(crate) async fn fetch_collection(
 }
 
 /// The bytes of a small file from the library.
-async fn local_bytes(context: &DownloadContext, record: &FileRecord) -> Result<Option<Vec<u8>>, Problem> {
+async fn local_bytes(
+    context: &DownloadContext,
+    record: &FileRecord,
+) -> Result<Option<Vec<u8>>, Problem> {
     use std::os::unix::fs::FileExt as _;
     let (library, id, size) = (context.library.clone(), record.id, record.size);
     blocking(move || {
@@ -238,7 +243,8 @@ async fn fetch_manifest(
 ) -> Vec<u8> {
     let mut bytes = Vec::new();
     let layout = FileLayout::new(plan.total());
-    let max_units = layout.map_or(1, |layout| (MANIFEST_REQUEST_BYTES / layout.piece_size()).max(1)) as usize;
+    let max_units =
+        layout.map_or(1, |layout| (MANIFEST_REQUEST_BYTES / layout.piece_size()).max(1)) as usize;
     let units: Vec<u32> = (0..plan.unit_count()).collect();
     let mut received = 0;
     while received < units.len() {
@@ -274,7 +280,8 @@ async fn fetch_units(
 ) -> Result<Vec<Bytes>, Problem> {
     let violation = |what: String| Problem::new(Reason::VerificationFailed, what);
     let deadline = Instant::now() + MANIFEST_TIMEOUT;
-    let timed_out = |_| Problem::new(Reason::TimedOut, "the peer took too long to send the manifest");
+    let timed_out =
+        |_| Problem::new(Reason::TimedOut, "the peer took too long to send the manifest");
     let mut assembler = UnitAssembler::new(&plan, &units);
     let ranges = assembler.next_ranges(u64::MAX);
     let opened = timeout_at(deadline, client.download(&ranges)).await;
@@ -294,8 +301,9 @@ async fn fetch_units(
         if let Some((index, data)) = complete.map_err(|error| violation(error.to_string()))? {
             let (verifier, unit) = (Arc::clone(&verifier), units[index]);
             let verified = blocking(move || verifier.verify(unit, &data).then_some(data)).await?;
-            let verified = verified
-                .ok_or_else(|| violation(format!("piece {unit} of the manifest failed verification")))?;
+            let verified = verified.ok_or_else(|| {
+                violation(format!("piece {unit} of the manifest failed verification"))
+            })?;
             done.push(verified.into_bytes());
         }
     }

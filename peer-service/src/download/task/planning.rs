@@ -69,7 +69,8 @@ pub(crate) async fn plan(
     let known = metadata::identify(peer, spec.id, pool, waiting).await?;
     let mut record = known.record;
     // An earlier name stays, because the part file has that name.
-    let earlier = Some(context.channels.status.borrow().name.clone()).filter(|name| !name.is_empty());
+    let earlier =
+        Some(context.channels.status.borrow().name.clone()).filter(|name| !name.is_empty());
     let name = match spec.name.as_ref().or(earlier.as_ref()).or(known.name.as_ref()) {
         Some(name) => Label::sanitize(name),
         None => metadata::fallback_name(spec.id),

@@ -177,7 +177,9 @@ pub(crate) async fn is_folder_complete(
         let stamps = stamps_at(&owned, &expected).map_err(|_| target::target_exists(&owned))?;
         match hash_folder(&owned, &expected, stop) {
             Ok(hashes) => Ok(Some((expected.content_size(), stamps, hashes))),
-            Err(error) if error.kind() == ErrorKind::InvalidData => Err(target::target_exists(&owned)),
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                Err(target::target_exists(&owned))
+            }
             Err(error) => Err(target::target_unreadable(&owned, &error)),
         }
     })
@@ -228,7 +230,11 @@ fn matches_manifest(root: &Path, manifest: &Manifest) -> bool {
 }
 
 /// Hashes every file of a folder. Fails with `InvalidData` if a file does not match the manifest.
-fn hash_folder(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::Result<EntryHashes> {
+fn hash_folder(
+    root: &Path,
+    manifest: &Manifest,
+    stop: &CancellationToken,
+) -> io::Result<EntryHashes> {
     let mut hashes = EntryHashes::new(manifest.len());
     for (index, entry) in (0..).zip(manifest.entries()) {
         let EntryContent::File { id, size, .. } = entry.content else {

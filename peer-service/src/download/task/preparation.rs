@@ -71,7 +71,8 @@ pub(crate) async fn recover_units(
         let is_wanted = || !stop.is_cancelled();
         let mut have = recovery::recover(&part, &verifier, found, threads, &is_wanted, &on_unit);
         let resumed_bytes: u64 = have.ones().map(|unit| part.plan().unit_len(unit)).sum();
-        let copied = recovery::copy_local(&library, &part, &verifier, &mut have, &is_wanted, &on_unit);
+        let copied =
+            recovery::copy_local(&library, &part, &verifier, &mut have, &is_wanted, &on_unit);
         if let Err(error) = copied {
             // The swarm's first write fails the same way and reports the error.
             tracing::warn!(%error, "could not copy units from the library");

@@ -116,7 +116,8 @@ impl DownloadRun {
             verifier = planning::build_verifier(context, &planned, &pool) => verifier?,
         };
         let part_file = Arc::new(part_file);
-        let Some(have) = preparation::recover_units(context, &part_file, &verifier, found).await? else {
+        let Some(have) = preparation::recover_units(context, &part_file, &verifier, found).await?
+        else {
             return Ok(AttemptOutcome::Stopped);
         };
         let download = preparation::publish(context, &planned, part_file, verifier, have).await?;
@@ -174,7 +175,10 @@ impl DownloadRun {
 }
 
 /// Keeps a list of candidates up to date until `stop`.
-fn start_discovery(context: &RunContext, stop: CancellationToken) -> watch::Receiver<PeerCandidates> {
+fn start_discovery(
+    context: &RunContext,
+    stop: CancellationToken,
+) -> watch::Receiver<PeerCandidates> {
     let (list, candidates) = watch::channel(PeerCandidates::default());
     let discovery = Discovery {
         id: context.spec.id,

@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 use crate::download::{
     context::DownloadContext,
     engine::active::ActiveDownload,
-    status::{DownloadLimits, DownloadSpec, DownloadState, DownloadStatus, reporter::StatusReporter},
+    status::{
+        DownloadLimits, DownloadSpec, DownloadState, DownloadStatus, reporter::StatusReporter,
+    },
     storage::target::DISK_RETRY,
 };
 

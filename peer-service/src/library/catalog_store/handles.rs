@@ -85,7 +85,8 @@ impl FileHandles {
     /// Closes files that were not used for [`OPEN_FILE_IDLE`].
     pub(crate) fn close_idle(&self, now: Instant) {
         let mut files = self.files.lock();
-        let is_idle = |open: &OpenFile| now.saturating_duration_since(open.last_used) >= OPEN_FILE_IDLE;
+        let is_idle =
+            |open: &OpenFile| now.saturating_duration_since(open.last_used) >= OPEN_FILE_IDLE;
         while files.peek_lru().is_some_and(|(_, open)| is_idle(open)) {
             files.pop_lru();
         }

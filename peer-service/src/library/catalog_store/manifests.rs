@@ -105,7 +105,8 @@ impl ManifestFolder {
         if open_intact(&path, manifest).is_some() {
             return Ok(());
         }
-        durable::write(&path, manifest.bytes(), 0o600).map_err(|error| self.cannot_be_written(&error))
+        durable::write(&path, manifest.bytes(), 0o600)
+            .map_err(|error| self.cannot_be_written(&error))
     }
 
     /// Deletes manifests. One that cannot be deleted only wastes a little space.
@@ -122,7 +123,9 @@ impl ManifestFolder {
                 Reason::DiskFull,
                 format!("it is not shared: no room in {state}; make room and share it again"),
             ),
-            Some(reason) => Problem::new(reason, format!("cannot write in {state}: {RAISE_OPEN_FILES}")),
+            Some(reason) => {
+                Problem::new(reason, format!("cannot write in {state}: {RAISE_OPEN_FILES}"))
+            }
             None => Problem::new(
                 Reason::StoreUnavailable,
                 format!("cannot write in {state}: {error}"),

@@ -258,7 +258,11 @@ impl CatalogStore {
     /// - `BUSY`: files that the item relied on were unshared; build it again.
     /// - `CANCELLED`: the cause no longer holds.
     /// - Otherwise the reason why the item cannot be stored.
-    pub(crate) fn put_items(&self, items: Vec<NewItem>, cause: PutCause) -> Vec<Result<Item, Problem>> {
+    pub(crate) fn put_items(
+        &self,
+        items: Vec<NewItem>,
+        cause: PutCause,
+    ) -> Vec<Result<Item, Problem>> {
         let writer = self.writer();
         let items: Vec<_> = items
             .into_iter()
@@ -279,7 +283,9 @@ impl CatalogStore {
     fn ensure_manifest(&self, item: &NewItem) -> Result<(), Problem> {
         match &item.body {
             ItemBody::File(_) => Ok(()),
-            ItemBody::Collection(folder) => self.manifests.ensure(&item.record.id, &folder.manifest),
+            ItemBody::Collection(folder) => {
+                self.manifests.ensure(&item.record.id, &folder.manifest)
+            }
         }
     }
 
@@ -374,7 +380,9 @@ impl CatalogStore {
     pub(crate) fn save_unsaved(&self) {
         let _writer = self.writer();
         match self.save() {
-            Ok(()) => tracing::info!("stored changes of the library that could not be stored before"),
+            Ok(()) => {
+                tracing::info!("stored changes of the library that could not be stored before")
+            }
             Err(error) => tracing::debug!(%error, "changes of the library still cannot be stored"),
         }
     }
@@ -504,7 +512,9 @@ fn put_not_stored(error: &StoreError) -> Problem {
             Reason::DiskFull,
             format!("{until}: the disk of its home is full; make room and share it again"),
         ),
-        Some(reason) => Problem::new(reason, format!("{until}: {RAISE_OPEN_FILES}, and share it again")),
+        Some(reason) => {
+            Problem::new(reason, format!("{until}: {RAISE_OPEN_FILES}, and share it again"))
+        }
         None => Problem::new(
             Reason::StoreUnavailable,
             format!("{until}: it could not be stored; see the peer's log"),

@@ -204,7 +204,8 @@ impl Checker {
             ItemBody::File(_) => file(WHOLE_ITEM).into_iter().collect(),
             ItemBody::Collection(folder) => {
                 let entries = (0..).zip(folder.manifest.entries()).filter(|(_, entry)| {
-                    matches!(entry.content, EntryContent::File { .. }) && is_below(entry.path.as_str())
+                    matches!(entry.content, EntryContent::File { .. })
+                        && is_below(entry.path.as_str())
                 });
                 entries.filter_map(|(index, _)| file(index)).collect()
             }

@@ -50,7 +50,8 @@ impl HashedFolder {
         self.ids[index] = record.id;
         self.hashes.roots[index] = record.root;
         // A SHA-256 that equals the root is not stored.
-        if let (Some(sha256), None) = (record.sha256, small_file_sha256(record.size, &record.root)) {
+        if let (Some(sha256), None) = (record.sha256, small_file_sha256(record.size, &record.root))
+        {
             // Fits: a folder has at most `MAX_ENTRIES`.
             self.hashes.sha256s.insert(index as u32, sha256);
         }
@@ -148,7 +149,11 @@ impl HashedFolder {
     ///
     /// # Errors
     /// A path or content that a manifest cannot hold.
-    pub(crate) fn manifest(&self, root: &Path, snapshot: &Snapshot) -> Result<Manifest, Vec<Refused>> {
+    pub(crate) fn manifest(
+        &self,
+        root: &Path,
+        snapshot: &Snapshot,
+    ) -> Result<Manifest, Vec<Refused>> {
         let refuse = |problem: Problem| single_refusal(root, problem);
         let mut unsafe_path = None;
         let has_modes = snapshot.has_modes();

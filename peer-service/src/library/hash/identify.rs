@@ -44,7 +44,8 @@ impl Identified {
         let Some(there) = &self.manifest else {
             return false;
         };
-        let is_link = |entry: &ManifestEntry<'_>| matches!(entry.content, EntryContent::Link { .. });
+        let is_link =
+            |entry: &ManifestEntry<'_>| matches!(entry.content, EntryContent::Link { .. });
         let lacks_links = self.may_lack_links && !there.entries().any(|entry| is_link(&entry));
         let is_expected = |entry: &ManifestEntry<'_>| !(lacks_links && is_link(entry));
         let expected = wanted.entries().filter(is_expected);
@@ -151,7 +152,8 @@ mod tests {
     #[test]
     fn a_refusal_has_the_reason() {
         let dir = tempfile::tempdir().unwrap();
-        let refused = identify(&dir.path().join("none"), 1, &|_| {}, &|_| {}, &|| false).unwrap_err();
+        let refused =
+            identify(&dir.path().join("none"), 1, &|_| {}, &|_| {}, &|| false).unwrap_err();
         assert_eq!(refused[0].1.reason, Reason::NotFound);
         std::fs::write(dir.path().join("x"), "1").unwrap();
         let refused = identify(dir.path(), 1, &|_| {}, &|_| {}, &|| true).unwrap_err();

@@ -40,8 +40,8 @@ impl BaseFolder {
     /// The folder cannot be opened.
     pub(crate) fn at(path: &Path) -> Result<Self, Problem> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder =
-            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| unreadable(&error.into()))?;
+        let folder = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|error| unreadable(&error.into()))?;
         Ok(Self {
             path: path.to_owned(),
             folder: Some(folder),

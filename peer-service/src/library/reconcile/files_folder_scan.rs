@@ -19,7 +19,8 @@ use std::{
 };
 
 use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::AccessKind, event::AccessMode,
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::AccessKind,
+    event::AccessMode,
 };
 use parking_lot::Mutex;
 use potluck_core::Reason;
@@ -101,7 +102,9 @@ impl FilesFolderScan {
             () = self.shutdown.cancelled() => return,
         };
         loop {
-            let Some(mut taken) = scanner.take() else { return };
+            let Some(mut taken) = scanner.take() else {
+                return;
+            };
             let started = Instant::now();
             let pass = tokio::task::spawn_blocking({
                 let scan = self.clone();
@@ -284,8 +287,9 @@ impl FolderScanner {
         self.pending.retain(|path, _| listing.contains(path));
         self.rejected.retain(|path, _| listing.contains(path));
         let mut next_pass = first.then_some(SCAN_INTERVAL);
-        let sooner =
-            |next_pass: Option<Duration>, delay: Duration| Some(next_pass.map_or(delay, |at| at.min(delay)));
+        let sooner = |next_pass: Option<Duration>, delay: Duration| {
+            Some(next_pass.map_or(delay, |at| at.min(delay)))
+        };
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for path in &listing {
             if scan.shutdown.is_cancelled() {
@@ -338,7 +342,9 @@ impl FolderScanner {
                     self.pending.remove(&path);
                     self.rejected.remove(&path);
                 }
-                Err(refused) if is_changing(&refused) => next_pass = sooner(next_pass, IDLE_BEFORE_HASH),
+                Err(refused) if is_changing(&refused) => {
+                    next_pass = sooner(next_pass, IDLE_BEFORE_HASH)
+                }
                 Err(_) if scan.shutdown.is_cancelled() => return None,
                 Err(refused) => {
                     if let Some(delay) = self.reject(path, fingerprint, &refused) {
@@ -389,7 +395,11 @@ impl FolderScanner {
 
     /// Shares files. Returns the delay until the earliest retry, if any file failed for a transient
     /// reason.
-    fn share_files(&mut self, scan: &FilesFolderScan, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
+    fn share_files(
+        &mut self,
+        scan: &FilesFolderScan,
+        files: &[(PathBuf, Stamp)],
+    ) -> Option<Duration> {
         let mut items = Vec::new();
         let mut refused = Vec::new();
         let mut ready = Vec::new();
@@ -410,7 +420,8 @@ impl FolderScanner {
             let outcomes = outcomes.into_iter().map(|(index, _, result)| (index, result));
             results.lock().extend(outcomes);
         };
-        let (base, count, threads) = (BaseFolder::default(), ready.len(), scan.builder.hash_threads());
+        let (base, count, threads) =
+            (BaseFolder::default(), ready.len(), scan.builder.hash_threads());
         if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &observer) {
             return None;
         }
@@ -470,7 +481,9 @@ fn remove_missing(scan: &FilesFolderScan, listing: &HashSet<PathBuf>) {
         let catalog = scan.catalog.read();
         let items = catalog.items_after(None);
         items
-            .filter(|(_, item)| scan.files_folder.has_item_at(&item.path) && !listing.contains(&*item.path))
+            .filter(|(_, item)| {
+                scan.files_folder.has_item_at(&item.path) && !listing.contains(&*item.path)
+            })
             .map(|(number, _)| number)
             .collect()
     };
@@ -536,7 +549,8 @@ fn inspect(scan: &FilesFolderScan, path: &Path) -> Option<FolderCandidate> {
         match snapshot {
             Ok(snapshot) => match &known_body {
                 Some(ItemBody::Collection(folder))
-                    if !is_stale && is_same(&snapshot, &folder.manifest, &folder.members.stamps) =>
+                    if !is_stale
+                        && is_same(&snapshot, &folder.manifest, &folder.members.stamps) =>
                 {
                     None
                 }
@@ -556,7 +570,11 @@ fn inspect(scan: &FilesFolderScan, path: &Path) -> Option<FolderCandidate> {
     }
 }
 
-fn share_folder(scan: &FilesFolderScan, path: &Path, snapshot: &Snapshot) -> Result<(), Vec<Refused>> {
+fn share_folder(
+    scan: &FilesFolderScan,
+    path: &Path,
+    snapshot: &Snapshot,
+) -> Result<(), Vec<Refused>> {
     let is_cancelled = || scan.shutdown.is_cancelled();
     let observer = HashObserver::silent(&is_cancelled);
     scan.builder

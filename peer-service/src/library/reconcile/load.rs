@@ -121,7 +121,11 @@ impl Loader<'_> {
     }
 
     /// Reads all stored items in batches and sends each with the state of its file.
-    fn read_rows(&self, warning: &SlowPathWarning, sender: SyncSender<LoadedRows>) -> Result<(), StoreError> {
+    fn read_rows(
+        &self,
+        warning: &SlowPathWarning,
+        sender: SyncSender<LoadedRows>,
+    ) -> Result<(), StoreError> {
         let mut after = None;
         loop {
             let items = self.catalog.store().items(after, MAX_BATCH)?;
@@ -205,7 +209,11 @@ impl Loader<'_> {
 
     /// Reads a collection's manifest. `None` if it is missing, damaged, or does not fit the stored
     /// members.
-    fn read_collection(&self, id: &FileId, members: &Arc<Members>) -> Option<(FileRecord, ItemBody)> {
+    fn read_collection(
+        &self,
+        id: &FileId,
+        members: &Arc<Members>,
+    ) -> Option<(FileRecord, ItemBody)> {
         let Some((record, manifest)) = self.catalog.manifests().read(id) else {
             tracing::warn!(
                 %id,
@@ -227,7 +235,9 @@ fn state_of_file(row: &ItemRow, probe: &PathProbe) -> Option<PathState> {
     };
     Some(match probe.check(&row.path, Path::metadata) {
         Err(error) if is_gone(&error) => PathState::Gone,
-        Ok(metadata) if metadata.is_file() && stamp_of(&metadata) == *known => PathState::Present(Vec::new()),
+        Ok(metadata) if metadata.is_file() && stamp_of(&metadata) == *known => {
+            PathState::Present(Vec::new())
+        }
         _ => PathState::Present(vec![WHOLE_ITEM]),
     })
 }

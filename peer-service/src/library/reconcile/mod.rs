@@ -169,7 +169,9 @@ impl Reconciler {
         }
         let metadata = match path.metadata() {
             Ok(metadata) => metadata,
-            Err(error) if is_gone(&error) && self.files_folder.survives_offline(&path, is_unrequested) => {
+            Err(error)
+                if is_gone(&error) && self.files_folder.survives_offline(&path, is_unrequested) =>
+            {
                 let is_offline = self.catalog.read().is_offline(number);
                 if !is_offline {
                     self.mark_offline(number);
@@ -209,7 +211,9 @@ impl Reconciler {
                 tracing::info!(path = %path.display(), id = %item.record.id, "{message}");
                 RefreshOutcome::Done
             }
-            Err(_) if self.shutdown.is_cancelled() || self.catalog.read().item(number).is_none() => {
+            Err(_)
+                if self.shutdown.is_cancelled() || self.catalog.read().item(number).is_none() =>
+            {
                 RefreshOutcome::Done
             }
             Err(refused) => {
@@ -308,8 +312,11 @@ impl Reconciler {
             .read()
             .item(number)
             .map(|item| (item.path.clone(), item.is_unrequested));
-        let is_offline = |path: &Path, is_unrequested| self.files_folder.is_offline(path, is_unrequested);
-        let Some((path, _)) = item.filter(|(path, is_unrequested)| is_offline(path, *is_unrequested)) else {
+        let is_offline =
+            |path: &Path, is_unrequested| self.files_folder.is_offline(path, is_unrequested);
+        let Some((path, _)) =
+            item.filter(|(path, is_unrequested)| is_offline(path, *is_unrequested))
+        else {
             return false;
         };
         // A failure is already logged, and `stat` shows the change again at the next start.

@@ -11,7 +11,11 @@ use crate::{
 
 /// The entries of a collection whose files changed. Calls `stat` on this number of threads, because
 /// it takes most of the time at start.
-pub(crate) fn changed_entries(root: &Path, folder: &SharedCollection, threads: usize) -> Vec<EntryIndex> {
+pub(crate) fn changed_entries(
+    root: &Path,
+    folder: &SharedCollection,
+    threads: usize,
+) -> Vec<EntryIndex> {
     let stamps = &folder.members.stamps;
     let is_changed = |index: EntryIndex| {
         let known = stamps.get(index as usize);

@@ -176,7 +176,8 @@ impl Snapshot {
 
     /// Adds an entry; false if the snapshot is full.
     pub(crate) fn push(&mut self, path: &str, kind: EntryKind) -> bool {
-        let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(path.len())) else {
+        let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(path.len()))
+        else {
             return false;
         };
         self.text.push_str(path);
@@ -294,7 +295,9 @@ pub(crate) fn is_same(snapshot: &Snapshot, manifest: &Manifest, stamps: &[Stamp]
                     stat.get().is_some_and(is_as_known)
                 }
                 (EntryKind::EmptyFolder, EntryContent::EmptyDirectory) => true,
-                (EntryKind::Link(target), EntryContent::Link { target: expected }) => **target == *expected,
+                (EntryKind::Link(target), EntryContent::Link { target: expected }) => {
+                    **target == *expected
+                }
                 _ => false,
             }
     });

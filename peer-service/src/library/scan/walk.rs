@@ -38,7 +38,8 @@ pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>
             problems.extend(walk.problems);
             // Each folder yields at least one entry: its content, or itself if it is empty.
             if !snapshot.append(walk.snapshot) || snapshot.len() + level.len() > MAX_ENTRIES {
-                let message = format!("it has more than {MAX_ENTRIES} entries: share its subfolders");
+                let message =
+                    format!("it has more than {MAX_ENTRIES} entries: share its subfolders");
                 return Err(vec![(root.to_owned(), Problem::new(Reason::OutOfRange, message))]);
             }
         }
@@ -138,7 +139,8 @@ fn inspect_entry(folder: &Path, path: &str, kind: FileType) -> Result<Option<Ent
     } else if kind.is_dir() {
         None
     } else if kind.is_symlink() {
-        let target = std::fs::read_link(folder.join(path.file_name())).map_err(|error| unreadable(&error))?;
+        let target = std::fs::read_link(folder.join(path.file_name()))
+            .map_err(|error| unreadable(&error))?;
         let target = target.into_os_string().into_string().map_err(|_| {
             Problem::new(
                 Reason::InvalidName,

@@ -23,7 +23,8 @@ use crate::{
         stamp::{Stamp, stamp_of},
     },
     library::{
-        catalog_store::CatalogStore, hash::open::open_regular, problems::file_changed, reconcile::Reconciler,
+        catalog_store::CatalogStore, hash::open::open_regular, problems::file_changed,
+        reconcile::Reconciler,
     },
 };
 
@@ -145,10 +146,14 @@ impl CopyOpener {
                 return self.catalog.manifests().open(id, manifest).map(Arc::new);
             }
             match open_regular(&candidate.path) {
-                Ok((file, stamp)) if candidate.expected.matches(&stamp) => return Ok(Arc::new(file)),
+                Ok((file, stamp)) if candidate.expected.matches(&stamp) => {
+                    return Ok(Arc::new(file));
+                }
                 // A failure of the machine, such as too many open files, does not mean that the
                 // file changed.
-                Err(problem) if problem.reason == Reason::Internal || problem.reason.is_exhaustion() => {
+                Err(problem)
+                    if problem.reason == Reason::Internal || problem.reason.is_exhaustion() =>
+                {
                     let path = candidate.path.display();
                     tracing::warn!(%path, %problem, "a shared file cannot be opened");
                     return Err(Problem::new(
@@ -218,7 +223,10 @@ impl CopyOpener {
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE`: the database cannot be read.
-    pub(crate) fn verified_layer(&self, record: &FileRecord) -> Result<Option<Arc<[Hash]>>, Problem> {
+    pub(crate) fn verified_layer(
+        &self,
+        record: &FileRecord,
+    ) -> Result<Option<Arc<[Hash]>>, Problem> {
         let id = &record.id;
         let layer = self.catalog.layer(id).map_err(|error| {
             tracing::warn!(%id, %error, "piece hashes cannot be read");
@@ -242,5 +250,7 @@ impl CopyOpener {
 /// Whether one of the file's copies has this stamp.
 fn matches_any_copy(catalog: &Catalog, id: &FileId, stamp: &Stamp) -> bool {
     let mut copies = catalog.copies(id);
-    copies.any(|(item, entry)| ExpectedStat::of(item, entry).is_some_and(|expected| expected.matches(stamp)))
+    copies.any(|(item, entry)| {
+        ExpectedStat::of(item, entry).is_some_and(|expected| expected.matches(stamp))
+    })
 }

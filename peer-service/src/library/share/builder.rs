@@ -93,7 +93,11 @@ impl ItemBuilder {
     ///
     /// # Errors
     /// Every problem that prevents sharing it.
-    pub(crate) fn build(&self, path: &Path, observer: &HashObserver<'_>) -> Result<NewItem, Vec<Refused>> {
+    pub(crate) fn build(
+        &self,
+        path: &Path,
+        observer: &HashObserver<'_>,
+    ) -> Result<NewItem, Vec<Refused>> {
         let refuse = |problem| single_refusal(path, problem);
         let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
         self.check_location(path).map_err(refuse)?;
@@ -134,8 +138,9 @@ impl ItemBuilder {
                 "it has no name in UTF-8: rename it, or share its content",
             )
         })?;
-        Label::parse(name)
-            .map_err(|error| Problem::new(Reason::InvalidName, format!("{error}: rename it to share it")))?;
+        Label::parse(name).map_err(|error| {
+            Problem::new(Reason::InvalidName, format!("{error}: rename it to share it"))
+        })?;
         let real = path.canonicalize().map_err(|error| unreadable(&error))?;
         let state = self.catalog.store().folder();
         if real.starts_with(state) || state.starts_with(&real) {

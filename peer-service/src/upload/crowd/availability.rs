@@ -198,7 +198,8 @@ impl AvailabilityWatch {
                 () = self.sent.in_flight_changed() => WakeReason::SendsChanged,
             };
             tokio::time::sleep(coalesce_interval(self.shared.watcher_count())).await;
-            if let (SentAvailability::Complete(complete), WakeReason::SendsChanged) = (&mut self.sent, &woken)
+            if let (SentAvailability::Complete(complete), WakeReason::SendsChanged) =
+                (&mut self.sent, &woken)
             {
                 self.queue.extend(complete.difference(&self.in_flight));
                 continue;
@@ -216,7 +217,9 @@ impl AvailabilityWatch {
             self.changes = changes;
             let updates = match woken {
                 WakeReason::ContentReplaced => None,
-                WakeReason::UnitsChanged | WakeReason::SendsChanged => difference(&self.sent, &units),
+                WakeReason::UnitsChanged | WakeReason::SendsChanged => {
+                    difference(&self.sent, &units)
+                }
             };
             match updates {
                 Some(updates) => {

@@ -23,7 +23,9 @@ use potluck_core::{
 };
 use tokio::sync::watch;
 
-use crate::upload::{data::reader::SpanJob, refusal::busy, scheduling::scheduler::ConnectionHandle};
+use crate::upload::{
+    data::reader::SpanJob, refusal::busy, scheduling::scheduler::ConnectionHandle,
+};
 
 /// Maximum requests of a crowd that wait for their first permit, per file or collection; further
 /// requests are refused, so that they go to other peers. Enough to keep the link busy, and for a
@@ -134,7 +136,8 @@ impl InFlightSends {
             };
             if guard.waiting_permit.is_none() {
                 let refused = |limit| busy("downloads of this file", limit);
-                guard.waiting_permit = Some(sends.waiting_limiter.try_acquire(address).map_err(refused)?);
+                guard.waiting_permit =
+                    Some(sends.waiting_limiter.try_acquire(address).map_err(refused)?);
                 if guard.remaining >= LARGE_REQUEST {
                     guard.large_permit = match sends.large_limiter.try_acquire(address) {
                         // The link is idle, so the holders of these permits are slow or
@@ -153,7 +156,10 @@ impl InFlightSends {
 
 impl SendRegistry {
     /// The files and collections that have several watchers and may include some of these spans.
-    fn watched_sends<'a>(&self, jobs: &'a [SpanJob]) -> Vec<(Weak<UnitSends>, Arc<Plan>, &'a [SpanJob])> {
+    fn watched_sends<'a>(
+        &self,
+        jobs: &'a [SpanJob],
+    ) -> Vec<(Weak<UnitSends>, Arc<Plan>, &'a [SpanJob])> {
         if self.by_id.is_empty() {
             return Vec::new();
         }
@@ -239,7 +245,9 @@ mod tests {
     use std::{fs::File, ops::Range};
 
     use futures_util::FutureExt as _;
-    use potluck_core::{Reason, grpc::limiter::ClientAddress, identity::merkle::Hash, model::FileRecord};
+    use potluck_core::{
+        Reason, grpc::limiter::ClientAddress, identity::merkle::Hash, model::FileRecord,
+    };
 
     use super::*;
     use crate::content::Content;

@@ -86,7 +86,8 @@ impl SpanReader {
             max,
             |content, range| content.try_open(range).ok_or_else(not_cached),
             |content, file, range, bytes| {
-                let is_good = page_cache::read_cached(file, range.start, bytes) && content.is_unchanged(file);
+                let is_good =
+                    page_cache::read_cached(file, range.start, bytes) && content.is_unchanged(file);
                 is_good.then_some(()).ok_or_else(not_cached)
             },
         );
@@ -138,7 +139,9 @@ impl SpanReader {
                 None => open(content, rest.clone()),
             };
             let added = file.and_then(|file| {
-                buffer.push_message(&header, len as usize, |bytes| read(content, &file, rest, bytes))?;
+                buffer.push_message(&header, len as usize, |bytes| {
+                    read(content, &file, rest, bytes)
+                })?;
                 Ok(file)
             });
             match added {

@@ -108,7 +108,8 @@ pub(crate) async fn stream(
     let (reader, first, guard) = match read_from_cache(&service, &requested, max, &connection)? {
         Some(cached) => cached,
         None => {
-            let (shared, connection, slot) = (service.clone(), connection.clone(), Arc::clone(&slot));
+            let (shared, connection, slot) =
+                (service.clone(), connection.clone(), Arc::clone(&slot));
             blocking(move || {
                 let _held = slot;
                 let jobs = resolve(&requested, |id| shared.find(id))?;

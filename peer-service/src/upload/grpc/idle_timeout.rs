@@ -71,7 +71,10 @@ impl<T: Send + 'static> IdleTimeoutStream<T> {
 }
 
 /// Drops the stream when its receiver delays it too long. Ends with the stream.
-async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>, ended: CancellationToken) {
+async fn run_watchdog<T: Send + 'static>(
+    shared: Arc<Mutex<IdleTimeoutState<T>>>,
+    ended: CancellationToken,
+) {
     loop {
         let next = match shared.lock().deadline() {
             Some(next) if next <= Instant::now() => break,
@@ -112,7 +115,8 @@ impl<T> Stream for IdleTimeoutStream<T> {
             shared.remaining = shared.remaining.saturating_sub(since.elapsed());
         }
         if std::mem::take(&mut shared.timed_out) {
-            let problem = Problem::new(Reason::TimedOut, "the stream was read too slowly: try again");
+            let problem =
+                Problem::new(Reason::TimedOut, "the stream was read too slowly: try again");
             return Poll::Ready(Some(Err(problem.into())));
         }
         let Some(stream) = shared.stream.as_mut() else {
@@ -169,10 +173,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn time_without_items_does_not_count() {
-        let mut stream = IdleTimeoutStream::new(stream::once(async { Ok(1) }).chain(stream::once(async {
-            tokio::time::sleep(10 * TOTAL_TIMEOUT).await;
-            Ok(2)
-        })));
+        let mut stream =
+            IdleTimeoutStream::new(stream::once(async { Ok(1) }).chain(stream::once(async {
+                tokio::time::sleep(10 * TOTAL_TIMEOUT).await;
+                Ok(2)
+            })));
         assert_eq!(stream.next().await.unwrap().unwrap(), 1);
         assert_eq!(stream.next().await.unwrap().unwrap(), 2);
     }

@@ -67,7 +67,12 @@ type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infalli
 
 impl<S> Service<Request<Body>> for RawGrpcService<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>,
+    S: Service<
+            Request<Body>,
+            Response = Response<Body>,
+            Error = Infallible,
+            Future: Send + 'static,
+        >,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -105,11 +110,14 @@ fn connection_handle(request: &Request<Body>) -> ConnectionHandle {
     connection.unwrap_or_else(|| SendScheduler::new().add_connection(ClientAddress::LOCAL))
 }
 
-async fn read_request<M: Message + Default>(request: Request<Body>, max: usize) -> Result<M, Status> {
+async fn read_request<M: Message + Default>(
+    request: Request<Body>,
+    max: usize,
+) -> Result<M, Status> {
     let requested = tokio::time::timeout(REQUEST_TIMEOUT, decode(request.into_body(), max));
-    requested
-        .await
-        .map_err(|_| Problem::new(Reason::TimedOut, "the request did not arrive in time: try again"))?
+    requested.await.map_err(|_| {
+        Problem::new(Reason::TimedOut, "the request did not arrive in time: try again")
+    })?
 }
 
 fn response(messages: Result<ResponseBody, Status>) -> Response<Body> {
@@ -127,7 +135,8 @@ fn response(messages: Result<ResponseBody, Status>) -> Response<Body> {
 async fn decode<M: Message + Default>(body: Body, max: usize) -> Result<M, Status> {
     let bytes = Limited::new(body, max).collect().await;
     let mut bytes = bytes.map_err(Status::from_error)?.to_bytes();
-    let malformed = |what: &str| Status::invalid_argument(format!("the request is malformed: {what}"));
+    let malformed =
+        |what: &str| Status::invalid_argument(format!("the request is malformed: {what}"));
     if bytes.len() < 5 {
         return Err(malformed("it contains no message"));
     }

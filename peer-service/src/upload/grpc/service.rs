@@ -72,7 +72,8 @@ impl PeerApi {
     ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
         let request = wire::parse_piece_hashes(&request)?;
         let encode = wire::encode_piece_hashes;
-        let messages = piece_hashes::stream(self.shared.clone(), request, connection, encode).await?;
+        let messages =
+            piece_hashes::stream(self.shared.clone(), request, connection, encode).await?;
         Ok(IdleTimeoutStream::new(messages.map(Ok)))
     }
 }

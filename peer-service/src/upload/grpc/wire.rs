@@ -46,7 +46,8 @@ pub(crate) fn parse_download(request: v1::DownloadRequest) -> Result<Vec<FileRan
         let field = |name: &str| format!("spans[{index}].{name}");
         let id = convert::file_id(&span.file_id, &field("file_id"))?;
         let end = span.offset.checked_add(span.length);
-        let end = end.ok_or_else(|| out_of_range("no file is that large".into(), field("offset")))?;
+        let end =
+            end.ok_or_else(|| out_of_range("no file is that large".into(), field("offset")))?;
         total = total.saturating_add(span.length);
         if total > MAX_BYTES {
             let message = format!("a request is for at most {MAX_BYTES} bytes in total");
@@ -62,7 +63,9 @@ pub(crate) fn parse_download(request: v1::DownloadRequest) -> Result<Vec<FileRan
 ///
 /// # Errors
 /// `INVALID_ID`.
-pub(crate) fn parse_piece_hashes(request: &v1::GetPieceHashesRequest) -> Result<RequestedHashes, Problem> {
+pub(crate) fn parse_piece_hashes(
+    request: &v1::GetPieceHashesRequest,
+) -> Result<RequestedHashes, Problem> {
     Ok(RequestedHashes {
         id: convert::file_id(&request.file_id, "file_id")?,
         first: request.first_piece,
@@ -100,7 +103,10 @@ pub(crate) fn encode_piece_hashes(first: usize, hashes: &[Hash]) -> Bytes {
 }
 
 /// The message for a report of this peer's availability of a file.
-pub(crate) fn availability_message(id: &FileId, update: AvailabilityUpdate) -> v1::WatchAvailabilityResponse {
+pub(crate) fn availability_message(
+    id: &FileId,
+    update: AvailabilityUpdate,
+) -> v1::WatchAvailabilityResponse {
     let event = match update {
         AvailabilityUpdate::Snapshot(units) => Event::Snapshot(availability_snapshot(id, &units)),
         AvailabilityUpdate::Change(AvailabilityChange {

@@ -56,7 +56,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for EvictableConnection<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for EvictableConnection<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

@@ -501,7 +501,8 @@ mod tests {
         let _second = second.acquire().await;
         tokio::time::sleep(idle).await;
         let _third = third.acquire().await;
-        let disconnect = |connection: &ConnectionHandle| connection.disconnected().now_or_never().is_some();
+        let disconnect =
+            |connection: &ConnectionHandle| connection.disconnected().now_or_never().is_some();
         assert!(third.evict_slowest(idle));
         assert_eq!(
             [disconnect(&first), disconnect(&second), disconnect(&third)],

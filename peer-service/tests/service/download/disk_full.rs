@@ -15,8 +15,8 @@ use potluck_testkit::{
     services::{PeerPair, TestPeer},
     system::disk::{SmallDisk, ThinDisk, names_in},
     transfer::{
-        TransferEvents, assert_done, failure_reason, is_done, is_waiting, next_state, transfer_request_from,
-        until, until_units_done, waits_for_room,
+        TransferEvents, assert_done, failure_reason, is_done, is_waiting, next_state,
+        transfer_request_from, until, until_units_done, waits_for_room,
     },
     wait::{DEADLINE, wait_until},
 };

@@ -27,7 +27,9 @@ async fn share_folder(peers: &PeerPair, name: &str, paths: &[&str]) -> FileId {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rejects_names_that_are_one_file_at_the_target() {
-    let Some(disk) = ExFatDisk::mount() else { return };
+    let Some(disk) = ExFatDisk::mount() else {
+        return;
+    };
     let peers = PeerPair::new().await;
     let folders: [(&[&str], &str, &str); 3] = [
         (&["README", "Readme", "other"], "README", "Readme"),
@@ -54,7 +56,9 @@ async fn rejects_names_that_are_one_file_at_the_target() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn accepts_similar_names_that_the_target_keeps_apart() {
-    let Some(disk) = ExFatDisk::mount() else { return };
+    let Some(disk) = ExFatDisk::mount() else {
+        return;
+    };
     let peers = PeerPair::new().await;
     // exFAT keeps Unicode forms distinct and keeps trailing dots.
     let paths = ["e\u{301}", "\u{e9}", "a", "a.", "b"];
@@ -69,7 +73,9 @@ async fn accepts_similar_names_that_the_target_keeps_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rejects_a_name_that_the_target_does_not_support() {
-    let Some(disk) = ExFatDisk::mount() else { return };
+    let Some(disk) = ExFatDisk::mount() else {
+        return;
+    };
     let peers = PeerPair::new().await;
     let id = share_folder(&peers, "folder", &["a", "sub/what: now"]).await;
     let failed = peers.download(id, &disk.path("out")).await;
@@ -88,7 +94,9 @@ async fn rejects_a_name_that_the_target_does_not_support() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_entries_that_the_target_cannot_store() {
-    let Some(disk) = ExFatDisk::mount() else { return };
+    let Some(disk) = ExFatDisk::mount() else {
+        return;
+    };
     let peers = PeerPair::new().await;
     let folder = peers.dir.path().join("folder");
     let tool = write_file(&folder, "tool", b"#!");
@@ -124,7 +132,9 @@ async fn reports_entries_that_the_target_cannot_store() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_of_plain_files_keeps_its_id() {
-    let Some(disk) = ExFatDisk::mount() else { return };
+    let Some(disk) = ExFatDisk::mount() else {
+        return;
+    };
     let peers = PeerPair::new().await;
     let id = share_folder(&peers, "folder", &["plain", "sub/plain"]).await;
     let target = disk.path("out");

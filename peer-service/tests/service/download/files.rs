@@ -251,7 +251,8 @@ async fn a_downloading_peer_serves_its_units() {
     let from_middle = |target: &Path| transfer_request_from(file.id, target, [&middle.address]);
     let (one, two) = (file.peer("one").await, file.peer("two").await);
     let (a, b) = (file.path("a"), file.path("b"));
-    let (first, second) = tokio::join!(one.download(from_middle(&a)), two.download(from_middle(&b)));
+    let (first, second) =
+        tokio::join!(one.download(from_middle(&a)), two.download(from_middle(&b)));
     for (done, path) in [(first, a), (second, b)] {
         assert_done(&done);
         file.assert_arrived_at(&path);

@@ -13,7 +13,9 @@ use potluck_testkit::{
     control::Control,
     fakes::peer::{FakePeer, Misbehavior},
     services::{SeededFile, TestPeer},
-    transfer::{TransferEvents, assert_done, is_waiting, transfer_request_from, until_end, until_units_done},
+    transfer::{
+        TransferEvents, assert_done, is_waiting, transfer_request_from, until_end, until_units_done,
+    },
     wait::wait_until,
 };
 
@@ -193,7 +195,11 @@ async fn checks_claims_about_the_file() {
             is_waiting(transfer)
         };
         let control = &world.peer.control;
-        let states = control.start_transfer_until("it waits for an honest peer", request, waits_without_data);
+        let states = control.start_transfer_until(
+            "it waits for an honest peer",
+            request,
+            waits_without_data,
+        );
         let (_events, waiting) = states.await;
         assert!(!world.target().exists());
         control.pause(waiting.transfer_id).await;
@@ -242,7 +248,8 @@ async fn downloads_a_collection_that_a_peer_calls_a_file() {
     };
     let is_folder = |transfer: &v1::Transfer| transfer.kind() == v1::FileKind::Collection;
     let control = &world.peer.control;
-    let states = control.start_transfer_until("the manifest is found", request(&[&bad.address]), is_folder);
+    let states =
+        control.start_transfer_until("the manifest is found", request(&[&bad.address]), is_folder);
     let (_events, _) = states.await;
     assert!(!world.target().exists());
     let done = world
@@ -270,7 +277,8 @@ async fn another_unit_count_reveals_a_collection() {
         transfer.kind() == v1::FileKind::File && transfer.state() != v1::TransferState::Preparing
     };
     let control = &world.peer.control;
-    let states = control.start_transfer_until("it counts as a file", request(&[&bad.address]), is_file);
+    let states =
+        control.start_transfer_until("it counts as a file", request(&[&bad.address]), is_file);
     let (_events, _) = states.await;
     let done = world
         .peer
@@ -289,7 +297,8 @@ async fn a_transfer_keeps_the_name_that_it_began_with() {
     let world = World::new().await;
     let bad = world.fake(Misbehavior::HasNothing).await;
     let no_target = Path::new("");
-    let request = |peers: &[&Address]| transfer_request_from(world.file.id, no_target, peers.iter().copied());
+    let request =
+        |peers: &[&Address]| transfer_request_from(world.file.id, no_target, peers.iter().copied());
     let is_named = |transfer: &v1::Transfer| !transfer.path.is_empty();
     let control = &world.peer.control;
     let states = control.start_transfer_until("it has a name", request(&[&bad.address]), is_named);
@@ -310,7 +319,8 @@ async fn silent_peers_of_one_host_do_not_delay_an_honest_peer() {
     let world = World::new().await;
     let silent = || {
         // Where this system has only one loopback address, they share it with the honest peer.
-        let listener = TcpListener::bind("127.0.0.2:0").or_else(|_| TcpListener::bind("127.0.0.1:0"));
+        let listener =
+            TcpListener::bind("127.0.0.2:0").or_else(|_| TcpListener::bind("127.0.0.1:0"));
         let listener = listener.unwrap();
         listener.set_nonblocking(true).unwrap();
         listener
@@ -341,10 +351,11 @@ async fn waits_if_every_peer_is_banned() {
         is_waiting(transfer) && transfer.peers.iter().all(is_banned)
     };
     let request = world.request(&[&one.address, &two.address]);
-    let states = world
-        .peer
-        .control
-        .start_transfer_until("both are banned", request, all_are_banned);
+    let states =
+        world
+            .peer
+            .control
+            .start_transfer_until("both are banned", request, all_are_banned);
     let (_events, transfer) = states.await;
     assert_eq!(transfer.bytes_done, 0);
     assert_eq!(transfer.error.unwrap().reason, "NO_PROVIDERS");
@@ -359,7 +370,8 @@ async fn retries_the_only_provider_after_its_ban() {
     let is_banned_for_now = |transfer: &v1::Transfer| {
         let mut peers = transfer.peers.iter();
         let is_banned_for_now = peers.any(|peer| {
-            peer.state() == v1::PeerState::Banned && peer.reason.contains("because no other peer serves it")
+            peer.state() == v1::PeerState::Banned
+                && peer.reason.contains("because no other peer serves it")
         });
         is_waiting(transfer) && is_banned_for_now
     };

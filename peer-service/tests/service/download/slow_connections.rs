@@ -14,7 +14,11 @@ use potluck_testkit::{
 use tokio::time::Instant;
 
 /// A seed of a file, and the near end of a slow link to it.
-async fn seed_behind_link(len: usize, bytes_per_second: u64, limits: LimitSettings) -> (SeededFile, Address) {
+async fn seed_behind_link(
+    len: usize,
+    bytes_per_second: u64,
+    limits: LimitSettings,
+) -> (SeededFile, Address) {
     let file = SeededFile::with_config(len, 3, |config| Config { limits, ..config }).await;
     let near_end = slow_link(&file.seed.address, bytes_per_second).await;
     (file, near_end)
@@ -127,7 +131,8 @@ async fn a_limit_of_1_kib_per_second_is_held_and_no_peer_is_blamed() {
         .share(&write_file(dir.path(), "data.bin", &bytes(LEN, 4)))
         .await;
     let start = Instant::now();
-    let fetched = fetch_slowly_until(&seeds, id, dir.path(), 1024, async |transfer| is_done(transfer));
+    let fetched =
+        fetch_slowly_until(&seeds, id, dir.path(), 1024, async |transfer| is_done(transfer));
     in_time("the transfer ends", fetched).await;
     let took = start.elapsed().as_secs();
     assert!((18..30).contains(&took), "{took} s");
@@ -156,19 +161,20 @@ async fn under_a_limit_units_arrive_in_order_and_only_once() {
         id = Some(seed.share(&path).await);
     }
     let (mut unverified, mut rate, mut sent) = (0, 0, None);
-    let watched = fetch_slowly_until(&seeds, id.unwrap(), dir.path(), 32 * 1024, async |transfer| {
-        assert!(
-            transfer.bytes_done + transfer.unverified_bytes <= LEN,
-            "{transfer:?}"
-        );
-        if transfer.units_done == 0 {
-            unverified = unverified.max(transfer.unverified_bytes);
-            rate = rate.max(transfer.bytes_per_second);
-        } else if sent.is_none() {
-            sent = Some(uploaded(&seeds).await);
-        }
-        is_done(transfer)
-    });
+    let watched =
+        fetch_slowly_until(&seeds, id.unwrap(), dir.path(), 32 * 1024, async |transfer| {
+            assert!(
+                transfer.bytes_done + transfer.unverified_bytes <= LEN,
+                "{transfer:?}"
+            );
+            if transfer.units_done == 0 {
+                unverified = unverified.max(transfer.unverified_bytes);
+                rate = rate.max(transfer.bytes_per_second);
+            } else if sent.is_none() {
+                sent = Some(uploaded(&seeds).await);
+            }
+            is_done(transfer)
+        });
     let done = in_time("the transfer ends", watched).await;
     assert_eq!(done.unverified_bytes, 0);
     assert!(unverified > UNIT / 2, "{unverified} bytes seen of the first unit");

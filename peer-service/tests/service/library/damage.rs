@@ -157,7 +157,9 @@ async fn a_check_names_only_damaged_files() {
         assert!(peer.library.find(&gone).is_none() && peer.announced_names(&gone).is_none());
     }
     let found = check(&peer, CheckTarget::Path(root.join("not shared"))).await;
-    assert!(matches!(&found[0], CheckEvent::Failed { problem, .. } if problem.reason == Reason::NotFound));
+    assert!(
+        matches!(&found[0], CheckEvent::Failed { problem, .. } if problem.reason == Reason::NotFound)
+    );
     peer.close().await;
 }
 

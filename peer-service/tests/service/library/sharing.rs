@@ -301,7 +301,8 @@ async fn notices_at_start_changes_made_while_stopped() {
         "changed and offline items stay in the list"
     );
     wait_until("the changed files are hashed again", async || {
-        peer.announced_names(&id_of(b"changed")).is_some() && peer.announced_names(&id_of(b"two")).is_some()
+        peer.announced_names(&id_of(b"changed")).is_some()
+            && peer.announced_names(&id_of(b"two")).is_some()
     })
     .await;
     let items = peer.library.list(10, "").unwrap().0;

@@ -61,7 +61,12 @@ async fn one_address_leaves_upload_slots_to_others() {
 }
 
 /// Shares a folder of files of these sizes; returns its id and theirs.
-async fn share_folder(dir: &Path, peer: &LibraryPeer, name: &str, sizes: &[usize]) -> (FileId, Vec<FileId>) {
+async fn share_folder(
+    dir: &Path,
+    peer: &LibraryPeer,
+    name: &str,
+    sizes: &[usize],
+) -> (FileId, Vec<FileId>) {
     let folder = dir.join(name);
     let files = sizes.iter().enumerate().map(|(n, &size)| {
         let content = bytes(size, n as u64);
@@ -74,7 +79,12 @@ async fn share_folder(dir: &Path, peer: &LibraryPeer, name: &str, sizes: &[usize
 
 /// While several clients watch `id`, only a few requests for `spans` wait, and one address leaves
 /// room for others.
-async fn assert_few_requests_wait(peer: &LibraryPeer, api: &PeerApi, id: FileId, spans: Vec<v1::Span>) {
+async fn assert_few_requests_wait(
+    peer: &LibraryPeer,
+    api: &PeerApi,
+    id: FileId,
+    spans: Vec<v1::Span>,
+) {
     peer.limits.set(1, 0, 0);
     let (mut far, mut other) = (from(peer, api, FAR).await, from(peer, api, OTHER).await);
     let watched = v1::WatchAvailabilityRequest {
@@ -232,7 +242,8 @@ async fn watchers_of_each_collection_with_the_content_learn_of_sent_units() {
     for id in [one, other, without] {
         watches.push([watch(&client, id).await, watch(&client, id).await]);
     }
-    let mut download = async |span| client.download(v1::DownloadRequest { spans: vec![span] }).await;
+    let mut download =
+        async |span| client.download(v1::DownloadRequest { spans: vec![span] }).await;
     let mut held = vec![download(span(one, 0, 8)).await.unwrap()];
     for stream in watches.iter_mut().flatten() {
         assert_eq!(

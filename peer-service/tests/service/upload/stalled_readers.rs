@@ -58,14 +58,18 @@ impl World {
     /// A client with this stream window: the peer can send so many bytes of each answer before the
     /// client reads.
     async fn client(&self, window: u32) -> Client {
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        let endpoint =
+            tonic::transport::Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
         let endpoint = endpoint.initial_stream_window_size(window);
         PeerServiceClient::new(endpoint.connect().await.unwrap())
     }
 
     /// Requests one and a half times as many lists as there are permits and reads none of them.
     /// Returns those that were answered.
-    async fn hoard(&self, client: &mut Client) -> Vec<tonic::Streaming<v1::GetPieceHashesResponse>> {
+    async fn hoard(
+        &self,
+        client: &mut Client,
+    ) -> Vec<tonic::Streaming<v1::GetPieceHashesResponse>> {
         let mut held = Vec::new();
         let mut busy = 0;
         for _ in 0..PERMITS * 3 / 2 {

@@ -184,7 +184,10 @@ impl ControlService for FakeControl {
         }))
     }
 
-    async fn list_library(&self, _: Request<v1::ListLibraryRequest>) -> Answer<v1::ListLibraryResponse> {
+    async fn list_library(
+        &self,
+        _: Request<v1::ListLibraryRequest>,
+    ) -> Answer<v1::ListLibraryResponse> {
         Ok(Response::new(v1::ListLibraryResponse {
             items: self.script.items.clone(),
             next_page_token: String::new(),

@@ -8,7 +8,8 @@ use tokio::{
 };
 
 /// The answer of a web server to a request that it does not understand.
-pub const WEB_SERVER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+pub const WEB_SERVER: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// Runs `answer` for every connection until the runtime ends; returns the address.
 pub async fn listen<F: Future<Output = ()> + Send + 'static>(

@@ -116,10 +116,15 @@ impl FakeIndex {
     }
 
     /// Serves on this address until the token is cancelled; returns the address and the task.
-    pub async fn serve(&self, address: SocketAddr, stop: CancellationToken) -> (SocketAddr, JoinHandle<()>) {
+    pub async fn serve(
+        &self,
+        address: SocketAddr,
+        stop: CancellationToken,
+    ) -> (SocketAddr, JoinHandle<()>) {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = IndexServiceServer::new(self.clone()).max_decoding_message_size(transport::MAX_MESSAGE);
+        let service =
+            IndexServiceServer::new(self.clone()).max_decoding_message_size(transport::MAX_MESSAGE);
         let server = transport::server().add_service(service);
         let served = tokio::spawn(async move {
             let incoming = TcpListenerStream::new(listener);
@@ -146,7 +151,10 @@ fn lost() -> Status {
 impl IndexService for FakeIndex {
     type WatchProvidersStream = Empty<Result<v1::WatchProvidersResponse, Status>>;
 
-    async fn register(&self, request: Request<v1::RegisterRequest>) -> Answer<v1::RegisterResponse> {
+    async fn register(
+        &self,
+        request: Request<v1::RegisterRequest>,
+    ) -> Answer<v1::RegisterResponse> {
         let request = request.into_inner();
         // A larger batch takes longer: a small batch overtakes a large one.
         tokio::time::sleep(Duration::from_micros(10) * request.files.len() as u32).await;
@@ -215,7 +223,10 @@ impl IndexService for FakeIndex {
         }))
     }
 
-    async fn unregister(&self, request: Request<v1::UnregisterRequest>) -> Answer<v1::UnregisterResponse> {
+    async fn unregister(
+        &self,
+        request: Request<v1::UnregisterRequest>,
+    ) -> Answer<v1::UnregisterResponse> {
         let request = request.into_inner();
         let mut state = self.checked()?;
         let before = state.files.len();

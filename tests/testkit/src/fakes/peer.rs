@@ -210,7 +210,10 @@ impl PeerService for FakePeerService {
         Ok(Response::new(Box::pin(answers)))
     }
 
-    async fn download(&self, request: Request<v1::DownloadRequest>) -> Answer<Self::DownloadStream> {
+    async fn download(
+        &self,
+        request: Request<v1::DownloadRequest>,
+    ) -> Answer<Self::DownloadStream> {
         if self.does(Misbehavior::ReportsChange) {
             return Err(Problem::new(Reason::FileChanged, "the file is not what it was").into());
         }
@@ -219,7 +222,9 @@ impl PeerService for FakePeerService {
         let answers: Answers<_> = match self.misbehavior {
             Misbehavior::IsBusy => return Err(Status::resource_exhausted("no room")),
             Misbehavior::HasNothing => return Err(Status::not_found("not here")),
-            Misbehavior::Stalls => Box::pin(stream::iter(chunks).take(half).chain(stream::pending())),
+            Misbehavior::Stalls => {
+                Box::pin(stream::iter(chunks).take(half).chain(stream::pending()))
+            }
             Misbehavior::Disconnects => {
                 let end = stream::iter([Err(Status::unavailable("gone"))]);
                 Box::pin(stream::iter(chunks).take(half).chain(end))

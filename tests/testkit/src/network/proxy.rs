@@ -42,7 +42,8 @@ pub async fn damage_nth_id(server: &Address, id: FileId, nth: usize) -> Address 
             let Ok(outbound) = TcpStream::connect(server.clone()).await else {
                 continue;
             };
-            let ((requests, to_client), (answers, to_server)) = (inbound.into_split(), outbound.into_split());
+            let ((requests, to_client), (answers, to_server)) =
+                (inbound.into_split(), outbound.into_split());
             tokio::spawn(carry(requests, to_server, Some(damage.clone())));
             tokio::spawn(carry(answers, to_client, None));
         }

@@ -60,11 +60,13 @@ impl LibraryPeer {
         let tracker = TaskTracker::new();
         let announce_set = AnnounceSet::new();
         let library = tokio::task::spawn_blocking({
-            let (announce_set, shutdown, tracker) = (announce_set.clone(), shutdown.clone(), tracker.clone());
+            let (announce_set, shutdown, tracker) =
+                (announce_set.clone(), shutdown.clone(), tracker.clone());
             let store = Store::open(&home).unwrap();
             let files = home.files();
             move || {
-                let library = Library::open(store, announce_set, files, 2, shutdown, &tracker).unwrap();
+                let library =
+                    Library::open(store, announce_set, files, 2, shutdown, &tracker).unwrap();
                 library.watch_files_folder(&tracker);
                 library
             }

@@ -35,7 +35,11 @@ impl SeededFile {
     }
 
     /// A file of this length, shared by a peer whose configuration `change` returns.
-    pub async fn with_config(len: usize, random_seed: u64, change: impl FnOnce(Config) -> Config) -> Self {
+    pub async fn with_config(
+        len: usize,
+        random_seed: u64,
+        change: impl FnOnce(Config) -> Config,
+    ) -> Self {
         crate::log();
         let dir = tempfile::tempdir().unwrap();
         let data = bytes(len, random_seed);

@@ -45,7 +45,8 @@ impl SmallDisk {
     /// A disk of this many bytes.
     pub fn mount(bytes: usize) -> Option<Self> {
         let options = format!("size={bytes}");
-        let disk = MountPoint::mount(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]));
+        let disk =
+            MountPoint::mount(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]));
         if disk.is_none() {
             println!("skipped: a file system cannot be mounted here (it takes root)");
         }
@@ -141,7 +142,9 @@ impl ExFatDisk {
         File::create(&image).unwrap().set_len(40 * MIB as u64).unwrap();
         let is_formatted = succeeds(Command::new("mkfs.exfat").arg(&image));
         let Some(device) = is_formatted.then(|| LoopDevice::attach(&image)).flatten() else {
-            println!("skipped: takes root and mkfs.exfat (Debian packages exfatprogs and exfat-fuse)");
+            println!(
+                "skipped: takes root and mkfs.exfat (Debian packages exfatprogs and exfat-fuse)"
+            );
             return None;
         };
         let mut mount = Command::new("mount.exfat-fuse");

@@ -171,7 +171,9 @@ impl Call {
     /// Whether it creates this file.
     pub fn creates(&self, path: &Path) -> bool {
         let path = format!("\"{}\"", path.display());
-        self.name == "openat" && self.arguments.contains(&path) && self.arguments.contains("O_CREAT")
+        self.name == "openat"
+            && self.arguments.contains(&path)
+            && self.arguments.contains("O_CREAT")
     }
 
     /// Whether it writes to this file at an offset.

@@ -102,7 +102,11 @@ impl DriverEvents {
     }
 
     /// Waits for an event.
-    pub(super) async fn next(&mut self, limits: &mut ActiveLimits, deadlines: Deadlines) -> DriverEvent {
+    pub(super) async fn next(
+        &mut self,
+        limits: &mut ActiveLimits,
+        deadlines: Deadlines,
+    ) -> DriverEvent {
         // All arms are cancel-safe: channels and timers lose nothing if another arm completes.
         tokio::select! {
             () = self.signals.stop.cancelled() => DriverEvent::Stopped,

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::{
-    download::{context::SharedResources, engine::rate_limit::DownloadRateLimiter, status::DownloadLimits},
+    download::{
+        context::SharedResources, engine::rate_limit::DownloadRateLimiter, status::DownloadLimits,
+    },
     limits::budget::BudgetShare,
 };
 
@@ -21,7 +23,10 @@ pub(crate) struct ActiveLimits {
 
 impl ActiveLimits {
     /// Applies these settings within the limits of the peer.
-    pub(crate) fn new(mut settings: watch::Receiver<DownloadLimits>, resources: &SharedResources) -> Self {
+    pub(crate) fn new(
+        mut settings: watch::Receiver<DownloadLimits>,
+        resources: &SharedResources,
+    ) -> Self {
         let now = *settings.borrow_and_update();
         Self {
             settings,

@@ -111,7 +111,9 @@ impl CallBatch {
     pub(super) fn add(&mut self, peer: PeerKey, request: UnitRequest, plan: &Plan) {
         let (bytes, spans) = (plan.unit_len(request.unit), plan.spans(request.unit).count());
         let has_room = |call: &&mut Call| {
-            call.peer == peer && call.bytes + bytes <= MAX_CALL_BYTES && call.spans + spans <= MAX_CALL_SPANS
+            call.peer == peer
+                && call.bytes + bytes <= MAX_CALL_BYTES
+                && call.spans + spans <= MAX_CALL_SPANS
         };
         match self.calls.iter_mut().rev().find(has_room) {
             Some(call) => {

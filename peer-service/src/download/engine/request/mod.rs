@@ -90,8 +90,11 @@ impl RequestTask {
                     // The ban that follows cancels the other requests. If the request was cancelled
                     // meanwhile, no ban follows and the others count as failed.
                     if let Some(request) = rest.pop_front() {
-                        self.send_event(&request, RequestOutcome::ProtocolViolation(violation.clone()))
-                            .await;
+                        self.send_event(
+                            &request,
+                            RequestOutcome::ProtocolViolation(violation.clone()),
+                        )
+                        .await;
                     }
                     let problem = Problem::new(Reason::VerificationFailed, violation);
                     for request in rest {
@@ -120,7 +123,11 @@ impl RequestTask {
 
     /// Calls `Download` for all of `rest`, or only for its first unit, and removes the units that
     /// arrive. Under a rate limit it makes several calls.
-    async fn request_remaining(&self, rest: &mut VecDeque<UnitRequest>, one_by_one: bool) -> CallEnd {
+    async fn request_remaining(
+        &self,
+        rest: &mut VecDeque<UnitRequest>,
+        one_by_one: bool,
+    ) -> CallEnd {
         let count = if one_by_one { 1 } else { rest.len() };
         let units: Vec<u32> = rest.iter().take(count).map(|request| request.unit).collect();
         let mut assembler = UnitAssembler::new(self.context.download.part_file.plan(), &units);
@@ -167,7 +174,8 @@ impl RequestTask {
         stream: &mut ReadAhead,
         progress: &mut UnreportedProgress,
     ) -> Result<(), CallEnd> {
-        while let (true, Some(request)) = (assembler.outstanding_bytes() > 0, rest.front().cloned()) {
+        while let (true, Some(request)) = (assembler.outstanding_bytes() > 0, rest.front().cloned())
+        {
             let Some(chunk) = stream.pop() else {
                 if self
                     .wait_locally(&request, self.context.disk.wait_for_space())
@@ -264,7 +272,11 @@ impl RequestTask {
 
     /// Waits for local work, such as a slow disk, and reports it so that the peer does not count as
     /// stalled. `None` if the unit is no longer wanted.
-    async fn wait_locally<T>(&self, request: &UnitRequest, work: impl Future<Output = T>) -> Option<T> {
+    async fn wait_locally<T>(
+        &self,
+        request: &UnitRequest,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut work = std::pin::pin!(work);
         loop {
             // The work is pinned outside the loop, so polling the other arms does not drop it.
@@ -279,7 +291,11 @@ impl RequestTask {
         }
     }
 
-    async fn handle_stream_error(&self, rest: &mut VecDeque<UnitRequest>, error: StreamError) -> CallEnd {
+    async fn handle_stream_error(
+        &self,
+        rest: &mut VecDeque<UnitRequest>,
+        error: StreamError,
+    ) -> CallEnd {
         match error {
             StreamError::Unexpected(error) => CallEnd::ProtocolViolation(error.to_string()),
             StreamError::Truncated => {
@@ -306,7 +322,8 @@ impl RequestTask {
         let Ok(permit) = self.context.events.clone().reserve_owned().await else {
             return;
         };
-        let (download, tracker) = (Arc::clone(&self.context.download), self.context.tracker.clone());
+        let (download, tracker) =
+            (Arc::clone(&self.context.download), self.context.tracker.clone());
         let peer = self.peer;
         let work = move || {
             let UnitRequest { id, unit, token } = request;
@@ -340,17 +357,25 @@ impl RequestTask {
     }
 
     /// Maps a status to the fate of the open requests. `any`: the status may concern any of them.
-    async fn handle_status(&self, rest: &mut VecDeque<UnitRequest>, any: bool, problem: Problem) -> CallEnd {
+    async fn handle_status(
+        &self,
+        rest: &mut VecDeque<UnitRequest>,
+        any: bool,
+        problem: Problem,
+    ) -> CallEnd {
         let failure = match problem.reason {
             reason if is_busy(reason) => Failure::Busy {
                 retry_after: problem.retry_after,
             },
-            Reason::PieceNotAvailable | Reason::NotFound | Reason::FileChanged => Failure::NotAvailable,
+            Reason::PieceNotAvailable | Reason::NotFound | Reason::FileChanged => {
+                Failure::NotAvailable
+            }
             Reason::TimedOut => Failure::TimedOut,
             // This machine lacks file descriptors; that is temporary and not the peer's fault.
-            Reason::Unreachable | Reason::Cancelled | Reason::ShuttingDown | Reason::TooManyOpenFiles => {
-                Failure::Disconnected
-            }
+            Reason::Unreachable
+            | Reason::Cancelled
+            | Reason::ShuttingDown
+            | Reason::TooManyOpenFiles => Failure::Disconnected,
             _ => Failure::Refused,
         };
         if failure == Failure::NotAvailable {

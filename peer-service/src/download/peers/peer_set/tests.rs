@@ -70,8 +70,9 @@ async fn a_provider_that_was_away_is_tried_however_many_useless_peers_there_are(
     peers.raise_connection_cap();
     connect(&mut peers);
     // So many failures that every other peer comes first, unless the choice is random.
-    let waiting =
-        |(key, peer): (PeerKey, &PeerEntry)| (peer.connection == ConnectionState::Waiting).then_some(key);
+    let waiting = |(key, peer): (PeerKey, &PeerEntry)| {
+        (peer.connection == ConnectionState::Waiting).then_some(key)
+    };
     let seed = peers.iter().find_map(waiting).unwrap();
     peers.peers.get_mut(&seed).unwrap().failures = u32::MAX / 2;
     let mut rounds = 0;

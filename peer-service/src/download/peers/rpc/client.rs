@@ -83,7 +83,10 @@ impl PeerClient {
     ///
     /// # Errors
     /// [`Reason::Unreachable`], [`Reason::InvalidAddress`].
-    pub(crate) async fn open(address: &Address, outgoing_address: Option<IpAddr>) -> Result<Self, Problem> {
+    pub(crate) async fn open(
+        address: &Address,
+        outgoing_address: Option<IpAddr>,
+    ) -> Result<Self, Problem> {
         let endpoint: Endpoint = address.to_string().parse()?;
         let started = Instant::now();
         let control = grpc_client(endpoint.open_from(outgoing_address).await?);
@@ -143,8 +146,9 @@ impl PeerClient {
             file_id: id.to_bytes(),
         };
         let answer = self.call(self.control.clone().describe(request)).await?;
-        let record = FileRecord::try_from(answer.file.unwrap_or_default())
-            .map_err(|problem| self.protocol_violation(&format!("sent an invalid description: {problem}")))?;
+        let record = FileRecord::try_from(answer.file.unwrap_or_default()).map_err(|problem| {
+            self.protocol_violation(&format!("sent an invalid description: {problem}"))
+        })?;
         if record.id != id {
             return Err(self.protocol_violation("described another file than the requested one"));
         }
@@ -189,17 +193,24 @@ impl PeerClient {
             let mut layer: Vec<Hash> = Vec::new();
             while let Some(answer) = self.next_message(&mut stream).await? {
                 let (hashes, rest) = answer.hashes.as_chunks::<32>();
-                if answer.first_piece as usize != layer.len() || !rest.is_empty() || hashes.is_empty() {
+                if answer.first_piece as usize != layer.len()
+                    || !rest.is_empty()
+                    || hashes.is_empty()
+                {
                     return Err(self.protocol_violation("sent piece hashes with gaps"));
                 }
                 if layer.len() + hashes.len() > count {
-                    return Err(self.protocol_violation("sent more piece hashes than the file has pieces"));
+                    return Err(
+                        self.protocol_violation("sent more piece hashes than the file has pieces")
+                    );
                 }
                 layer.extend_from_slice(hashes);
             }
             match layer.len() == count {
                 true => Ok(layer),
-                false => Err(self.protocol_violation("sent fewer piece hashes than the file has pieces")),
+                false => {
+                    Err(self.protocol_violation("sent fewer piece hashes than the file has pieces"))
+                }
             }
         };
         tokio::time::timeout(HASHES_TIMEOUT, receive)
@@ -225,7 +236,8 @@ impl PeerClient {
         &self,
         id: FileId,
         units: u32,
-    ) -> Result<impl Stream<Item = Result<AvailabilityUpdate, WatchError>> + Send + use<>, Problem> {
+    ) -> Result<impl Stream<Item = Result<AvailabilityUpdate, WatchError>> + Send + use<>, Problem>
+    {
         let request = v1::WatchAvailabilityRequest {
             file_id: id.to_bytes(),
         };
@@ -233,10 +245,13 @@ impl PeerClient {
             .call(self.control.clone().watch_availability(request))
             .await?;
         let Some(first) = self.next_message(&mut stream).await? else {
-            return Err(self.protocol_violation("ended the stream without reporting its availability"));
+            return Err(
+                self.protocol_violation("ended the stream without reporting its availability")
+            );
         };
         let client = self.clone();
-        let rest = stream.map(move |event| event.map_err(|status| client.endpoint.problem(status, "peer")));
+        let rest = stream
+            .map(move |event| event.map_err(|status| client.endpoint.problem(status, "peer")));
         let client = self.clone();
         let events = futures_util::stream::iter([Ok(first)]).chain(rest).enumerate();
         Ok(events.map(move |(index, event)| client.parse_event(event?, (id, units), index == 0)))
@@ -263,10 +278,12 @@ impl PeerClient {
             Some(Event::Change(change)) => {
                 let lists = [&change.have, &change.fetching, &change.abandoned];
                 if lists.iter().any(|list| list.len() > units as usize) {
-                    let problem = self.protocol_violation("sent a change of more units than there are");
+                    let problem =
+                        self.protocol_violation("sent a change of more units than there are");
                     return Err(problem.into());
                 }
-                let in_range = |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
+                let in_range =
+                    |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
                 Ok(AvailabilityUpdate::Change(AvailabilityChange {
                     have: in_range(change.have),
                     fetching: in_range(change.fetching),
@@ -393,7 +410,8 @@ mod tests {
     /// One flipped bit in the request makes a peer answer about a different file.
     #[tokio::test]
     async fn an_answer_about_another_file_is_ignored_and_no_violation() {
-        let answer = PeerClient::to_nobody().parse_event(complete(FileId([6; 32]), 10), (ID, 10), true);
+        let answer =
+            PeerClient::to_nobody().parse_event(complete(FileId([6; 32]), 10), (ID, 10), true);
         assert_eq!(failure(answer), Reason::Unreachable);
     }
 

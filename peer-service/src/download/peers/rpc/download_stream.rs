@@ -53,9 +53,12 @@ pub(crate) async fn download(
         .header(TE, "trailers")
         .header(CONTENT_TYPE, "application/grpc")
         .body(Body::new(Full::new(encode_framed(&message))))
-        .map_err(|error| Problem::new(Reason::Internal, format!("cannot build a request: {error}")))?;
+        .map_err(|error| {
+            Problem::new(Reason::Internal, format!("cannot build a request: {error}"))
+        })?;
     let answer = channel.oneshot(request).await;
-    let answer = answer.map_err(|error| endpoint.problem(Status::from_error(error.into()), "peer"))?;
+    let answer =
+        answer.map_err(|error| endpoint.problem(Status::from_error(error.into()), "peer"))?;
     error_status(&answer).map_or(Ok(()), |status| Err(endpoint.problem(status, "peer")))?;
     Ok(DownloadStream {
         endpoint: endpoint.clone(),
@@ -87,7 +90,8 @@ fn encode_framed(message: &v1::DownloadRequest) -> Bytes {
 
 /// The status of a response that carries only an error.
 fn error_status(answer: &Response<Body>) -> Option<Status> {
-    let status = Status::from_header_map(answer.headers()).filter(|status| status.code() != Code::Ok);
+    let status =
+        Status::from_header_map(answer.headers()).filter(|status| status.code() != Code::Ok);
     let foreign = || Status::unknown(format!("answered HTTP {}", answer.status()));
     status.or_else(|| (answer.status() != StatusCode::OK).then(foreign))
 }

@@ -108,7 +108,9 @@ impl CollectionTree {
             check_stopped(stop)?;
             match self.link(entry.path, target) {
                 Ok(()) => created += 1,
-                Err(error) if created == 0 && lacks_links(&error) => left_out.push(entry.path.as_str()),
+                Err(error) if created == 0 && lacks_links(&error) => {
+                    left_out.push(entry.path.as_str())
+                }
                 Err(error) => return Err(AtEntry::wrap(entry.path.as_str(), error)),
             }
         }

@@ -78,7 +78,8 @@ impl<'a> Probe<'a> {
         }
         for other in created {
             drop(self.create(other)?);
-            let is_same = matches!(self.create(name), Err(error) if error.kind() == ErrorKind::AlreadyExists);
+            let is_same =
+                matches!(self.create(name), Err(error) if error.kind() == ErrorKind::AlreadyExists);
             self.dir.remove_file(other)?;
             if is_same {
                 return Ok(Some(other));
@@ -153,7 +154,8 @@ pub(crate) fn check_names(
                 Ok(_) => created.push(name),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     let other = probe.same_as(&created, name).map_err(failed)?;
-                    let first = other.and_then(|other| group.iter().find(|path| name_of(path) == other));
+                    let first =
+                        other.and_then(|other| group.iter().find(|path| name_of(path) == other));
                     let clash = NameClash {
                         first: (*first.unwrap_or(&group[0])).to_owned(),
                         second: path.to_owned(),

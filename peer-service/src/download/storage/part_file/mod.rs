@@ -148,10 +148,12 @@ impl PartFile {
             return Err(in_use(&path));
         }
         let storage = match manifest {
-            Some(manifest) => {
-                PartStorage::Tree(CollectionTree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?)
+            Some(manifest) => PartStorage::Tree(
+                CollectionTree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?,
+            ),
+            None => {
+                PartStorage::File(Arc::new(open_file(&path, before.is_some()).map_err(failed)?))
             }
-            None => PartStorage::File(Arc::new(open_file(&path, before.is_some()).map_err(failed)?)),
         };
         let device = storage.device().map_err(failed)?;
         let part = Self {
@@ -199,7 +201,12 @@ impl PartFile {
 
     /// Reserves space and records that a new part has no units. Invalidates a state that is `ours`
     /// but not trusted, because reserving space can remove the evidence that it is wrong.
-    fn initialize(&self, found: &FoundPart, ours: bool, stop: &CancellationToken) -> Result<(), Problem> {
+    fn initialize(
+        &self,
+        found: &FoundPart,
+        ours: bool,
+        stop: &CancellationToken,
+    ) -> Result<(), Problem> {
         let nothing = Bitfield::new(self.plan.unit_count());
         match found {
             FoundPart::Unverified if ours => self.invalidate_resume_state()?,
@@ -263,15 +270,21 @@ impl PartFile {
         let disk = rustix::fs::fstatvfs(self.handle())?;
         let missing = match (&self.storage, found) {
             // `st_blocks` counts 512-byte blocks on every file system.
-            (PartStorage::File(file), _) => self.plan.total().saturating_sub(file.metadata()?.blocks() * 512),
-            (PartStorage::Tree(tree), FoundPart::Resume(have)) => tree.room_needed(Some(have), disk.f_frsize),
+            (PartStorage::File(file), _) => {
+                self.plan.total().saturating_sub(file.metadata()?.blocks() * 512)
+            }
+            (PartStorage::Tree(tree), FoundPart::Resume(have)) => {
+                tree.room_needed(Some(have), disk.f_frsize)
+            }
             (PartStorage::Tree(tree), FoundPart::Created) => tree.room_needed(None, disk.f_frsize),
             (PartStorage::Tree(tree), FoundPart::Unverified) => {
                 let all = Bitfield::full(self.plan.unit_count());
                 tree.room_needed(Some(&all), disk.f_frsize)
             }
         };
-        if missing > 0 && missing.saturating_add(RESERVE) > disk.f_bavail.saturating_mul(disk.f_frsize) {
+        if missing > 0
+            && missing.saturating_add(RESERVE) > disk.f_bavail.saturating_mul(disk.f_frsize)
+        {
             return Err(ErrorKind::StorageFull.into());
         }
         match &self.storage {
@@ -314,8 +327,9 @@ impl PartFile {
             .filter(|&unit| !have.get(unit))
             .map(|unit| self.plan.unit_len(unit))
             .sum::<u64>();
-        rustix::fs::fstatvfs(self.handle())
-            .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= missing.min(RESERVE) + RESERVE)
+        rustix::fs::fstatvfs(self.handle()).is_ok_and(|disk| {
+            disk.f_bavail.saturating_mul(disk.f_frsize) >= missing.min(RESERVE) + RESERVE
+        })
     }
 
     /// The plan of the download.
@@ -453,7 +467,8 @@ impl PartFile {
 
     fn write_state(&self, have: &Bitfield) -> Result<(), Problem> {
         let stat = rustix::fs::fstat(self.handle());
-        let stat = stat.map_err(|error| target::target_problem(&self.target.part(), &error.into()))?;
+        let stat =
+            stat.map_err(|error| target::target_problem(&self.target.part(), &error.into()))?;
         self.write_state_of(have, stat.st_ino)?;
         self.has_valid_resume_state.store(true, Ordering::Relaxed);
         Ok(())
@@ -484,7 +499,9 @@ impl Drop for PartFile {
 fn sync_failure(error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
-        format!("some of the written data did not reach the disk ({error}); check the disk and resume"),
+        format!(
+            "some of the written data did not reach the disk ({error}); check the disk and resume"
+        ),
     )
 }
 

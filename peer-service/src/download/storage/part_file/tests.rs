@@ -114,7 +114,8 @@ fn no_flush_succeeds_after_one_has_failed() {
             "it lists no unit that was not flushed"
         );
     }
-    let finished = crate::download::storage::finalize::finalize(&part, None, &CancellationToken::new());
+    let finished =
+        crate::download::storage::finalize::finalize(&part, None, &CancellationToken::new());
     assert!(finished.is_err());
     assert!(!part.target().path.exists() && part.target().part().exists());
 }

@@ -205,7 +205,9 @@ pub(crate) fn hash_many<'f>(
         on_progress,
         is_cancelled,
     ) {
-        Err(problem) if problem.reason == Reason::Cancelled => is_complete.store(false, Ordering::Relaxed),
+        Err(problem) if problem.reason == Reason::Cancelled => {
+            is_complete.store(false, Ordering::Relaxed)
+        }
         result => on_done(vec![(index, path, result)]),
     };
     let next = AtomicUsize::new(0);
@@ -221,16 +223,17 @@ pub(crate) fn hash_many<'f>(
             }
             for index in first..count.min(first + run_len) {
                 let (path, known_stamp) = file(index);
-                let (open, stamp) =
-                    match known_stamp.map_or_else(|| opener.open_listed(path).map(Some), |_| Ok(None)) {
-                        Ok(Some((_, stat))) if !is_wanted(index, path, stat) => continue,
-                        Ok(Some((file, stat))) => (Some(file), stat.stamp),
-                        Ok(None) => (None, known_stamp.unwrap_or_default()),
-                        Err(problem) => {
-                            on_done(vec![(index, path, Err(problem))]);
-                            continue;
-                        }
-                    };
+                let (open, stamp) = match known_stamp
+                    .map_or_else(|| opener.open_listed(path).map(Some), |_| Ok(None))
+                {
+                    Ok(Some((_, stat))) if !is_wanted(index, path, stat) => continue,
+                    Ok(Some((file, stat))) => (Some(file), stat.stamp),
+                    Ok(None) => (None, known_stamp.unwrap_or_default()),
+                    Err(problem) => {
+                        on_done(vec![(index, path, Err(problem))]);
+                        continue;
+                    }
+                };
                 let is_new = open.is_some();
                 if stamp.size > READ_SIZE as u64 {
                     on_size(if is_new { stamp.size } else { 0 });
@@ -336,7 +339,9 @@ impl<'f> SmallFileBatch<'f> {
         let files = self.files.drain(..).zip(trees);
         on_done(
             files
-                .map(|((index, path, _, stamp), tree)| (index, path, Ok(HashedFile { tree, stamp })))
+                .map(|((index, path, _, stamp), tree)| {
+                    (index, path, Ok(HashedFile { tree, stamp }))
+                })
                 .collect(),
         );
         (observer.on_progress)(&|| base.join(last), bytes);

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use super::*;
 
-fn observer<'a>(on_progress: &'a OnProgress<'a>, is_cancelled: &'a IsCancelled<'a>) -> HashObserver<'a> {
+fn observer<'a>(
+    on_progress: &'a OnProgress<'a>,
+    is_cancelled: &'a IsCancelled<'a>,
+) -> HashObserver<'a> {
     HashObserver {
         on_size: &|_| {},
         on_progress,
