@@ -8,7 +8,7 @@ use crate::{
         counting_codec::CountingCodec,
         transport::{self, Endpoint},
     },
-    index_client::responses::CountedResponse,
+    index_client::{limits::INSTANCE, responses::CountedResponse},
     model::{Address, FilePage, IndexStats, Lease, ProviderEvent, QueryKey, Registration},
     proto::v1::{self, index_service_client::IndexServiceClient},
 };
@@ -27,12 +27,6 @@ const REGISTER: &str = "/potluck.v1.IndexService/Register";
 const QUERY: &str = "/potluck.v1.IndexService/Query";
 const SEARCH: &str = "/potluck.v1.IndexService/Search";
 const WATCH: &str = "/potluck.v1.IndexService/WatchProviders";
-
-/// Maximum registrations in one `Register` call, as the contract defines it.
-pub const MAX_BATCH: usize = 10_000;
-
-/// Length in bytes of the random id that identifies one run of a peer, as the contract defines it.
-pub const INSTANCE: usize = 16;
 
 /// Valid lease durations in ms, as the contract defines them. Outside this range a peer would
 /// renew without pause, or never.

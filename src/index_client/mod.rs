@@ -1,6 +1,10 @@
 //! Client of the index: domain types in and out, and a deadline for every call.
 
 mod client;
+mod limits;
 mod responses;
 
-pub use self::client::{INSTANCE, IndexClient, MAX_BATCH};
+pub use self::{
+    client::IndexClient,
+    limits::{INSTANCE, MAX_BATCH},
+};

@@ -3,7 +3,7 @@
 use prost::Message;
 
 use crate::{
-    Problem, Reason, grpc::counting_codec::list_items, index_client::MAX_BATCH, proto::v1,
+    Problem, Reason, grpc::counting_codec::list_items, index_client::limits::MAX_BATCH, proto::v1,
 };
 
 /// Maximum files in a page and maximum providers of a file, as the contract defines them.
