@@ -19,14 +19,11 @@ pub const FREE_FOLDERS: usize = 4096;
 /// needs about ten.
 pub const FOLDERS_PER_ENTRY: usize = 16;
 
-/// Maximum bytes in a bundle, and maximum size of a bundled file. Large enough that thousands of
-/// small files do not cost a round trip each, small enough to buffer until verified.
-pub const BUNDLE_SIZE: u64 = 4 * 1024 * 1024;
-
 /// Maximum files in a bundle. Each is a span of about 45 bytes in the request, and a request has
 /// at most 4,096 spans.
 pub const BUNDLE_FILES: usize = 1024;
 
 /// Maximum units of a transfer: one bit per unit is a bitfield of 512 KiB per peer, which fits a
-/// message. Files of any valid size have fewer pieces; a manifest with more units is rejected.
+/// message. Files of any valid size have fewer pieces; a manifest that could have more units is
+/// rejected.
 pub const MAX_UNITS: u32 = 1 << 22;

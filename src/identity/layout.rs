@@ -37,6 +37,15 @@ impl PieceIndex {
     }
 }
 
+/// Piece size in bytes of content with this many bytes; a power of two.
+pub fn piece_size(content: u64) -> u64 {
+    // At most 2^52, so the power of two fits.
+    content
+        .div_ceil(TARGET_PIECES)
+        .next_power_of_two()
+        .clamp(MIN_PIECE_SIZE, MAX_PIECE_SIZE)
+}
+
 /// The split of a file of one size into pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileLayout {
@@ -50,11 +59,10 @@ impl FileLayout {
         if size > MAX_FILE_SIZE {
             return None;
         }
-        let piece_size = size
-            .div_ceil(TARGET_PIECES)
-            .next_power_of_two()
-            .clamp(MIN_PIECE_SIZE, MAX_PIECE_SIZE);
-        Some(Self { size, piece_size })
+        Some(Self {
+            size,
+            piece_size: piece_size(size),
+        })
     }
 
     /// The file's size in bytes.

@@ -118,8 +118,8 @@ impl IndexClient {
         self.call(answer).await
     }
 
-    /// Registers files (one of [`batches`](crate::index_client::batches)) and opens or renews the lease. With `replace`,
-    /// the index forgets earlier registrations.
+    /// Registers at most [`MAX_BATCH`](crate::index_client::MAX_BATCH) files, and opens or renews
+    /// the lease. With `replace`, the index forgets earlier registrations.
     ///
     /// # Errors
     /// Those of `IndexService.Register`. [`crate::Reason::Unreachable`] or

@@ -120,18 +120,34 @@ def crowd(peers: int, size_mib: int, mbit: float = 100) -> Scenario:
     )
 
 
-def folder_crowd(peers: int, mbit: float = 100) -> Scenario:
-    """64 MiB in files of mixed sizes: large ones, some that just fit a Potluck bundle, and many
-    small ones."""
-    files = (mib(16),) * 2 + (mib(4),) * 4 + (mib(3) // 16,) * 64 + (mib(1) // 64,) * 256
+def folder(name: str, content: str, files: tuple[int, ...], peers: int, mbit: float) -> Scenario:
     return Scenario(
-        name=f"folder-{peers}x{sum(files) // mib(1)}" + ("" if mbit == 100 else f"@{mbit:g}"),
+        name=f"{name}-{peers}x{round(sum(files) / mib(1))}" + ("" if mbit == 100 else f"@{mbit:g}"),
         size=sum(files),
         sources=(Source(Link.even(mbit)),),
         sinks=(Sink(Link.even(mbit)),) * peers,
-        note=f"{peers} peers start together, a folder of {len(files)} files of 16 KiB to 16 MiB, {mbit:g} Mbit/s links",
+        note=f"{peers} peers start together, {content}, {mbit:g} Mbit/s links",
         files=files,
     )
+
+
+def folder_crowd(peers: int, mbit: float = 100) -> Scenario:
+    """64 MiB in files of all sizes: half in large ones, a quarter in files of 4 MiB, and the rest in
+    small ones."""
+    files = (mib(16),) * 2 + (mib(4),) * 4 + (mib(3) // 16,) * 64 + (mib(1) // 64,) * 256
+    return folder("folder", f"a folder of {len(files)} files of 16 KiB to 16 MiB", files, peers, mbit)
+
+
+def model_crowd(peers: int, mbit: float = 100) -> Scenario:
+    """64 MiB like a model: four shards, a tokenizer and some small files."""
+    files = (mib(15),) * 4 + (mib(2),) + (mib(1),) + tuple(mib(1) * n // 210 for n in range(1, 21))
+    return folder("model", "the folder of a model: four shards and 22 smaller files", files, peers, mbit)
+
+
+def small_crowd(peers: int, mbit: float = 100) -> Scenario:
+    """64 MiB in small files only, most of them a few KiB."""
+    files = tuple(max(1, mib(1) * n**3 // (8 * 1988**3)) for n in range(1, 2001))
+    return folder("small", f"a folder of {len(files)} files up to 128 KiB", files, peers, mbit)
 
 
 def sources(count: int, size_mib: int, sink_mbit: float, **extra) -> Scenario:
@@ -163,6 +179,10 @@ SCENARIOS: dict[str, Scenario] = {
         folder_crowd(16),
         folder_crowd(8, 25),
         folder_crowd(16, 25),
+        model_crowd(8),
+        model_crowd(16),
+        small_crowd(8),
+        small_crowd(16),
         Scenario(
             name="mixed-links",
             size=mib(64),
@@ -232,7 +252,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "quick": ("crowd-8x64",),
     "crowds": ("crowd-8x64", "crowd-16x64", "crowd-8x256", "crowd-16x256"),
     "calm": ("crowd-8x64@25", "crowd-16x64@25"),
-    "folders": ("folder-8x64", "folder-16x64"),
+    "folders": ("folder-8x64", "model-8x64", "small-8x64", "folder-16x64", "model-16x64", "small-16x64"),
     "trouble": (
         "mixed-links", "seed-leaves", "arrivals", "one-slow-peer", "8-to-1", "3-to-1", "4-to-1",
         "4-to-1-one-slow", "4-to-1-stall", "4-honest", "half-corrupt",

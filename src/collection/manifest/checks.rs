@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use crate::{
     FileLayout,
     collection::{
-        limits::{BUNDLE_SIZE, FOLDERS_PER_ENTRY, FREE_FOLDERS, MAX_FOLDERS, MAX_UNITS},
+        limits::{FOLDERS_PER_ENTRY, FREE_FOLDERS, MAX_FOLDERS, MAX_UNITS},
         manifest::{
             entries::EncodedEntries,
             entry::{EntryContent, ManifestEntry},
@@ -14,7 +14,7 @@ use crate::{
         },
         path::{self, MAX_DEPTH, MAX_PATH_LEN, RelPath},
     },
-    identity::merkle::EMPTY_FILE,
+    identity::{layout, merkle::EMPTY_FILE},
 };
 
 /// Validates entries one by one, in order.
@@ -38,16 +38,12 @@ pub(crate) struct ManifestTotals {
     /// Id prefix and index of each file. Full ids are compared only if the prefixes are equal.
     id_prefixes: Vec<(u64, u32)>,
     size: u128,
-    /// Sum of [`units_of`] over all files, without deduplication.
-    units: u64,
 }
 
-/// Upper bound of a file's units: each small file counts as a bundle of its own.
-fn units_of(size: u64) -> u64 {
-    match size <= BUNDLE_SIZE {
-        true => 1,
-        false => FileLayout::new(size).map_or(0, |layout| u64::from(layout.piece_count())),
-    }
+/// Upper bound of the units of this many files with this many bytes: each file counts as one, and
+/// each full unit as another.
+fn max_units(files: u64, bytes: u64) -> u64 {
+    files + bytes / layout::piece_size(bytes)
 }
 
 impl<'a> EntryChecker<'a> {
@@ -167,13 +163,12 @@ impl ManifestTotals {
         if let EntryContent::File { id, size, .. } = content {
             self.id_prefixes.push((id.prefix(), self.count));
             self.size += u128::from(size);
-            self.units += units_of(size);
         }
         self.count += 1;
     }
 
     /// The files sorted by id and then path, and the sum of all sizes. Rejects an id with two
-    /// sizes, and content that overflows the sum or the number of units.
+    /// sizes, and content that overflows the sum or could have too many units.
     pub(crate) fn into_index(
         mut self,
         entries: &EncodedEntries,
@@ -182,6 +177,9 @@ impl ManifestTotals {
             let by_whole_id = || entries.id(first).cmp(&entries.id(second));
             a.cmp(&b).then_with(by_whole_id).then(first.cmp(&second))
         });
+        let size = u64::try_from(self.size)
+            .map_err(|_| ManifestError::TooLarge("the sum of its sizes exceeds 64 bits"))?;
+        let (mut distinct_files, mut distinct_bytes) = (self.id_prefixes.len() as u64, size);
         for pair in self.id_prefixes.windows(2) {
             let &[(a, first), (b, second)] = pair else {
                 continue;
@@ -193,21 +191,20 @@ impl ManifestTotals {
                 EntryContent::File { size, .. } => Some(size),
                 _ => None,
             };
-            let Some((first_size, size)) = size_of(first).zip(size_of(second)) else {
+            let Some((first_size, second_size)) = size_of(first).zip(size_of(second)) else {
                 continue;
             };
-            if first_size != size {
+            if first_size != second_size {
                 let path = entries.get(second).map_or("", |entry| entry.path.as_str());
                 return Err(ManifestError::Size { path: escaped(path) });
             }
             // Duplicate content counts once.
-            self.units -= units_of(size);
+            distinct_files -= 1;
+            distinct_bytes -= second_size;
         }
-        if self.units > u64::from(MAX_UNITS) {
+        if max_units(distinct_files, distinct_bytes) > u64::from(MAX_UNITS) {
             return Err(ManifestError::TooLarge("it has too many pieces"));
         }
-        let size = u64::try_from(self.size)
-            .map_err(|_| ManifestError::TooLarge("the sum of its sizes exceeds 64 bits"))?;
         Ok((
             self.id_prefixes.into_iter().map(|(_, index)| index).collect(),
             size,

@@ -1,10 +1,14 @@
 //! Splits a transfer into units: a pure function of a file's size or a collection's manifest,
 //! equal on all peers.
 //!
+//! All distinct content together determines the size of a unit, as a file's size determines that
+//! of its pieces ([`piece_size`]): a folder has about as many units as a file of its size, and
+//! spreads as fast through a crowd.
+//!
 //! - The units of a plain file are its pieces.
-//! - In a collection, distinct content counts once, in manifest order. Files of up to
-//!   [`BUNDLE_SIZE`] are packed whole into bundles, which come first. Each larger file then has
-//!   one unit per piece. Empty files need no unit.
+//! - In a collection, distinct content counts once, in manifest order. Files that fit in a unit
+//!   are packed whole into bundles, which come first. Each larger file then has units of its own,
+//!   each of one or several pieces. Empty files need no unit.
 //!
 //! Invariant: the units cover every byte of every distinct file exactly once. Non-goals:
 //! scheduling and storage.
@@ -14,9 +18,10 @@ use std::{ops::Range, sync::Arc};
 use crate::{
     FileId, FileLayout,
     collection::{
-        limits::{BUNDLE_FILES, BUNDLE_SIZE},
+        limits::BUNDLE_FILES,
         manifest::{EntryContent, Manifest},
     },
+    identity::layout::piece_size,
 };
 
 /// Bytes that any collection may write without confirmation. Disks have this much space, and the
@@ -48,17 +53,18 @@ pub struct PlanSpan {
     pub offset: u64,
     /// Length in bytes, at least 1.
     pub len: u64,
-    /// Whether the span is the whole file, verified by its id. Otherwise it is one piece, verified
-    /// by the piece layer.
+    /// Whether the span is the whole file, verified by its id. Otherwise it is one or several
+    /// pieces, verified by the piece layer.
     pub is_whole_file: bool,
 }
 
-/// A file with one unit per piece.
+/// A file with units of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LargeFile {
     first_unit: u32,
+    /// Number of the pieces of all large files before it.
+    first_piece: u32,
     file: u32,
-    layout: FileLayout,
 }
 
 /// Small files that form one unit.
@@ -82,6 +88,8 @@ enum PlanFiles {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     files: PlanFiles,
+    /// Maximum bytes of a unit: a power of two, at least the piece size of every file.
+    unit_size: u64,
     bundles: Vec<Bundle>,
     /// Sorted by unit. Their units follow those of the bundles.
     large_files: Vec<LargeFile>,
@@ -95,11 +103,12 @@ impl Plan {
         let layout = FileLayout::new(size)?;
         let large = LargeFile {
             first_unit: 0,
+            first_piece: 0,
             file: 0,
-            layout,
         };
         Some(Self {
             files: PlanFiles::One(PlanFile { id, size }),
+            unit_size: layout.piece_size(),
             bundles: Vec::new(),
             large_files: if size == 0 { Vec::new() } else { vec![large] },
             unit_count: layout.piece_count(),
@@ -111,22 +120,24 @@ impl Plan {
     pub fn of_collection(manifest: &Arc<Manifest>) -> Self {
         let mut plan = Self {
             files: PlanFiles::Collection(Arc::clone(manifest), first_entries(manifest)),
+            unit_size: 0,
             bundles: Vec::new(),
             large_files: Vec::new(),
             unit_count: 0,
             total_bytes: 0,
         };
-        plan.pack_bundles();
-        plan.number_pieces();
         plan.total_bytes = plan.files().map(|file| file.size).sum();
+        plan.unit_size = piece_size(plan.total_bytes);
+        plan.pack_bundles();
+        plan.number_large_files();
         plan
     }
 
     fn pack_bundles(&mut self) {
         let mut bundles = Vec::new();
         let (mut count, mut len) = (0, 0_u64); // of the open bundle
-        for (index, file) in (0..).zip(self.files()).filter(|(_, file)| file.is_small()) {
-            if count == BUNDLE_FILES || len + file.size > BUNDLE_SIZE {
+        for (index, file) in (0..).zip(self.files()).filter(|(_, file)| self.is_small(file)) {
+            if count == BUNDLE_FILES || len + file.size > self.unit_size {
                 bundles.push(Bundle {
                     end: index,
                     len: len as u32,
@@ -145,24 +156,23 @@ impl Plan {
         self.bundles = bundles;
     }
 
-    fn number_pieces(&mut self) {
-        let mut large = Vec::new();
+    fn number_large_files(&mut self) {
+        let mut large_files = Vec::new();
+        let (mut first_unit, mut first_piece) = (self.unit_count, 0);
         for (file, planned) in (0..).zip(self.files()) {
-            // The manifest limits every size.
-            let Some(layout) = FileLayout::new(planned.size).filter(|_| planned.size > BUNDLE_SIZE)
-            else {
-                continue;
-            };
-            large.push((file, layout));
+            if planned.size > self.unit_size {
+                large_files.push(LargeFile {
+                    first_unit,
+                    first_piece,
+                    file,
+                });
+                // Both fit: a manifest has at most 2^22 units of at most 128 pieces.
+                first_unit += planned.size.div_ceil(self.unit_size) as u32;
+                first_piece += piece_count(planned.size);
+            }
         }
-        for (file, layout) in large {
-            self.large_files.push(LargeFile {
-                first_unit: self.unit_count,
-                file,
-                layout,
-            });
-            self.unit_count += layout.piece_count();
-        }
+        large_files.shrink_to_fit();
+        (self.large_files, self.unit_count) = (large_files, first_unit);
     }
 
     /// Number of units.
@@ -242,18 +252,57 @@ impl Plan {
         }
     }
 
+    /// The files with units of their own, by number: those of a collection that are too large for
+    /// a bundle, or a plain file.
+    pub fn large_files(&self) -> impl ExactSizeIterator<Item = usize> {
+        self.large_files.iter().map(|large| large.file as usize)
+    }
+
+    /// Whether the file has units of its own, instead of a part of a bundle.
+    pub fn is_large(&self, file: usize) -> bool {
+        self.large_file(file).is_some()
+    }
+
+    /// The pieces of a large file, numbered through all large files; empty for other files.
+    pub fn pieces_of(&self, file: usize) -> Range<u32> {
+        let (Some(large), Some(planned)) = (self.large_file(file), self.file(file)) else {
+            return 0..0;
+        };
+        large.first_piece..large.first_piece + piece_count(planned.size)
+    }
+
+    /// The large file that this piece belongs to, numbered as in [`Plan::pieces_of`].
+    pub fn file_of_piece(&self, piece: u32) -> Option<usize> {
+        let after = self
+            .large_files
+            .partition_point(|large| large.first_piece <= piece);
+        let file = self.large_files.get(after.checked_sub(1)?)?.file as usize;
+        self.pieces_of(file).contains(&piece).then_some(file)
+    }
+
+    fn large_file(&self, file: usize) -> Option<LargeFile> {
+        let by_file = |large: &LargeFile| large.file as usize;
+        let index = self.large_files.binary_search_by_key(&file, by_file).ok()?;
+        Some(self.large_files[index])
+    }
+
+    /// Whether the file is a part of a bundle.
+    const fn is_small(&self, file: &PlanFile) -> bool {
+        0 < file.size && file.size <= self.unit_size
+    }
+
     /// Length of a unit in bytes; 0 if there is no such unit.
     pub fn unit_len(&self, unit: u32) -> u64 {
         match self.bundles.get(unit as usize) {
             Some(bundle) => bundle.len.into(),
-            None => self.piece_span(unit).map_or(0, |span| span.len),
+            None => self.large_span(unit).map_or(0, |span| span.len),
         }
     }
 
     /// The parts of a unit in request order; none if there is no such unit.
     pub fn spans(&self, unit: u32) -> impl Iterator<Item = PlanSpan> + '_ {
         let small = self.bundle(unit).filter_map(|file| {
-            let planned = self.file(file).filter(PlanFile::is_small)?;
+            let planned = self.file(file).filter(|file| self.is_small(file))?;
             Some(PlanSpan {
                 file,
                 id: planned.id,
@@ -262,7 +311,7 @@ impl Plan {
                 is_whole_file: true,
             })
         });
-        small.chain(self.piece_span(unit))
+        small.chain(self.large_span(unit))
     }
 
     /// The units that contain this byte range of a file; empty if the range is outside the file.
@@ -274,14 +323,9 @@ impl Plan {
         if range.is_empty() {
             return 0..0;
         }
-        if let Ok(large) = self
-            .large_files
-            .binary_search_by_key(&(file as u32), |large| large.file)
-        {
-            let large = &self.large_files[large];
-            let piece_size = large.layout.piece_size();
-            // Fits: below the number of pieces.
-            let at = |byte: u64| large.first_unit + (byte / piece_size) as u32;
+        if let Some(large) = self.large_file(file) {
+            // Fits: below the number of units.
+            let at = |byte: u64| large.first_unit + (byte / self.unit_size) as u32;
             return at(range.start)..at(range.end - 1) + 1;
         }
         let bundle = self.bundles.partition_point(|bundle| bundle.end as usize <= file) as u32;
@@ -301,27 +345,26 @@ impl Plan {
         start as usize..bundle.end as usize
     }
 
-    /// The large file that this unit is a piece of.
-    fn large_file_of(&self, unit: u32) -> Option<&LargeFile> {
+    /// The span of a unit that belongs to a large file.
+    fn large_span(&self, unit: u32) -> Option<PlanSpan> {
         let after = self.large_files.partition_point(|large| large.first_unit <= unit);
-        self.large_files.get(after.checked_sub(1)?)
-    }
-
-    fn piece_span(&self, unit: u32) -> Option<PlanSpan> {
-        let large = self.large_file_of(unit)?;
-        let piece = large.layout.piece(unit - large.first_unit)?;
-        let id = self.file(large.file as usize)?.id;
-        let range = large.layout.range(piece);
-        let len = range.end - range.start;
-        let whole = len == large.layout.size();
-        Some(PlanSpan {
-            file: large.file as usize,
+        let large = self.large_files.get(after.checked_sub(1)?)?;
+        let file = large.file as usize;
+        let PlanFile { id, size } = self.file(file)?;
+        let offset = u64::from(unit - large.first_unit) * self.unit_size;
+        (offset < size).then(|| PlanSpan {
+            file,
             id,
-            offset: range.start,
-            len,
-            is_whole_file: whole,
+            offset,
+            len: self.unit_size.min(size - offset),
+            is_whole_file: size <= self.unit_size,
         })
     }
+}
+
+/// Number of pieces of a file; a plan has only files of valid size.
+fn piece_count(size: u64) -> u32 {
+    FileLayout::new(size).map_or(0, |layout| layout.piece_count())
 }
 
 /// Index of the first entry of each distinct content, in ascending order.
@@ -330,13 +373,6 @@ fn first_entries(manifest: &Manifest) -> Vec<u32> {
     firsts.sort_unstable();
     firsts.shrink_to_fit();
     firsts
-}
-
-impl PlanFile {
-    /// Whether a collection puts the file into a bundle.
-    const fn is_small(&self) -> bool {
-        self.size > 0 && self.size <= BUNDLE_SIZE
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ use crate::{
     identity::merkle::EMPTY_FILE,
 };
 
+/// The smallest size of units.
+const KIB_128: u64 = 128 << 10;
+
 fn id(n: usize) -> FileId {
     let mut bytes = [1; 32];
     bytes[..8].copy_from_slice(&n.to_le_bytes());
@@ -37,6 +40,15 @@ fn sizes(plan: &Plan) -> Vec<u64> {
 
 /// Checks the invariants of a plan.
 fn check(plan: &Plan) {
+    let unit_size = piece_size(plan.total());
+    // Two neighbours among the bundles are together longer than a unit, or one has the maximum
+    // number of files. Each large file is longer than a unit.
+    let max_units = 2 * plan.total() / unit_size + (plan.file_count() / BUNDLE_FILES) as u64 + 1;
+    assert!(
+        u64::from(plan.unit_count()) <= max_units,
+        "{} units",
+        plan.unit_count()
+    );
     let mut covered: Vec<u64> = vec![0; plan.file_count()];
     for unit in 0..plan.unit_count() {
         let spans: Vec<_> = plan.spans(unit).collect();
@@ -46,11 +58,9 @@ fn check(plan: &Plan) {
             spans.iter().map(|span| span.len).sum::<u64>(),
             plan.unit_len(unit)
         );
-        assert!(
-            spans.len() == 1 || plan.unit_len(unit) <= BUNDLE_SIZE,
-            "bundle {unit} is too large"
-        );
-        assert!(plan.unit_len(unit) <= crate::identity::layout::MAX_PIECE_SIZE);
+        assert!(plan.unit_len(unit) <= unit_size, "unit {unit} is too large");
+        let is_of_large = spans.iter().all(|span| plan.is_large(span.file));
+        assert_eq!(is_of_large, unit as usize >= plan.bundles.len());
         for span in spans {
             // In order, without gap or overlap.
             assert_eq!(span.offset, covered[span.file]);
@@ -60,8 +70,9 @@ fn check(plan: &Plan) {
             assert_eq!(span.is_whole_file, span.len == size);
             if !span.is_whole_file {
                 let layout = FileLayout::new(size).unwrap();
-                assert_eq!(span.offset % layout.piece_size(), 0, "a part is one piece");
-                assert!(span.len == layout.piece_size() || span.offset + span.len == size);
+                assert_eq!(unit_size % layout.piece_size(), 0);
+                assert_eq!(span.offset % unit_size, 0, "a part is whole pieces");
+                assert!(span.len == unit_size || span.offset + span.len == size);
             }
             let end = span.offset + span.len;
             for byte in [span.offset, end - 1] {
@@ -69,13 +80,29 @@ fn check(plan: &Plan) {
             }
         }
     }
+    let mut next_piece = 0;
     for (index, (file, covered)) in plan.files().zip(covered).enumerate() {
         assert_eq!(file.size, covered);
         assert_eq!(plan.find(&file.id), Some(index));
         assert!(plan.units_of(index, 5..5).is_empty());
         assert!(plan.units_of(index, file.size..u64::MAX).is_empty());
         assert_eq!(plan.units_of(index, 0..u64::MAX).is_empty(), file.size == 0);
+        let has_own_units = file.size > unit_size || plan.manifest().is_none() && file.size > 0;
+        assert_eq!(plan.is_large(index), has_own_units);
+        let pieces = plan.pieces_of(index);
+        assert_eq!(pieces.is_empty(), !has_own_units);
+        if has_own_units {
+            assert_eq!(
+                (pieces.start, pieces.len() as u32),
+                (next_piece, piece_count(file.size))
+            );
+            next_piece = pieces.end;
+            for piece in [pieces.start, pieces.end - 1] {
+                assert_eq!(plan.file_of_piece(piece), Some(index));
+            }
+        }
     }
+    assert_eq!(plan.file_of_piece(next_piece), None);
     assert_eq!(plan.total(), sizes(plan).iter().sum::<u64>());
     assert_eq!(plan.spans(plan.unit_count()).count(), 0);
     assert_eq!(plan.unit_len(plan.unit_count()), 0);
@@ -114,17 +141,17 @@ fn a_file_has_its_pieces() {
 
 #[test]
 fn small_files_are_bundled_first() {
-    let (mib, large) = (1 << 20, 9 << 20);
+    let kib = |kib: u64| kib << 10;
     let plan = Plan::of_collection(&manifest(&[
-        (0, mib),
-        (1, large),
-        (2, 2 * mib),
-        (3, 2 * mib),
-        (0, mib),
+        (0, kib(32)),
+        (1, kib(600)),
+        (2, kib(64)),
+        (3, kib(64)),
+        (0, kib(32)),
         (4, 0),
     ]));
-    assert_eq!(sizes(&plan)[..3], [3 * mib, 2 * mib, 128 * 1024]);
-    assert_eq!(plan.unit_count(), 2 + 72);
+    let pieces = [128, 128, 128, 128, 88].map(kib);
+    assert_eq!(sizes(&plan), [&[kib(96), kib(64)][..], &pieces].concat());
     assert_eq!(
         plan.first_entry(0),
         Some(0),
@@ -135,17 +162,47 @@ fn small_files_are_bundled_first() {
         size: 0,
     };
     assert_eq!((plan.file(4), plan.first_entry(4)), (Some(empty), Some(5)));
-    assert_eq!(plan.units_of(1, 0..large), 2..74);
+    assert_eq!(plan.units_of(1, 0..kib(600)), 2..7);
     assert_eq!(plan.units_of(3, 0..1), 1..2);
+    assert_eq!(plan.large_files().collect::<Vec<_>>(), [1]);
     check(&plan);
 }
 
 #[test]
-fn the_largest_bundled_file_is_four_mebibytes() {
-    let plan = Plan::of_collection(&manifest(&[(0, BUNDLE_SIZE), (1, 1), (2, BUNDLE_SIZE + 1)]));
-    assert_eq!(sizes(&plan)[..2], [BUNDLE_SIZE, 1]);
-    assert_eq!(plan.unit_count(), 2 + 33);
+fn the_largest_bundled_file_fills_a_unit() {
+    let plan = Plan::of_collection(&manifest(&[(0, KIB_128), (1, 1), (2, KIB_128 + 1)]));
+    assert_eq!(sizes(&plan), [KIB_128, 1, KIB_128, 1]);
+    assert_eq!(plan.large_files().collect::<Vec<_>>(), [2]);
     check(&plan);
+}
+
+/// The rule that makes a folder spread through a crowd as fast as a file of its size.
+#[test]
+fn a_folder_has_about_as_many_units_as_a_file_of_its_size() {
+    const MIB: u64 = 1 << 20;
+    // Number and size of the files, size and number of the units.
+    for (files, size, unit_size, units) in [
+        // A folder of small files.
+        (2_000, 30 << 10, KIB_128, 500),
+        // Source code.
+        (100_000, 4 << 10, KIB_128, 3_125),
+        // The shards of a model: large files, whose pieces are as long as the folder's units.
+        (4, 128 * MIB, KIB_128, 4_096),
+        // Files with pieces of 128 KiB in a large folder: eight pieces a unit.
+        (400, 10 * MIB, MIB, 4_000),
+        // A tebibyte in files of 512 MiB: each unit has 128 of their pieces.
+        (2_048, 512 * MIB, 16 * MIB, 65_536),
+    ] {
+        let contents: Vec<_> = (0..files).map(|n| (n, size)).collect();
+        let plan = Plan::of_collection(&manifest(&contents));
+        assert_eq!((piece_size(plan.total()), plan.unit_count()), (unit_size, units));
+        let file = Plan::of_file(id(0), plan.total()).unwrap();
+        assert!(
+            plan.unit_count() <= file.unit_count() * 11 / 10,
+            "as a file of its size"
+        );
+        check(&plan);
+    }
 }
 
 #[test]
@@ -160,7 +217,7 @@ fn a_bundle_fits_a_request() {
 #[test]
 fn a_hundred_thousand_files_stay_modest() {
     let plan = Plan::of_collection(&manifest(&(0..100_000).map(|n| (n, 4096)).collect::<Vec<_>>()));
-    assert_eq!(plan.unit_count(), 98);
+    assert_eq!(plan.unit_count(), 3_125);
     check(&plan);
     let PlanFiles::Collection(manifest, firsts) = &plan.files else {
         panic!("a collection has a manifest")
@@ -183,7 +240,7 @@ fn nothing_to_fetch_is_no_unit() {
 proptest! {
     #[test]
     fn every_byte_is_covered_once(
-        contents in proptest::collection::vec((0..20_usize, prop_oneof![0..10_u64, 0..1_u64 << 22, 0..1_u64 << 26]), 0..30),
+        contents in proptest::collection::vec((0..20_usize, prop_oneof![0..10_u64, 0..1_u64 << 18, 0..1_u64 << 32]), 0..30),
     ) {
         // One size per content.
         let sizes: std::collections::HashMap<_, _> = contents.iter().copied().collect();

@@ -24,7 +24,11 @@ impl World {
                 node.have,
                 "seed {seed}: node {index} has exactly the units that verified"
             );
-            let budget = self.setup.config.max_in_flight_bytes.max(self.setup.unit_len);
+            let budget = self
+                .setup
+                .config
+                .max_in_flight_bytes
+                .max(self.setup.longest_unit());
             assert!(
                 swarm.counters().peak_in_flight_bytes <= budget,
                 "seed {seed}: node {index} exceeded its budget"

@@ -13,7 +13,7 @@ use crate::{
 
 /// One downloader with a fast downlink and these providers. Returns the world after the download,
 /// and its duration in seconds.
-fn fetch(providers: Vec<Spec>, units: u32, seed: u64) -> (World, f64) {
+fn fetch(providers: Vec<Spec>, units: usize, seed: u64) -> (World, f64) {
     let mut nodes = vec![Spec::peer(10.0 * LINK)];
     nodes.extend(providers);
     let mut world = World::new(Setup::new(nodes, units), seed);
@@ -221,7 +221,7 @@ fn every_world_with_an_honest_provider_finishes() {
         setup.delay = rng.random_range(0.0001..0.05);
         setup.limit = 600.0;
         if rng.random_bool(0.3) {
-            setup.config.max_in_flight_bytes = 4 * setup.unit_len;
+            setup.config.max_in_flight_bytes = 4 * setup.longest_unit();
         } else if rng.random_bool(0.3) {
             setup.budgets = Some((4, 32));
         }
@@ -272,7 +272,7 @@ fn every_world_whose_provider_recovers_finishes() {
         let mut setup = Setup::new(nodes, rng.random_range(1..32));
         setup.delay = rng.random_range(0.0001..0.05);
         setup.limit = 1800.0;
-        let units = u64::from(setup.units);
+        let units = u64::from(setup.unit_count());
         let mut world = World::new(setup, seed);
         let took = world.run();
         world.assert_sound(seed);

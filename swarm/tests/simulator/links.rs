@@ -36,7 +36,7 @@ impl World {
         let corrupts = spec.corrupt > 0.0 && seconds(self.now) < spec.corrupts_until;
         let corrupt = corrupts && self.rng.random_bool(spec.corrupt);
         self.nodes[to].requests_made += 1;
-        let len = self.setup.unit_len;
+        let len = self.setup.units[unit as usize];
         let flow = Flow {
             from,
             to,
@@ -66,7 +66,7 @@ impl World {
         };
         let waiting = count(&|flow| !flow.has_started);
         let large = count(&|flow| flow.to_send >= LARGE);
-        let is_large = self.setup.unit_len >= LARGE;
+        let is_large = self.setup.units[unit as usize] >= LARGE;
         let node = &mut self.nodes[from];
         let failure = if !node.online {
             Some(Failure::Disconnected)
@@ -74,9 +74,11 @@ impl World {
             Some(Failure::NotAvailable)
         } else if node.uploads.len() >= node.spec.slots
             || waiting >= node.spec.max_waiting
-            || is_large && large >= self.setup.max_large
+            || is_large && large >= self.setup.max_large && node.sending
         {
-            Some(Failure::Busy { retry_after: None })
+            Some(Failure::Busy {
+                retry_after: self.setup.retry_after,
+            })
         } else {
             None
         };

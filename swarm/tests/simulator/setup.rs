@@ -1,5 +1,7 @@
 //! The configuration of a simulated world.
 
+use std::time::Duration;
+
 use potluck_swarm::SwarmConfig;
 use rand::{rngs::Xoshiro256PlusPlus, seq::SliceRandom};
 
@@ -8,8 +10,8 @@ use crate::node::{Spec, Start};
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) nodes: Vec<Spec>,
-    pub(crate) units: u32,
-    pub(crate) unit_len: u64,
+    /// Length of each unit in bytes.
+    pub(crate) units: Vec<u64>,
     /// One-way delay in seconds.
     pub(crate) delay: f64,
     /// How long a node collects changes before it announces them, in seconds.
@@ -26,16 +28,18 @@ pub(crate) struct Setup {
     pub(crate) streams: usize,
     /// Maximum number of parallel large uploads.
     pub(crate) max_large: usize,
+    /// The delay that a node asks for when it answers BUSY.
+    pub(crate) retry_after: Option<Duration>,
     /// The simulation gives up after this many seconds.
     pub(crate) limit: f64,
 }
 
 impl Setup {
-    pub(crate) fn new(nodes: Vec<Spec>, units: u32) -> Self {
+    /// Equal units, by default of 256 KiB.
+    pub(crate) fn new(nodes: Vec<Spec>, units: usize) -> Self {
         Self {
             nodes,
-            units,
-            unit_len: 256 * 1024,
+            units: vec![256 * 1024; units],
             delay: 0.0005,
             announce_interval: 0.005,
             seed_announce_interval: 0.0,
@@ -44,12 +48,21 @@ impl Setup {
             budgets: None,
             streams: usize::MAX,
             max_large: usize::MAX,
+            retry_after: None,
             limit: 3600.0,
         }
     }
 
+    pub(crate) fn unit_count(&self) -> u32 {
+        self.units.len() as u32
+    }
+
+    pub(crate) fn longest_unit(&self) -> u64 {
+        self.units.iter().copied().max().unwrap_or(0)
+    }
+
     pub(crate) fn total(&self) -> u64 {
-        u64::from(self.units) * self.unit_len
+        self.units.iter().sum()
     }
 }
 

@@ -97,31 +97,31 @@ impl World {
     pub(crate) fn new(setup: Setup, seed: u64) -> Self {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let count = setup.nodes.len();
-        let lens = vec![setup.unit_len; setup.units as usize];
+        let units = setup.unit_count();
         let mut nodes = Vec::new();
         for (index, spec) in setup.nodes.iter().enumerate() {
             let mut have = match spec.start {
-                Start::All => Bitfield::full(setup.units),
-                _ => Bitfield::new(setup.units),
+                Start::All => Bitfield::full(units),
+                _ => Bitfield::new(units),
             };
             if let Start::Share(share) = spec.start {
-                for unit in 0..setup.units {
+                for unit in 0..units {
                     have.set(unit, rng.random_bool(share));
                 }
             }
             let swarm = spec.downloads.then(|| {
                 let config = setup.config.clone();
-                Swarm::new(config, lens.clone(), have.clone(), rng.random())
+                Swarm::new(config, setup.units.clone(), have.clone(), rng.random())
             });
             let neighbours = neighbours(index, &setup, count, &mut rng);
             nodes.push(Node {
                 spec: spec.clone(),
                 neighbours,
                 swarm,
-                announced: (have.clone(), Bitfield::new(setup.units)),
+                announced: (have.clone(), Bitfield::new(units)),
                 have,
                 announce_pending: false,
-                uploading: Bitfield::new(setup.units),
+                uploading: Bitfield::new(units),
                 online: false,
                 stalled: false,
                 refuses: false,
@@ -130,7 +130,7 @@ impl World {
                 sending: false,
                 down_free: 0,
                 sent_bytes: 0,
-                sent_units: vec![0; setup.units as usize],
+                sent_units: vec![0; units as usize],
                 wake: None,
                 finished: None,
                 banned: Vec::new(),
@@ -303,14 +303,14 @@ impl World {
         let (mut have, fetching) = self.nodes[from].announced.clone();
         let false_claims = self.nodes[from].spec.false_claims;
         if false_claims > 0.0 {
-            for unit in 0..self.setup.units {
+            for unit in 0..self.setup.unit_count() {
                 if self.rng.random_bool(false_claims) {
                     have.set(unit, true);
                 }
             }
         }
         let fetching = if have.is_full() {
-            Bitfield::new(self.setup.units)
+            Bitfield::new(self.setup.unit_count())
         } else {
             fetching
         };
@@ -355,7 +355,7 @@ impl World {
             && self.rng.random_bool(0.1)
         {
             let units = self.rng.random_range(min..=max);
-            swarm.set_max_in_flight_bytes(units * self.setup.unit_len);
+            swarm.set_max_in_flight_bytes(units * self.setup.longest_unit());
         }
         while let Some(action) = self.nodes[index]
             .swarm

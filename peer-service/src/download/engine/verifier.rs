@@ -11,10 +11,7 @@ use std::{
 
 use potluck_core::{
     FileId, FileLayout, Root,
-    collection::{
-        limits::BUNDLE_SIZE,
-        plan::{Plan, PlanSpan},
-    },
+    collection::plan::{Plan, PlanSpan},
     identity::{
         hash,
         merkle::{self, EMPTY_FILE, EMPTY_ROOT, FileTree, Hash, LEAF_SIZE, PieceHasher},
@@ -49,12 +46,14 @@ impl UnitVerifier {
 
     /// The plan indices of the files whose piece layer is missing.
     pub(crate) fn missing_layers(&self) -> Vec<usize> {
-        let by_pieces = |file: &usize| {
-            let size = self.plan.file(*file).map_or(0, |file| file.size);
-            self.plan.manifest().is_none() || size > BUNDLE_SIZE
-        };
         let unknown = self.layers.iter().filter(|(_, layer)| layer.get().is_none());
-        unknown.map(|&(file, _)| file).filter(by_pieces).collect()
+        let unknown = unknown.map(|&(file, _)| file);
+        unknown.filter(|&file| self.plan.is_large(file)).collect()
+    }
+
+    /// The plan whose units it verifies.
+    pub(crate) const fn plan(&self) -> &Arc<Plan> {
+        &self.plan
     }
 
     /// Takes a file's piece layer from an untrusted peer; false if it does not fold to the file's
@@ -98,8 +97,8 @@ impl UnitVerifier {
                     small.push((span, data.contiguous(range)));
                     small.len() < SMALL_BATCH || self.verify_small(&mut small)
                 }
-                true => self.verify_whole(&span, &data.contiguous(range)),
-                false => self.verify_piece(&span, data, range),
+                true => self.verify_whole(&span, data, range),
+                false => self.first_bad_piece(&span, data, range).is_none(),
             }
         });
         good && self.verify_small(&mut small)
@@ -116,20 +115,15 @@ impl UnitVerifier {
             let range = at..at + span.len as usize;
             at = range.end;
             let layout = FileLayout::new(self.plan.file(span.file)?.size)?;
-            let (is_good, first, count) = match span.is_whole_file {
-                true => (
-                    self.verify_whole(&span, &data.contiguous(range)),
-                    0,
-                    layout.piece_count(),
-                ),
-                false => {
-                    // Fits, because it is less than the number of pieces.
-                    let piece = (span.offset / layout.piece_size()) as u32;
-                    (self.verify_piece(&span, data, range), piece, 1)
-                }
+            let (first, count) = if !span.is_whole_file {
+                (self.first_bad_piece(&span, data, range)?, 1)
+            } else if self.verify_whole(&span, data, range) {
+                return None;
+            } else {
+                (0, layout.piece_count())
             };
             let id = span.id;
-            (!is_good).then_some(BadPieces { id, first, count })
+            Some(BadPieces { id, first, count })
         })
     }
 
@@ -150,25 +144,35 @@ impl UnitVerifier {
         })
     }
 
-    fn verify_piece(&self, span: &PlanSpan, data: &ChunkList, range: Range<usize>) -> bool {
-        let size = self.plan.file(span.file).map(|file| file.size);
-        let (Some(layout), Some(layer)) = (size.and_then(FileLayout::new), self.layer(span.file))
-        else {
-            return false;
+    /// The first piece of a span that does not have its hash; `None` if all have. Without the
+    /// piece layer, no piece has.
+    fn first_bad_piece(
+        &self,
+        span: &PlanSpan,
+        data: &ChunkList,
+        range: Range<usize>,
+    ) -> Option<u32> {
+        let size = self.plan.file(span.file).map_or(0, |file| file.size);
+        let layout = FileLayout::new(size)?;
+        // Fits, because it is less than the number of pieces.
+        let first = (span.offset / layout.piece_size()) as u32;
+        let Some(layer) = self.layer(span.file) else {
+            return Some(first);
         };
-        let piece = (span.offset / layout.piece_size()) as usize;
-        let mut hasher = PieceHasher::new(&layout);
-        data.slices(range).for_each(|run| hasher.update(run));
-        layer.get(piece) == Some(&hasher.finish())
+        let mut pieces = (first..).zip(piece_hashes(layout, data, range));
+        let bad = pieces.find(|(piece, hash)| layer.get(*piece as usize) != Some(hash));
+        bad.map(|(piece, _)| piece)
     }
 
-    fn verify_whole(&self, span: &PlanSpan, data: &[u8]) -> bool {
-        let tree = hash::hash_bytes(data);
-        let good = tree.id() == span.id;
-        if good {
-            self.record_tree(span.file, tree);
-        }
-        good
+    fn verify_whole(&self, span: &PlanSpan, data: &ChunkList, range: Range<usize>) -> bool {
+        let tree = match FileLayout::new(span.len).filter(|_| has_layer(span.len)) {
+            Some(layout) => tree_of(span.id, span.len, piece_hashes(layout, data, range).collect()),
+            None => {
+                let tree = hash::hash_bytes(&data.contiguous(range));
+                (tree.id() == span.id).then_some(tree)
+            }
+        };
+        tree.map(|tree| self.record_tree(span.file, tree)).is_some()
     }
 
     /// The root of the file, if known.
@@ -210,13 +214,29 @@ impl UnitVerifier {
     }
 }
 
+/// The hashes of the consecutive pieces in this range of a unit.
+fn piece_hashes(
+    layout: FileLayout,
+    data: &ChunkList,
+    range: Range<usize>,
+) -> impl Iterator<Item = Hash> {
+    // Fits: a piece is at most 16 MiB.
+    let piece_size = layout.piece_size() as usize;
+    range.clone().step_by(piece_size).map(move |start| {
+        let mut hasher = PieceHasher::new(&layout);
+        let piece = start..range.end.min(start + piece_size);
+        data.slices(piece).for_each(|run| hasher.update(run));
+        hasher.finish()
+    })
+}
+
 fn has_layer(size: u64) -> bool {
     FileLayout::new(size).is_some_and(|layout| layout.piece_count() > 1)
 }
 
 /// The tree of a file with several pieces and this piece layer; `None` if the layer does not fold
 /// to the id.
-pub(crate) fn tree_of(id: FileId, size: u64, layer: Vec<Hash>) -> Option<FileTree> {
+fn tree_of(id: FileId, size: u64, layer: Vec<Hash>) -> Option<FileTree> {
     let root: Root = merkle::fold(&layer, &FileLayout::new(size)?)?;
     (FileId::derive(size, &root) == id).then_some(FileTree {
         size,
@@ -271,27 +291,41 @@ mod tests {
         assert_eq!(verifier.tree(0), Some(tree));
     }
 
-    #[test]
-    fn every_file_of_a_bundle_is_verified() {
+    /// A verifier of these files, and their trees. A file of 3 GiB that nobody has makes the unit
+    /// size 1 MiB.
+    fn in_large_folder(files: &[Vec<u8>]) -> (UnitVerifier, Vec<FileTree>) {
         use potluck_core::collection::{
             manifest::{EntryContent, Manifest, ManifestEntry},
             path::RelPath,
         };
-        let files: Vec<Vec<u8>> = (0..3 * SMALL_BATCH + 7)
-            .map(|n| bytes(1 + n * 97).into_iter().map(|byte| byte ^ n as u8).collect())
-            .collect();
-        let names: Vec<String> = (0..files.len()).map(|n| format!("{n:04}")).collect();
+        let names: Vec<String> = (0..=files.len()).map(|n| format!("{n:04}")).collect();
         let trees: Vec<_> = files.iter().map(|file| hash::hash_bytes(file)).collect();
-        let entries = names.iter().zip(&trees).map(|(name, tree)| ManifestEntry {
-            path: RelPath::parse(name).unwrap(),
-            content: EntryContent::File {
-                id: tree.id(),
-                size: tree.size,
-                executable: false,
-            },
-        });
+        let contents = trees.iter().map(|tree| (tree.id(), tree.size));
+        let contents = contents.chain([(FileId([1; 32]), 3 << 30)]);
+        let entries = names
+            .iter()
+            .zip(contents)
+            .map(|(name, (id, size))| ManifestEntry {
+                path: RelPath::parse(name).unwrap(),
+                content: EntryContent::File {
+                    id,
+                    size,
+                    executable: false,
+                },
+            });
         let manifest = Arc::new(Manifest::new(entries).unwrap());
         let verifier = UnitVerifier::new(Arc::new(Plan::of_collection(&manifest)));
+        (verifier, trees)
+    }
+
+    #[test]
+    fn every_file_of_a_bundle_is_verified() {
+        let mut files: Vec<Vec<u8>> = (0..3 * SMALL_BATCH + 7)
+            .map(|n| bytes(1 + n * 23).into_iter().map(|byte| byte ^ n as u8).collect())
+            .collect();
+        // A file of one piece, and one of several.
+        files.extend([bytes(100_000), bytes(400_000)]);
+        let (verifier, trees) = in_large_folder(&files);
         let good = files.concat();
         for at in [0, good.len() / 3, good.len() / 2, good.len() - 1] {
             let mut wrong = good.clone();
@@ -308,6 +342,34 @@ mod tests {
         assert!(verifier.verify(0, &chunk_list));
         for (file, tree) in trees.into_iter().enumerate() {
             assert_eq!(verifier.tree(file), Some(tree));
+        }
+    }
+
+    #[test]
+    fn a_unit_of_several_pieces_is_verified_piece_by_piece() {
+        const MIB: usize = 1 << 20;
+        let data = bytes(MIB + 300_000);
+        let (verifier, mut trees) = in_large_folder(std::slice::from_ref(&data));
+        let tree = trees.remove(0);
+        let id = tree.id();
+        let (first, rest) = data.split_at(MIB);
+        assert_eq!(verifier.missing_layers(), [0, 1], "the files of several units");
+        assert!(!verify(&verifier, 0, first), "without the layer nothing passes");
+        assert!(verifier.add_layer(0, tree.piece_hashes));
+        assert!(verify(&verifier, 0, first) && verify(&verifier, 1, rest));
+        assert!(
+            !verify(&verifier, 1, &first[..rest.len()]),
+            "another part of the file"
+        );
+        for (unit, part, at, piece) in
+            [(0, first, 0, 0), (0, first, 400_000, 3), (1, rest, 299_999, 10)]
+        {
+            let mut wrong = part.to_vec();
+            wrong[at] ^= 1;
+            assert!(!verify(&verifier, unit, &wrong));
+            let wrong = bytes::Bytes::from(wrong).into();
+            let bad = verifier.bad_pieces(unit, &wrong).unwrap();
+            assert_eq!((bad.id, bad.first, bad.count), (id, piece, 1));
         }
     }
 

@@ -20,9 +20,12 @@ use sha2::{Digest as _, Sha256};
 use crate::fs::durable;
 
 /// First bytes of a state file; the digit is the version.
-const MAGIC: &[u8; 8] = b"PLPART2\n";
+const MAGIC: &[u8; 8] = b"PLPART3\n";
 
-/// First bytes of the previous version, which had no inode.
+/// First bytes of the second version: a collection had other units.
+const OTHER_UNITS: &[u8; 8] = b"PLPART2\n";
+
+/// First bytes of the first version, which had no inode either.
 const WITHOUT_INODE: &[u8; 8] = b"PLPART1\n";
 
 const HEADER: usize = MAGIC.len() + 32 + 2 * 8 + 4;
@@ -70,6 +73,7 @@ impl ResumeState {
         let (size, rest) = rest.split_first_chunk::<8>()?;
         let (inode, rest) = match magic {
             MAGIC => rest.split_first_chunk::<8>()?,
+            OTHER_UNITS => (&[0; 8], rest.get(8..)?),
             WITHOUT_INODE => (&[0; 8], rest),
             _ => return None,
         };
@@ -156,18 +160,22 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_the_previous_version_is_read_but_not_trusted() {
-        let state = sample(9, &[1, 2]);
-        let mut bytes = state.encode();
-        bytes.drain(HEADER - 12..HEADER - 4);
-        bytes[..8].copy_from_slice(WITHOUT_INODE);
-        let body = bytes.len() - CHECKSUM;
-        let checksum = Sha256::digest(&bytes[..body]);
-        bytes[body..].copy_from_slice(&checksum);
-        assert_eq!(
-            ResumeState::decode(&bytes),
-            Some(ResumeState { inode: 0, ..state })
-        );
+    fn a_state_of_an_earlier_version_is_read_but_not_trusted() {
+        for (magic, has_inode) in [(WITHOUT_INODE, false), (OTHER_UNITS, true)] {
+            let state = sample(9, &[1, 2]);
+            let mut bytes = state.encode();
+            if !has_inode {
+                bytes.drain(HEADER - 12..HEADER - 4);
+            }
+            bytes[..8].copy_from_slice(magic);
+            let body = bytes.len() - CHECKSUM;
+            let checksum = Sha256::digest(&bytes[..body]);
+            bytes[body..].copy_from_slice(&checksum);
+            assert_eq!(
+                ResumeState::decode(&bytes),
+                Some(ResumeState { inode: 0, ..state })
+            );
+        }
     }
 
     #[test]

@@ -1,18 +1,17 @@
 //! The metadata that a download needs before the swarm starts: size, root, kind, the manifest of a
-//! collection, and piece layers. All of it comes from untrusted peers and is verified against the
-//! id.
+//! collection. All of it comes from untrusted peers and is verified against the id.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use futures_util::FutureExt as _;
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
     collection::{
         limits::MAX_MANIFEST_SIZE,
         manifest::{MAGIC, Manifest},
         path::Label,
-        plan::{Plan, PlanFile},
+        plan::Plan,
     },
     identity::merkle::FileTree,
     model::{FileKind, FileRecord, QueryKey},
@@ -23,17 +22,12 @@ use crate::{
     content::ContentSource as _,
     download::{
         context::DownloadContext,
-        engine::{
-            assembler::UnitAssembler,
-            verifier::{UnitVerifier, tree_of},
-        },
+        engine::{assembler::UnitAssembler, verifier::UnitVerifier},
         peers::{bootstrap::BootstrapPool, rpc::client::PeerClient},
+        task::piece_layers,
     },
     fs::blocking::blocking,
 };
-
-/// Piece layers requested concurrently: the responses are small, so round trips dominate.
-const LAYERS_AT_ONCE: usize = 8;
 
 /// Bytes of a manifest per call; bounds the memory in addition to the bytes received so far.
 const MANIFEST_REQUEST_BYTES: u64 = 2 * 1024 * 1024;
@@ -128,7 +122,7 @@ pub(crate) async fn fetch_collection(
     let bytes = match local_bytes(context, record).await? {
         Some(bytes) => bytes,
         None => {
-            fetch_layers(context, &verifier, &plan, pool, &waiting).await?;
+            piece_layers::fetch(context, record.id, &verifier, pool, &waiting).await?;
             fetch_manifest(&plan, &verifier, pool, &waiting).await
         }
     };
@@ -167,70 +161,6 @@ async fn local_bytes(
         (potluck_core::identity::hash::hash_bytes(&bytes).id() == id).then_some(bytes)
     })
     .await
-}
-
-/// Adds every piece layer that the verifier still needs, from the library or from peers.
-///
-/// # Errors
-/// [`Reason::VerificationFailed`] if an id claims to be an empty file and is not; otherwise only
-/// local failures. Failures of peers are retried until a peer has the layer.
-pub(crate) async fn fetch_layers(
-    context: &DownloadContext,
-    verifier: &Arc<UnitVerifier>,
-    plan: &Arc<Plan>,
-    pool: &BootstrapPool,
-    waiting: &(impl Fn(Problem) + Send + Sync),
-) -> Result<(), Problem> {
-    if let Some(id) = verifier.invalid_empty_file() {
-        return Err(Problem::new(
-            Reason::VerificationFailed,
-            format!("{id} claims to be an empty file and is not: no peer can have it"),
-        ));
-    }
-    futures_util::stream::iter(verifier.missing_layers())
-        .map(|file| fetch_layer(context, verifier, plan, file, pool, waiting))
-        .buffer_unordered(LAYERS_AT_ONCE)
-        .try_collect::<()>()
-        .await
-}
-
-async fn fetch_layer(
-    context: &DownloadContext,
-    verifier: &Arc<UnitVerifier>,
-    plan: &Arc<Plan>,
-    file: usize,
-    pool: &BootstrapPool,
-    waiting: &(impl Fn(Problem) + Send + Sync),
-) -> Result<(), Problem> {
-    let Some(PlanFile { id, size }) = plan.file(file) else {
-        return Ok(());
-    };
-    let library = context.library.clone();
-    let local_verifier = Arc::clone(verifier);
-    let found = blocking(move || {
-        let layer = library.find(&id)?.piece_hashes().ok()?;
-        local_verifier.add_layer(file, layer.to_vec()).then_some(())
-    });
-    if found.await?.is_some() {
-        return Ok(());
-    }
-    let op = |client: PeerClient| {
-        async move {
-            let layer = client.piece_hashes(id, size).await?;
-            // Folding a few thousand hashes takes one or two milliseconds; the largest layers take
-            // longer.
-            blocking(move || tree_of(id, size, layer)).await?.ok_or_else(|| {
-                Problem::new(
-                    Reason::VerificationFailed,
-                    format!("the piece hashes do not belong to {}", id.short()),
-                )
-            })
-        }
-        .boxed()
-    };
-    let tree = pool.ask_any(op, waiting).await;
-    verifier.add_layer(file, tree.piece_hashes);
-    Ok(())
 }
 
 /// The verified bytes of a manifest, in memory. Stops after the first unit if the content is not a

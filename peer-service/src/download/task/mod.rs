@@ -6,6 +6,7 @@
 //! | `run_context` | the context of every step |
 //! | `planning` | the content and the target |
 //! | `metadata` | the metadata that comes from peers |
+//! | `piece_layers` | the piece layers, from the library or from peers |
 //! | `preexisting` | existing content at the target |
 //! | `preparation` | opens the part file and recovers units |
 //! | `recovery` | finds valid units on this machine |
@@ -17,6 +18,7 @@ mod checkpoints;
 mod fetching;
 mod finishing;
 mod metadata;
+mod piece_layers;
 mod planning;
 mod preexisting;
 mod preparation;

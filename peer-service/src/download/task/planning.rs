@@ -29,7 +29,7 @@ use crate::{
         },
         task::{
             metadata::{self, CollectionManifest},
-            preexisting,
+            piece_layers, preexisting,
             run_context::RunContext,
         },
     },
@@ -161,7 +161,7 @@ async fn resolve_target(
 /// Builds the verifier and downloads the piece layers that it needs.
 ///
 /// # Errors
-/// As [`metadata::fetch_layers`].
+/// As [`piece_layers::fetch`].
 pub(crate) async fn build_verifier(
     context: &RunContext,
     planned: &PlannedDownload,
@@ -169,7 +169,7 @@ pub(crate) async fn build_verifier(
 ) -> Result<Arc<UnitVerifier>, Problem> {
     let waiting = |problem: Problem| context.show_waiting(problem);
     let verifier = Arc::new(UnitVerifier::new(Arc::clone(&planned.plan)));
-    metadata::fetch_layers(&context.peer, &verifier, &planned.plan, pool, &waiting).await?;
+    piece_layers::fetch(&context.peer, planned.record.id, &verifier, pool, &waiting).await?;
     context.reporter.set_state(DownloadState::Preparing, None);
     Ok(verifier)
 }

@@ -74,7 +74,9 @@ impl PeerApi {
         let encode = wire::encode_piece_hashes;
         let messages =
             piece_hashes::stream(self.shared.clone(), request, connection, encode).await?;
-        Ok(IdleTimeoutStream::new(messages.map(Ok)))
+        Ok(IdleTimeoutStream::new(
+            messages.map(|message| message.map_err(Status::from)),
+        ))
     }
 }
 

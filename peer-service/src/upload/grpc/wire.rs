@@ -68,6 +68,7 @@ pub(crate) fn parse_piece_hashes(
 ) -> Result<RequestedHashes, Problem> {
     Ok(RequestedHashes {
         id: convert::file_id(&request.file_id, "file_id")?,
+        of_large_files: request.large_files,
         first: request.first_piece,
         // 0 means all.
         count: Some(request.count).filter(|&count| count > 0),

@@ -15,6 +15,8 @@ use potluck_testkit::{
 };
 use tonic::transport::Channel;
 
+const KIB: usize = 1024;
+
 const FAR: [u8; 4] = [192, 0, 2, 1];
 const OTHER: [u8; 4] = [192, 0, 2, 2];
 
@@ -220,11 +222,11 @@ async fn several_watchers_of_a_file_learn_of_sent_units() {
 async fn several_watchers_of_a_collection_learn_of_sent_units() {
     let (dir, peer, ..) = world().await;
     // Two bundles, the first with two files; the units from 2 on belong to the last file.
-    let sizes = [100, 3 * MIB, 2 * MIB, 5 * MIB];
+    let sizes = [100, 70 * KIB, 100 * KIB, 5 * MIB];
     let (id, files) = share_folder(dir.path(), &peer, "folder", &sizes).await;
     let spans = [
         span(files[0], 0, 100),
-        span(files[1], 0, 3 * MIB as u64),
+        span(files[1], 0, 70 * KIB as u64),
         span(files[3], 3 * 128 * 1024, 128 * 1024),
     ];
     assert_watchers_learn_of_sent_units(&peer, id, &spans, &[0, 5]).await;
@@ -233,8 +235,8 @@ async fn several_watchers_of_a_collection_learn_of_sent_units() {
 #[tokio::test]
 async fn watchers_of_each_collection_with_the_content_learn_of_sent_units() {
     let (dir, peer, ..) = world().await;
-    let (one, files) = share_folder(dir.path(), &peer, "one", &[3 * MIB, 2 * MIB]).await;
-    let (other, _) = share_folder(dir.path(), &peer, "other", &[3 * MIB, 2 * MIB, 1]).await;
+    let (one, files) = share_folder(dir.path(), &peer, "one", &[100 * KIB, 60 * KIB]).await;
+    let (other, _) = share_folder(dir.path(), &peer, "other", &[100 * KIB, 60 * KIB, 1]).await;
     let (without, _) = share_folder(dir.path(), &peer, "without", &[7, 8]).await;
     peer.limits.set(1, 0, 0);
     let (_, mut client) = peer.serve().await;

@@ -93,8 +93,7 @@ async fn a_downloading_peer_sends_only_roots_that_it_knows() {
         let file_id = tree.id().to_bytes();
         let hashes = v1::GetPieceHashesRequest {
             file_id: file_id.clone(),
-            first_piece: 0,
-            count: 0,
+            ..Default::default()
         };
         // Piece hashes are requested first: a known hash must not become unknown again.
         let hash = match client.get_piece_hashes(hashes).await {

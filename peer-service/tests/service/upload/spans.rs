@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, sync::Arc, time
 
 use potluck_core::{
     FileId, FileLayout, Problem, Reason, Root,
-    identity::merkle,
+    identity::{hash::hash_bytes, merkle},
     proto::v1::{self, watch_availability_response::Event},
 };
 use potluck_testkit::{
@@ -126,6 +126,7 @@ async fn piece_hashes_fold_into_the_root() {
         file_id: served.id.to_bytes(),
         first_piece,
         count,
+        large_files: false,
     };
     let mut stream = served
         .client
@@ -160,6 +161,48 @@ async fn piece_hashes_fold_into_the_root() {
             .await
             .unwrap_err();
         assert_eq!(Problem::from(status).reason, Reason::OutOfRange);
+    }
+}
+
+#[tokio::test]
+async fn one_call_carries_the_piece_layers_of_a_folder() {
+    let mut served = Served::new(1000).await;
+    let folder = served.dir.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    let mut layers: Vec<merkle::Hash> = Vec::new();
+    for (n, len) in [300_000, 5, 700_000, 131_073].into_iter().enumerate() {
+        let content = bytes(len, n as u64);
+        fs::write(folder.join(n.to_string()), &content).unwrap();
+        layers.extend(hash_bytes(&content).piece_hashes);
+    }
+    assert_eq!(layers.len(), 3 + 6 + 2, "the small file has none");
+    let id = served.peer.share_one(&folder).await.record.id;
+    let mut ask = async |id: FileId, first_piece, count| {
+        let request = v1::GetPieceHashesRequest {
+            file_id: id.to_bytes(),
+            first_piece,
+            count,
+            large_files: true,
+        };
+        let mut stream = served.client.get_piece_hashes(request).await?.into_inner();
+        let mut hashes = Vec::new();
+        while let Some(message) = stream.message().await? {
+            assert_eq!(message.first_piece as usize, first_piece as usize + hashes.len());
+            hashes.extend_from_slice(message.hashes.as_chunks::<32>().0);
+        }
+        Ok::<_, tonic::Status>(hashes)
+    };
+    for (first, count, expected) in [(0, 0, 0..11), (2, 3, 2..5), (8, 2, 8..10), (11, 0, 11..11)] {
+        let hashes = ask(id, first, count).await.unwrap();
+        assert_eq!(hashes, layers[expected], "{count} from {first}");
+    }
+    for (of, first, count, reason) in [
+        (id, 12, 0, Reason::OutOfRange),
+        (id, 0, 12, Reason::OutOfRange),
+        (served.id, 0, 0, Reason::NotFound),
+    ] {
+        let status = ask(of, first, count).await.unwrap_err();
+        assert_eq!(Problem::from(status).reason, reason);
     }
 }
 

@@ -49,8 +49,7 @@ impl World {
             address,
             request: v1::GetPieceHashesRequest {
                 file_id: id.to_bytes(),
-                first_piece: 0,
-                count: 0,
+                ..Default::default()
             },
         }
     }

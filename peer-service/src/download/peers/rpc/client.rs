@@ -4,13 +4,14 @@
 use std::{
     future::Future,
     net::IpAddr,
+    ops::Range,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use futures_util::{Stream, StreamExt as _};
 use potluck_core::{
-    FileId, FileLayout, PeerId, Problem, Reason,
+    FileId, PeerId, Problem, Reason,
     availability::{Availability, AvailabilityChange, AvailabilityUpdate},
     bitfield::Bitfield,
     grpc::transport::{Endpoint, MAX_MESSAGE},
@@ -33,7 +34,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// a silent peer as stalled long before.
 pub(crate) const DATA_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Time limit for all piece hashes of a file: 128 KiB for most files, a few MiB for the largest.
+/// Time limit for a list of piece hashes: 128 KiB for most files, a few MiB for the largest.
 const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connected peer. Cheap to clone.
@@ -176,41 +177,42 @@ impl PeerClient {
         }
     }
 
-    /// Requests the piece layer of a file of this size. The hashes are not verified.
+    /// Requests the hashes of pieces of a file, or of a collection's large files, whose pieces are
+    /// numbered through all of them. The hashes are not verified.
     ///
     /// # Errors
     /// As `PeerService.GetPieceHashes`; [`Reason::VerificationFailed`] if the list has gaps or the
     /// wrong length.
-    pub(crate) async fn piece_hashes(&self, id: FileId, size: u64) -> Result<Vec<Hash>, Problem> {
-        let count = FileLayout::new(size).map_or(0, |layout| layout.piece_count()) as usize;
+    pub(crate) async fn piece_hashes(
+        &self,
+        id: FileId,
+        of_large_files: bool,
+        pieces: Range<u32>,
+    ) -> Result<Vec<Hash>, Problem> {
+        let (first, count) = (pieces.start as usize, pieces.len());
         let request = v1::GetPieceHashesRequest {
             file_id: id.to_bytes(),
-            first_piece: 0,
-            count: 0,
+            first_piece: pieces.start,
+            count: pieces.end - pieces.start,
+            large_files: of_large_files,
         };
         let receive = async {
             let mut stream = self.call(self.control.clone().get_piece_hashes(request)).await?;
-            let mut layer: Vec<Hash> = Vec::new();
+            let mut list: Vec<Hash> = Vec::new();
             while let Some(answer) = self.next_message(&mut stream).await? {
                 let (hashes, rest) = answer.hashes.as_chunks::<32>();
-                if answer.first_piece as usize != layer.len()
-                    || !rest.is_empty()
-                    || hashes.is_empty()
-                {
+                let is_next = answer.first_piece as usize == first + list.len();
+                if !is_next || !rest.is_empty() || hashes.is_empty() {
                     return Err(self.protocol_violation("sent piece hashes with gaps"));
                 }
-                if layer.len() + hashes.len() > count {
-                    return Err(
-                        self.protocol_violation("sent more piece hashes than the file has pieces")
-                    );
+                if list.len() + hashes.len() > count {
+                    return Err(self.protocol_violation("sent more piece hashes than requested"));
                 }
-                layer.extend_from_slice(hashes);
+                list.extend_from_slice(hashes);
             }
-            match layer.len() == count {
-                true => Ok(layer),
-                false => {
-                    Err(self.protocol_violation("sent fewer piece hashes than the file has pieces"))
-                }
+            match list.len() == count {
+                true => Ok(list),
+                false => Err(self.protocol_violation("sent fewer piece hashes than requested")),
             }
         };
         tokio::time::timeout(HASHES_TIMEOUT, receive)

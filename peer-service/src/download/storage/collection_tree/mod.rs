@@ -39,7 +39,6 @@ use potluck_core::{
     Problem, Reason,
     bitfield::Bitfield,
     collection::{
-        limits::BUNDLE_SIZE,
         manifest::{EntryContent, Manifest, fold},
         plan::Plan,
     },
@@ -229,7 +228,7 @@ impl CollectionTree {
 
     /// Opens the file at this index of the plan for writing, and creates it if needed.
     pub(crate) fn new_file(&self, index: usize) -> io::Result<Arc<File>> {
-        if self.plan.file(index).is_some_and(|file| file.size > BUNDLE_SIZE) {
+        if self.plan.is_large(index) {
             return self.handle(index, |entry| self.open_to_write(entry));
         }
         let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
@@ -251,9 +250,8 @@ impl CollectionTree {
             return Ok(Arc::clone(file));
         }
         let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
-        let (file, size) = open(first)?;
-        let file = Arc::new(file);
-        if size > BUNDLE_SIZE {
+        let file = Arc::new(open(first)?.0);
+        if self.plan.is_large(index) {
             self.handles().put(index, Arc::clone(&file));
         }
         Ok(file)
