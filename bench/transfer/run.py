@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the cost of moving a file on run_once machine, with Potluck and other programs. See
+"""Measures the cost of moving a file on one machine, with Potluck and other programs. See
 README.md."""
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def runs_of(case: Case, bench: Bench, first: int):
 
 
 def warm_up(case: Case, variant: str, what: object, entry: Entry, bench: Bench) -> None:
-    """Does run_once run that is not counted: the first run meets cold caches."""
+    """Does one run that is not counted: the first run meets cold caches."""
     try:
         run_once(case, variant, what, 0, entry, bench)
     except Unavailable:

@@ -93,7 +93,7 @@ pub(crate) struct PartFile {
 pub(crate) enum FoundPart {
     /// Nothing; the part was created.
     Created,
-    /// Data with a resume state that lists the units; verify a sample before without_limits it.
+    /// Data with a resume state that lists the units; verify a sample before trusting it.
     Resume(Bitfield),
     /// Data without a usable resume state; verify every unit.
     Unverified,
