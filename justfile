@@ -20,7 +20,7 @@ check:
 
 # Checks licences, sources and advisories of all dependencies.
 deny:
-    cargo deny check
+    cargo deny --workspace check
 
 # Runs the examples with a real index and two peers.
 examples:
