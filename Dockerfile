@@ -21,7 +21,7 @@ WORKDIR /src
 COPY --from=manifests /src .
 # `--locked`: the build fails if Cargo.lock is out of date.
 RUN cargo build --release --locked -p potluck-index -p potluck-peer -p potluck-cli
-RUN find . -path ./target -prune -o -path ./bench -prune -o -name '*.rs' -exec rm {} +
+RUN find . -path ./target -prune -o -path ./bench -prune -o -path ./tests -prune -o -name '*.rs' -exec rm {} +
 COPY . .
 # Cargo compares times, so the sources must be newer than the files built from the empty ones.
 RUN find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
