@@ -43,9 +43,10 @@ for peer in one two; do
   start "$peer" "$bin/potluck-peer" --listen 127.0.0.1:0 --home "$work/$peer" --index "http://$index"
   "$venv/bin/python" examples/python/control.py "$work/$peer/control.sock" "$work/numbers.txt"
 done
-for _ in $(seq 100); do
+for attempt in $(seq 100); do
   [ "$("$bin/potluck" --index "http://$index" --json query numbers.txt 2>/dev/null |
     grep -o '"complete":true' | wc -l)" = 2 ] && break
+  [ "$attempt" -lt 100 ] || { echo "the index does not list both peers" >&2; exit 1; }
   sleep 0.1
 done
 

@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--sources", type=int, default=4, help="number of sources [default: %(default)s]")
     parser.add_argument("--sinks", type=int, default=1, help="number of downloaders [default: %(default)s]")
     parser.add_argument("--size", type=size, default=2 << 30, help="size of the file [default: 2GiB]")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds to add up, after profile_once that is not counted [default: %(default)s]")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds to add up, after one that is not counted [default: %(default)s]")
     parser.add_argument("--potluck", type=pairs, default={"bin": str(BUILD)}, metavar="bin=DIR",
                         help="a build of Potluck with line tables [default: target/profiling]")
     parser.add_argument("--bare", type=Path, metavar="BIN", help="profile the bare stream of this program instead")
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def profile_once(bench: Bench, system: System, shape: Shape) -> tuple[list[tuple[str, list[str]]], float]:
-    """Does profile_once transfer; returns its samples and its processor time in seconds."""
+    """Does one transfer; returns its samples and its processor time in seconds."""
     payload = bench.payload(shape.size)
     with bench.folder() as folder:
         transfer = Transfer(bench, shape, payload, folder, folder / "target")

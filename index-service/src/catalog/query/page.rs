@@ -33,8 +33,8 @@ pub(crate) const MAX_ITEM_STEPS: usize =
 // About 5 milliseconds: as long as a query may take while searches run.
 const _: () = assert!(MAX_CALL_STEPS <= 160_000);
 
-/// Maximum steps for looking up one term in one block of names. A term that needs more is a prefix
-/// of so many words that checking the names one by one is cheaper.
+/// Maximum steps for looking up one term in one block of names. A prefix of very many words
+/// needs more; for such a term it is cheaper to check every name.
 const MAX_TERM_STEPS: usize = 8_192;
 
 /// Maximum files with one name or SHA-256 that are ranked together. The files beyond it form

@@ -1,5 +1,5 @@
-//! A client that misbehaves on the wire: HTTP/2 by hand, which sends half of what it announces and
-//! reads nothing, but answers PINGs.
+//! A misbehaving client that writes HTTP/2 frames by hand. It sends half of the announced bytes and
+//! reads no answer, but replies to PINGs.
 
 use std::{net::SocketAddr, time::Duration};
 
