@@ -135,7 +135,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_as_a_set(len in 0u32..100, changes in proptest::collection::vec((0u32..120, any::<bool>()), 0..200)) {
+        fn behaves_as_a_set(
+            len in 0u32..100,
+            changes in proptest::collection::vec((0u32..120, any::<bool>()), 0..200),
+        ) {
             let mut bits = Bitfield::new(len);
             let mut set = std::collections::BTreeSet::new();
             for (index, value) in changes {

@@ -382,7 +382,10 @@ mod tests {
 
         /// Arbitrary bytes cause no panic and are not buffered without bound.
         #[test]
-        fn arbitrary_input_does_no_harm(stream in proptest::collection::vec(any::<u8>(), 0..200), cuts in proptest::collection::vec(0usize..20, 0..20)) {
+        fn arbitrary_input_does_no_harm(
+            stream in proptest::collection::vec(any::<u8>(), 0..200),
+            cuts in proptest::collection::vec(0usize..20, 0..20),
+        ) {
             let _ = decoded(&stream, &cuts);
         }
     }

@@ -398,7 +398,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
-        fn files_hashed_together_have_the_same_trees_as_alone(sizes in proptest::collection::vec(0..300_000_usize, 0..24)) {
+        fn files_hashed_together_have_the_same_trees_as_alone(
+            sizes in proptest::collection::vec(0..300_000_usize, 0..24),
+        ) {
             let files: Vec<Vec<u8>> = sizes.iter().map(|&size| bytes(size)).collect();
             let slices: Vec<&[u8]> = files.iter().map(|file| &file[..]).collect();
             let trees = hash_batch(&slices);

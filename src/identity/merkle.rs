@@ -368,7 +368,11 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn pieces_fold_into_the_naive_root(size in 1..1_500_000_usize, seed: u8, steps in 1..200_000_usize) {
+        fn pieces_fold_into_the_naive_root(
+            size in 1..1_500_000_usize,
+            seed: u8,
+            steps in 1..200_000_usize,
+        ) {
             let data = bytes(size, seed);
             let layout = FileLayout::new(size as u64).unwrap();
             let root = naive_root(&data);
@@ -397,7 +401,9 @@ mod tests {
         }
 
         #[test]
-        fn small_files_have_the_roots_that_they_have_alone(sizes in proptest::collection::vec(0..=LEAF_SIZE, 0..40)) {
+        fn small_files_have_the_roots_that_they_have_alone(
+            sizes in proptest::collection::vec(0..=LEAF_SIZE, 0..40),
+        ) {
             let files: Vec<_> = (0..).zip(sizes).map(|(seed, size)| bytes(size, seed)).collect();
             let slices: Vec<_> = files.iter().map(|file| &file[..]).collect();
             let mut roots = Vec::new();
@@ -406,7 +412,9 @@ mod tests {
         }
 
         #[test]
-        fn ids_at_once_are_the_ids_of_each(trees in proptest::collection::vec((0_u64.., proptest::array::uniform32(0_u8..)), 0..70)) {
+        fn ids_at_once_are_the_ids_of_each(
+            trees in proptest::collection::vec((0_u64.., proptest::array::uniform32(0_u8..)), 0..70),
+        ) {
             let tree = |(size, root)| FileTree { size, root: Root(root), piece_hashes: Vec::new() };
             let trees: Vec<FileTree> = trees.into_iter().map(tree).collect();
             let each: Vec<FileId> = trees.iter().map(FileTree::id).collect();
@@ -414,7 +422,11 @@ mod tests {
         }
 
         #[test]
-        fn one_wrong_bit_changes_the_piece(size in 1..600_000_usize, at: proptest::sample::Index, bit in 0..8_u8) {
+        fn one_wrong_bit_changes_the_piece(
+            size in 1..600_000_usize,
+            at: proptest::sample::Index,
+            bit in 0..8_u8,
+        ) {
             let mut data = bytes(size, 0);
             let layout = FileLayout::new(1 << 30).unwrap();
             let before = piece_hash(&data[..size.min(131_072)], &layout);

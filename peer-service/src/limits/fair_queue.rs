@@ -313,7 +313,11 @@ mod tests {
         /// For flows that always wait: the rate is not exceeded, nothing is left unused, and no two
         /// flows are further apart than one request of each.
         #[test]
-        fn flows_share_by_priority(rate in 10_000u64..100_000_000, flows in flows(), millis in 1u64..20_000) {
+        fn flows_share_by_priority(
+            rate in 10_000u64..100_000_000,
+            flows in flows(),
+            millis in 1u64..20_000,
+        ) {
             let got = backlogged(rate, &flows, Duration::from_millis(millis));
             let shares: Vec<(f64, f64)> = flows.iter().zip(got).map(|((of, sizes), got)| {
                 let of = f64::from(*of);

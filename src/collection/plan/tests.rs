@@ -260,7 +260,10 @@ proptest! {
     }
 
     #[test]
-    fn a_files_units_are_its_layouts_pieces(size in prop_oneof![0..1_u64 << 24, 0..crate::identity::layout::MAX_FILE_SIZE], unit in any::<u32>()) {
+    fn a_files_units_are_its_layouts_pieces(
+        size in prop_oneof![0..1_u64 << 24, 0..crate::identity::layout::MAX_FILE_SIZE],
+        unit in any::<u32>(),
+    ) {
         let plan = Plan::of_file(id(0), size).unwrap();
         let layout = FileLayout::new(size).unwrap();
         let expected = layout.piece(unit % (layout.piece_count() + 1)).map(|piece| layout.range(piece));

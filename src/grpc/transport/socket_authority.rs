@@ -420,7 +420,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_the_authority_changes_however_the_bytes_arrive(cuts in prop::collection::vec(1_usize..40, 1..300)) {
+        fn only_the_authority_changes_however_the_bytes_arrive(
+            cuts in prop::collection::vec(1_usize..40, 1..300),
+        ) {
             let mut bytes = connection("run%2Fp%2Fcontrol.sock");
             let expected = connection("run_2Fp_2Fcontrol.sock");
             let mut rewriter = AuthorityRewriter::default();
@@ -437,7 +439,9 @@ mod tests {
         }
 
         #[test]
-        fn any_input_keeps_its_length_and_only_percent_signs_change(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        fn any_input_keeps_its_length_and_only_percent_signs_change(
+            bytes in prop::collection::vec(any::<u8>(), 0..2000),
+        ) {
             let mut rewritten = bytes.clone();
             AuthorityRewriter::default().rewrite(&mut rewritten);
             for (before, after) in bytes.iter().zip(&rewritten) {
