@@ -5,12 +5,13 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "potluck/v1/common.proto",
     "potluck/v1/collection.proto",
     "potluck/v1/index.proto",
     "potluck/v1/peer.proto",
     "potluck/v1/control.proto",
+    "potluck/v1/network.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

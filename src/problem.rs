@@ -82,6 +82,18 @@ reasons! {
     AddressRefused = "ADDRESS_REFUSED", "address_refused", PermissionDenied;
     /// The caller did not prove that it is the owner.
     Unauthenticated = "UNAUTHENTICATED", "unauthenticated", Unauthenticated;
+    /// The connection has no certificate of this private network.
+    NotAMember = "NOT_A_MEMBER", "not_a_member", Unauthenticated;
+    /// The caller's certificate has expired; it can still be renewed for a while.
+    CertificateExpired = "CERTIFICATE_EXPIRED", "certificate_expired", Unauthenticated;
+    /// The member was revoked, or left the network.
+    Revoked = "REVOKED", "revoked", PermissionDenied;
+    /// The role of the member lacks the right for this call.
+    RoleRequired = "ROLE_REQUIRED", "role_required", PermissionDenied;
+    /// A join code that is unknown, expired, used up or voided.
+    InvalidCode = "INVALID_CODE", "invalid_code", PermissionDenied;
+    /// Bytes that are not a signing request of a key that this network accepts.
+    InvalidSigningRequest = "INVALID_SIGNING_REQUEST", "invalid_signing_request", InvalidArgument;
     /// The operating system denied access.
     PermissionDenied = "PERMISSION_DENIED", "permission_denied", PermissionDenied;
     /// The index holds no lease for this peer; the peer must register all its files again.

@@ -41,6 +41,7 @@ impl ExitStatus {
             | Reason::InvalidAddress
             | Reason::InvalidQuery
             | Reason::InvalidPageToken
+            | Reason::InvalidSigningRequest
             | Reason::AmbiguousName => Self::Usage,
             Reason::NotFound | Reason::NoProviders | Reason::PieceNotAvailable => Self::NotFound,
             Reason::VerificationFailed | Reason::IdMismatch => Self::Verification,

@@ -162,6 +162,7 @@ impl IndexClient {
             token: bytes::Bytes::copy_from_slice(token.expose()),
             address: Some(address.into()),
             instance: self.instance.clone(),
+            revocations_number: 0,
         };
         let answer = self.call(self.service.clone().renew(request)).await?;
         Ok(Lease {

@@ -101,6 +101,7 @@ fn the_contract_names_only_reasons_that_exist() {
         include_str!("../../proto/potluck/v1/index.proto"),
         include_str!("../../proto/potluck/v1/peer.proto"),
         include_str!("../../proto/potluck/v1/control.proto"),
+        include_str!("../../proto/potluck/v1/network.proto"),
     ];
     let mut named = 0;
     for line in protos.iter().flat_map(|proto| proto.lines()) {

@@ -277,6 +277,7 @@ impl IndexService for IndexApi {
             file_count: summary.file_count,
             digest: summary.digest.to_bytes(),
             conflicting_address: summary.conflicting_address.as_ref().map(Into::into),
+            revocations: bytes::Bytes::new(),
         }))
     }
 

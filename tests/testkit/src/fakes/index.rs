@@ -220,6 +220,7 @@ impl IndexService for FakeIndex {
             file_count: state.files.len() as u64,
             digest: state.digest(),
             conflicting_address: state.conflicting_address.clone(),
+            ..Default::default()
         }))
     }
 
