@@ -62,6 +62,8 @@ pub(crate) enum CommandError {
         exit: ExitStatus,
         /// Stable error word for `--json`.
         word: &'static str,
+        /// The argument that failed, if the command has several.
+        target: Option<String>,
         /// What happened; lower case, no full stop.
         message: String,
         /// What to do next, one line each. Not printed with `--json`.
@@ -79,6 +81,7 @@ impl CommandError {
         Self::Failed {
             exit: ExitStatus::Usage,
             word: "usage",
+            target: None,
             message: message.into(),
             hints: Vec::new(),
         }
@@ -89,6 +92,7 @@ impl CommandError {
         Self::Failed {
             exit: ExitStatus::Interrupted,
             word: "interrupted",
+            target: None,
             message: message.into(),
             hints: Vec::new(),
         }
@@ -113,6 +117,25 @@ impl CommandError {
         self
     }
 
+    /// Names the argument that failed, for a command with several.
+    #[must_use]
+    pub(crate) fn of_target(mut self, name: impl Into<String>) -> Self {
+        if let Self::Failed { target, .. } = &mut self {
+            *target = Some(name.into());
+        }
+        self
+    }
+
+    /// Removes the hints that are in `seen`, and adds the others to it.
+    #[must_use]
+    pub(crate) fn without_seen_hints(mut self, seen: &mut Vec<String>) -> Self {
+        if let Self::Failed { hints, .. } = &mut self {
+            hints.retain(|hint| !seen.contains(hint));
+            seen.extend_from_slice(hints);
+        }
+        self
+    }
+
     /// An operating system error at a path; `doing` completes "cannot …".
     pub(crate) fn io(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         let reason = match error.kind() {
@@ -128,6 +151,7 @@ impl CommandError {
         Self::Failed {
             exit: ExitStatus::of(reason),
             word,
+            target: None,
             message: format!("cannot {doing} {}: {}", path.display(), cause(error)),
             hints: Vec::new(),
         }
@@ -167,6 +191,7 @@ impl From<Problem> for CommandError {
         Self::Failed {
             exit: ExitStatus::of(problem.reason),
             word: problem.reason.word(),
+            target: None,
             message: problem.message,
             hints,
         }

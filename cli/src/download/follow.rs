@@ -15,9 +15,9 @@ use crate::{
         DownloadRequest,
         model::{PeerState, Transfer, TransferState},
     },
-    download::progress::PeerRows,
+    download::display::{SingleDisplay, TransferDisplay},
     error::CommandError,
-    output::{progress::ProgressLines, text},
+    output::text,
 };
 
 /// Minimum time between two progress objects: often enough for a display, and not too much for a
@@ -47,14 +47,41 @@ pub(crate) async fn follow(
     wait_limit: WaitLimit,
     resume: Option<&str>,
 ) -> Result<Transfer, CommandError> {
+    let mut display = SingleDisplay::new(context.out.bars());
+    follow_on(&mut display, context, peer, request, wait_limit, resume).await
+}
+
+/// As [`follow`], with the progress on `display`.
+///
+/// # Errors
+/// As [`follow`].
+pub(crate) async fn follow_on(
+    display: &mut impl TransferDisplay,
+    context: &CommandContext,
+    peer: &PeerHandle,
+    request: &DownloadRequest,
+    wait_limit: WaitLimit,
+    resume: Option<&str>,
+) -> Result<Transfer, CommandError> {
+    let followed = follow_events(display, context, peer, request, wait_limit, resume).await;
+    display.end(followed.is_ok());
+    followed
+}
+
+async fn follow_events(
+    display: &mut impl TransferDisplay,
+    context: &CommandContext,
+    peer: &PeerHandle,
+    request: &DownloadRequest,
+    wait_limit: WaitLimit,
+    resume: Option<&str>,
+) -> Result<Transfer, CommandError> {
     let mut stdout_is_open = true;
     let mut events = pin!(
         context
             .stoppable(async { Ok(peer.control.download(request).await?) })
             .await?
     );
-    let mut progress_lines = ProgressLines::new(context.out.bars());
-    let mut rows = PeerRows::default();
     let mut last: Option<Transfer> = None;
     let mut reported_at: Option<Instant> = None;
     let mut stall_watch = StallWatch::default();
@@ -64,11 +91,9 @@ pub(crate) async fn follow(
             // wait.
             event = events.next() => event,
             () = context.stop.cancelled() => {
-                drop(progress_lines);
                 return Err(stopped(peer, last, resume).await);
             }
             () = stall_watch.timed_out(wait_limit.wait) => {
-                drop(progress_lines);
                 return Err(wait_limit_reached(context, peer, last, wait_limit, resume).await);
             }
         };
@@ -78,7 +103,7 @@ pub(crate) async fn follow(
             None => return Err(stream_error(stream_ended_early(), last.is_some(), resume)),
         };
         stall_watch.update(context, &transfer, wait_limit.wait);
-        progress_lines.show(|width| rows.render(&transfer, width));
+        display.show(&transfer);
         if stdout_is_open
             && context.out.is_json()
             && !context.out.is_quiet()

@@ -57,7 +57,8 @@ impl PeerRows {
     }
 }
 
-fn head(transfer: &Transfer, width: usize) -> String {
+/// The line of the whole transfer.
+pub(super) fn head(transfer: &Transfer, width: usize) -> String {
     let name = match transfer.name.is_empty() {
         true => transfer.file.short().into(),
         false => text::escape(&transfer.name),

@@ -19,11 +19,21 @@ use crate::{
 /// Maximum number of peers listed in text; `--json` lists all.
 const MAX_PEERS: usize = 12;
 
+/// How much of a finished download is reported in text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReportDetail {
+    /// With each peer's contribution.
+    Peers,
+    /// Only the result, because the command reports several downloads.
+    Brief,
+}
+
 /// Prints the path and each peer's contribution; for a detached download, how to follow it.
 pub(crate) fn report(
     context: &CommandContext,
     transfer: &Transfer,
     detached: bool,
+    detail: ReportDetail,
 ) -> Result<(), CommandError> {
     let done = transfer.state.has_ended();
     if context.out.is_json() {
@@ -58,8 +68,10 @@ pub(crate) fn report(
     for what in &transfer.not_kept {
         context.out.warn(format_args!("{}", text::escape(what)));
     }
-    for line in peer_lines(&transfer.peers, context.out.width()) {
-        context.out.note(line);
+    if detail == ReportDetail::Peers {
+        for line in peer_lines(&transfer.peers, context.out.width()) {
+            context.out.note(line);
+        }
     }
     if let Some(problem) = &transfer.sharing_error {
         context

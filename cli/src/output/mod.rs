@@ -161,6 +161,7 @@ impl Output {
     pub(crate) fn print_error(&self, error: &CommandError) {
         let CommandError::Failed {
             word,
+            target,
             message,
             hints,
             exit,
@@ -169,19 +170,24 @@ impl Output {
             return;
         };
         if self.flags.json {
-            self.to_stderr(format_args!(
-                "{}",
-                json_line(&serde_json::json!({ "error": word, "message": message }))
-            ));
+            let mut object = serde_json::json!({ "error": word, "message": message });
+            if let Some(target) = target {
+                object["target"] = target.as_str().into();
+            }
+            self.to_stderr(format_args!("{}", json_line(&object)));
             return;
         }
         let head = match exit {
             crate::error::ExitStatus::Interrupted => style("stopped:").yellow(),
             _ => style("error:").red(),
         };
+        let target = target
+            .as_ref()
+            .map(|target| format!("{}: ", text::escape(target)));
         self.to_stderr(format_args!(
-            "{} {}",
+            "{} {}{}",
             head.bold().for_stderr(),
+            target.unwrap_or_default(),
             text::escape(message)
         ));
         for hint in hints {

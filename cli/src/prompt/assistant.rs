@@ -18,7 +18,7 @@ const ARGUMENTS: [(&str, &str); 13] = [
     ("share", "PATH…"),
     ("search", "WORDS"),
     ("query", "ID|NAME|sha256:HEX"),
-    ("get", "ID|NAME|sha256:HEX [-o PATH]"),
+    ("get", "ID|NAME|sha256:HEX… [-o PATH]"),
     ("unshare", "ID|PATH"),
     ("transfers", "[pause|resume|cancel|adjust NUMBER]"),
     ("why", "ID|NUMBER"),
@@ -112,11 +112,11 @@ mod tests {
         assert_eq!(found, ["search "]);
         assert_eq!(
             usage_hint("get").as_deref(),
-            Some(" ID|NAME|sha256:HEX [-o PATH]")
+            Some(" ID|NAME|sha256:HEX… [-o PATH]")
         );
         assert_eq!(
             usage_hint("get "),
-            Some("ID|NAME|sha256:HEX [-o PATH]".to_owned())
+            Some("ID|NAME|sha256:HEX… [-o PATH]".to_owned())
         );
         assert_eq!(usage_hint("get x"), None);
     }

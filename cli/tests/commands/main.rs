@@ -5,6 +5,7 @@
 mod concurrent_commands;
 mod demo;
 mod fakes;
+mod get_several;
 mod health;
 mod id_prefixes;
 mod memory;

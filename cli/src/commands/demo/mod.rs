@@ -135,7 +135,7 @@ async fn run_on(
     };
     let transfer =
         download::follow(context, network.downloader(), &request, wait_limit, None).await?;
-    download::report(context, &transfer, false)?;
+    download::report(context, &transfer, false, download::ReportDetail::Peers)?;
     print_step(context, 3, "the copy is compared with the original");
     let same =
         sample::compare(context, &original, Path::new(&transfer.path), item.record.id).await?;

@@ -20,21 +20,22 @@ Examples:
   potluck get 3f9a…                       by id
   potluck get sha256:e3b0… -o /tmp/x.bin  by SHA-256, checked at the end
   potluck get photos -o ~/                a folder, saved as ~/photos
+  potluck get a.bin b.bin -o models/      several at once, into one folder
 
 A download that was interrupted resumes when you run the command again. A file
 that exists already is verified and left as it is; another file is never
 overwritten. A running peer saves into its files folder; without one, files are
 saved in the current folder.";
 
-/// Download a file or folder from all peers that have it
+/// Download files or folders from all peers that have them
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GetArgs {
-    /// Id, exact name, or sha256:HEX
-    #[arg(value_name = "ID|NAME|sha256:HEX")]
-    pub(crate) query: FileQuery,
+    /// Ids, exact names, or sha256:HEX
+    #[arg(value_name = "ID|NAME|sha256:HEX", required = true)]
+    pub(crate) queries: Vec<FileQuery>,
 
-    /// Where to save it: a new path, or a folder
+    /// Where to save it: a new path, or a folder; a folder for several files
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
 
@@ -42,7 +43,7 @@ pub(crate) struct GetArgs {
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = parse_address)]
     pub(crate) from: Vec<Address>,
 
-    /// Maximum rate, such as 10MiB/s
+    /// Maximum rate of each download, such as 10MiB/s
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit: Option<u64>,
 
@@ -54,7 +55,7 @@ pub(crate) struct GetArgs {
     #[arg(long, value_name = "TIME", default_value = DEFAULT_WAIT, value_parser = parse_duration)]
     pub(crate) wait: Duration,
 
-    /// Let the running peer download it, and return at once
+    /// Let the running peer download, and return at once
     #[arg(short, long)]
     pub(crate) detach: bool,
 

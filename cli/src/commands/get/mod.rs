@@ -1,148 +1,68 @@
-//! `potluck get`: downloads a file or folder from all its providers.
+//! `potluck get`: downloads files and folders from all their providers.
+//!
+//! | module | responsibility |
+//! |---|---|
+//! | [`args`] | the arguments |
+//! | [`resolve`] | finds the files that an argument stands for |
+//! | [`one`] | downloads the file of one argument |
+//! | [`several`] | downloads the files of several arguments side by side |
 
 mod args;
+mod one;
 mod resolve;
+mod several;
 
-use std::{path::PathBuf, time::Duration};
-
-use potluck_core::{
-    Reason,
-    units::{duration_argument, parse_duration, rate_argument},
+use crate::{
+    arguments::file_query::FileQuery,
+    context::{CommandContext, PeerHandle},
+    download::{ReportDetail, SingleDisplay, report},
+    error::CommandError,
 };
 
 pub(crate) use self::args::GetArgs;
-use self::{args::DEFAULT_WAIT, resolve::Candidate};
-use crate::{
-    context::{CommandContext, PeerHandle},
-    control::DownloadRequest,
-    download::{WaitLimit, follow, report},
-    error::{CommandError, ExitStatus},
-    local_files,
-};
 
-/// Resolves the query, downloads the file, and reports the result.
+/// Resolves the arguments, downloads the files, and reports the results.
 pub(crate) async fn run(context: &CommandContext, args: GetArgs) -> Result<(), CommandError> {
+    let queries = distinct(&args.queries);
     let running = context.stoppable(context.running_peer()).await?;
     if args.detach && running.is_none() {
         return Err(CommandError::usage("--detach needs a running peer")
             .hint("start one with `potluck peer`"));
     }
+    match &queries[..] {
+        [query] => run_one(context, running, &args, query).await,
+        _ => several::run(context, running, &args, &queries).await,
+    }
+}
+
+async fn run_one(
+    context: &CommandContext,
+    running: Option<PeerHandle>,
+    args: &GetArgs,
+    query: &FileQuery,
+) -> Result<(), CommandError> {
     let candidates = context
-        .stoppable(resolve::candidates(context, running.as_deref(), &args))
+        .stoppable(resolve::candidates(context, running.as_deref(), args, query))
         .await?;
     let peer = match running {
         Some(peer) => peer,
         None => context.stoppable(context.start_peer(args.listen)).await?,
     };
-    let done = download_first(context, &peer, &args, candidates).await;
+    let mut display = SingleDisplay::new(context.out.bars());
+    let done = one::download(&mut display, context, &peer, args, query, candidates).await;
+    let done =
+        done.and_then(|transfer| report(context, &transfer, args.detach, ReportDetail::Peers));
     peer.close().await;
     done
 }
 
-/// Tries the candidates in order until one download succeeds.
-async fn download_first(
-    context: &CommandContext,
-    peer: &PeerHandle,
-    args: &GetArgs,
-    candidates: Vec<Candidate>,
-) -> Result<(), CommandError> {
-    let target = target(peer, args)?;
-    let resume = resume_command(context, args);
-    let last = candidates.len().saturating_sub(1);
-    let mut first = None;
-    for (i, candidate) in candidates.into_iter().enumerate() {
-        let request = DownloadRequest {
-            file: candidate.id,
-            name: candidate.name,
-            target: target.clone(),
-            sha256: candidate.sha256,
-            providers: candidate.providers,
-            detach: args.detach,
-            allow_expansion: args.allow_expansion,
-            limit: args.limit,
-            priority: args.priority,
-        };
-        let wait_limit = WaitLimit {
-            wait: if candidate.has_providers {
-                args.wait
-            } else {
-                Duration::ZERO
-            },
-            error: candidate.error,
-        };
-        match follow(context, peer, &request, wait_limit, Some(&resume)).await {
-            Ok(transfer) => return report(context, &transfer, args.detach),
-            Err(error) => match reason_to_try_next(&error).filter(|_| i < last) {
-                Some(why) => {
-                    context
-                        .out
-                        .warn(format_args!("{} {why}: trying the next file", request.file));
-                    first.get_or_insert(error);
-                }
-                // The target has partial content of the first candidate, so report the first error,
-                // which says how to resume.
-                None if error.is(Reason::TargetExists) => return Err(first.unwrap_or(error)),
-                None => return Err(error),
-            },
+/// The queries without repetitions.
+fn distinct(queries: &[FileQuery]) -> Vec<FileQuery> {
+    let mut distinct = Vec::with_capacity(queries.len());
+    for query in queries {
+        if !distinct.contains(query) {
+            distinct.push(query.clone());
         }
     }
-    // `resolve` returns at least one candidate, so the loop has returned already.
-    Err(CommandError::new(
-        Reason::NotFound,
-        format!("no running peer has {}", args.query),
-    ))
-}
-
-/// Why the next candidate may succeed after this error; `None` if it cannot.
-const fn reason_to_try_next(error: &CommandError) -> Option<&'static str> {
-    match error.exit() {
-        Some(ExitStatus::Verification) => Some("does not have the requested SHA-256"),
-        Some(ExitStatus::NotFound | ExitStatus::Unreachable) => Some("has no running peer"),
-        _ => None,
-    }
-}
-
-/// The target: `--output`, or else the current folder for an in-process peer, or else `None` to let
-/// the peer choose.
-fn target(peer: &PeerHandle, args: &GetArgs) -> Result<Option<PathBuf>, CommandError> {
-    let Some(output) = &args.output else {
-        return match peer.is_in_process() {
-            true => std::env::current_dir().map(Some).map_err(|error| {
-                CommandError::io("find the current folder", std::path::Path::new("."), &error)
-            }),
-            false => Ok(None),
-        };
-    };
-    let target = PathBuf::from(local_files::absolute(output)?);
-    // A trailing slash, as in `-o new/`, means a folder.
-    if output.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        std::fs::create_dir_all(&target)
-            .map_err(|error| CommandError::io("create the folder", &target, &error))?;
-    }
-    Ok(Some(target))
-}
-
-/// The command that resumes the download, with every flag that affects it.
-fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
-    let query = args.query.argument();
-    let output = args.output.iter().map(|path| path.to_string_lossy().into_owned());
-    let wait = Some(args.wait).filter(|&wait| parse_duration(DEFAULT_WAIT) != Ok(wait));
-    let flags = [
-        ("-o", output.collect()),
-        ("--from", args.from.iter().map(ToString::to_string).collect()),
-        ("--limit", flag_value(args.limit.map(rate_argument))),
-        ("--priority", flag_value(args.priority)),
-        ("--wait", flag_value(wait.map(duration_argument))),
-        ("--listen", flag_value(args.listen)),
-    ];
-    let flags = flags.into_iter().flat_map(|(flag, values): (_, Vec<String>)| {
-        values.into_iter().flat_map(move |value| [flag.to_owned(), value])
-    });
-    let words = ["potluck", "get", &query].map(ToOwned::to_owned).into_iter();
-    let expansion = args.allow_expansion.then(|| "--allow-expansion".to_owned());
-    context.shell_command(words.chain(flags).chain(expansion))
-}
-
-fn flag_value(value: Option<impl ToString>) -> Vec<String> {
-    value.iter().map(ToString::to_string).collect()
+    distinct
 }

@@ -1,4 +1,4 @@
-//! Resolves the arguments of `get` to candidate files.
+//! Resolves an argument of `get` to candidate files.
 
 use potluck_core::{
     FileId, IdPrefix, Problem, Reason, Sha256,
@@ -42,7 +42,7 @@ pub(crate) struct Candidate {
     pub(crate) error: Option<CommandError>,
 }
 
-/// The files that match the arguments; at least one.
+/// The files that match the query; at least one.
 ///
 /// # Errors
 /// [`Reason::NotFound`] if nothing matches; [`Reason::AmbiguousName`] if several files have the
@@ -52,10 +52,11 @@ pub(crate) async fn candidates(
     context: &CommandContext,
     peer: Option<&ConnectedPeer>,
     args: &GetArgs,
+    query: &FileQuery,
 ) -> Result<Vec<Candidate>, CommandError> {
     let looked_up = match context.index_for(peer) {
-        Ok(index) => look_up(&index, &args.query).await.map_err(Into::into),
-        Err(error) => match args.query {
+        Ok(index) => look_up(&index, query).await.map_err(Into::into),
+        Err(error) => match query {
             // An id and explicit peers are enough without an index.
             FileQuery::Id(_) if !args.from.is_empty() => Ok(Vec::new()),
             // The running peer may know the id.
@@ -64,7 +65,7 @@ pub(crate) async fn candidates(
         },
     };
     let index = context.index_for(peer).ok();
-    match (&args.query, looked_up) {
+    match (query, looked_up) {
         (FileQuery::Id(id), looked_up) => Ok(vec![by_id(context, peer, args, *id, looked_up)]),
         (FileQuery::IdPrefix { prefix, text }, looked_up) => {
             let candidate = by_prefix(context, peer, args, (prefix, text), looked_up).await?;
@@ -101,7 +102,7 @@ fn by_id(
 ) -> Candidate {
     match looked_up.map(|files| files.into_iter().next()) {
         Ok(Some(found)) => from_indexed_file(context, peer, args, &found, None, None),
-        Ok(None) => without_providers(args, id, lookup::not_found(&args.query)),
+        Ok(None) => without_providers(args, id, lookup::not_found(&FileQuery::Id(id))),
         Err(error) => without_providers(args, id, error),
     }
 }
@@ -116,7 +117,10 @@ async fn by_prefix(
     looked_up: Result<Vec<IndexedFile>, CommandError>,
 ) -> Result<Candidate, CommandError> {
     let (files, error) = match looked_up {
-        Ok(files) => (files, lookup::not_found(&args.query)),
+        Ok(files) => {
+            let (prefix, text) = (*prefix, text.to_owned());
+            (files, lookup::not_found(&FileQuery::IdPrefix { prefix, text }))
+        }
         Err(error) => (Vec::new(), error),
     };
     let mut matches: Vec<IdMatch> = files.iter().map(Into::into).collect();
