@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Index(commands::serve::IndexArgs),
     Peer(commands::serve::PeerArgs),
     Completions(commands::completions::CompletionsArgs),
+    #[command(hide = true)]
+    Complete(commands::complete::CompleteArgs),
 }
 
 /// The commands available both in the shell and at the prompt.
@@ -146,7 +148,10 @@ mod tests {
 
     #[test]
     fn the_help_of_every_verb_has_an_example() {
-        for command in Cli::command().get_subcommands() {
+        for command in Cli::command()
+            .get_subcommands()
+            .filter(|verb| !verb.is_hide_set())
+        {
             let help = command
                 .get_after_help()
                 .map(ToString::to_string)

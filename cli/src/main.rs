@@ -5,6 +5,7 @@
 //! | [`args`] | the command line: maps each verb to its module |
 //! | [`prompt`] | the interactive prompt |
 //! | [`commands`] | the commands, one module each; none uses another |
+//! | [`completion`] | completion of a line, in shells and at the prompt |
 //! | [`download`] | following a download, and reporting its result |
 //! | [`lookup`] | finding files at the index |
 //! | [`views`] | domain values as tables, text and JSON |
@@ -21,6 +22,7 @@
 mod args;
 mod arguments;
 mod commands;
+mod completion;
 mod context;
 mod control;
 mod download;

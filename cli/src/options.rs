@@ -104,6 +104,28 @@ impl GlobalOptions {
         }
     }
 
+    /// The index and peer that an incomplete line names. The other options are not set.
+    pub(crate) fn scan(words: &[OsString]) -> Self {
+        let value = |flag: &str| {
+            let mut words = words.iter().filter_map(|word| word.to_str());
+            words.find_map(|word| word.strip_prefix(flag)?.strip_prefix('=').map(ToOwned::to_owned))
+        };
+        let next = |flag: &str| {
+            let mut pairs = words.windows(2).filter(|pair| pair[0] == flag);
+            pairs.find_map(|pair| pair[1].to_str().map(ToOwned::to_owned))
+        };
+        let find = |flag: &str| value(flag).or_else(|| next(flag));
+        Self {
+            index: find("--index"),
+            peer: find("--peer"),
+            peer_token_file: find("--peer-token-file").map(PathBuf::from),
+            full_ids: false,
+            json: false,
+            quiet: false,
+            verbose: 0,
+        }
+    }
+
     /// The amount and format of the output.
     pub(crate) const fn output_flags(&self) -> OutputFlags {
         OutputFlags {
@@ -129,4 +151,18 @@ pub(crate) fn variable_wants_json(value: Option<OsString>) -> bool {
             .parse_ref(&clap::Command::new("potluck"), None, &value)
             .unwrap_or(false)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_incomplete_line_names_its_index_and_peer() {
+        let words = ["potluck", "--index=a:1", "get", "--peer", "unix:/x", "mo"].map(Into::into);
+        let options = GlobalOptions::scan(&words);
+        assert_eq!(options.index.as_deref(), Some("a:1"));
+        assert_eq!(options.peer.as_deref(), Some("unix:/x"));
+        assert_eq!(options.peer_token_file, None);
+    }
 }

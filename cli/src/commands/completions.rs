@@ -3,13 +3,20 @@
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::{error::CommandError, output::Output};
+use crate::{
+    completion::{self, CompletedShell},
+    error::CommandError,
+    output::Output,
+};
 
 const EXAMPLES: &str = "\
 Examples:
   potluck completions bash > ~/.local/share/bash-completion/completions/potluck
   potluck completions zsh  > ~/.zfunc/_potluck
-  potluck completions fish > ~/.config/fish/completions/potluck.fish";
+  potluck completions fish > ~/.config/fish/completions/potluck.fish
+
+In these shells, Tab also completes names and ids of files, shared items and
+transfers. They come from the index and the running peer.";
 
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
@@ -25,7 +32,16 @@ pub(crate) fn run(
     args: &CompletionsArgs,
     program: &mut Command,
 ) -> Result<(), CommandError> {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, program, "potluck", &mut script);
-    out.print_line(String::from_utf8_lossy(&script).trim_end())
+    let shell = match args.shell {
+        Shell::Bash => CompletedShell::Bash,
+        Shell::Zsh => CompletedShell::Zsh,
+        Shell::Fish => CompletedShell::Fish,
+        // The other shells complete only commands and options.
+        other => {
+            let mut script = Vec::new();
+            clap_complete::generate(other, program, "potluck", &mut script);
+            return out.print_line(String::from_utf8_lossy(&script).trim_end());
+        }
+    };
+    out.print_line(completion::script(shell).trim_end())
 }

@@ -1,6 +1,7 @@
 //! The commands, one module each: arguments and implementation.
 
 pub(crate) mod check;
+pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod get;
@@ -34,6 +35,7 @@ pub(crate) async fn run(context: &CommandContext, command: Command) -> Result<()
         Command::Index(args) => serve::index(context, args).await,
         Command::Peer(args) => serve::peer(context, args).await,
         Command::Completions(args) => completions::run(&context.out, &args, &mut Cli::command()),
+        Command::Complete(args) => complete::run(context, args, Cli::command()).await,
     }
 }
 

@@ -1,7 +1,10 @@
-//! Completion and hints: command names at the start of a line, paths after it, and usage or history
-//! in grey.
+//! Completion as in a shell, and hints: usage or history in grey.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    ffi::OsString,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use rustyline::{
     Context, Helper, Result,
@@ -11,7 +14,10 @@ use rustyline::{
     validate::Validator,
 };
 
-use crate::prompt::line;
+use crate::{
+    completion::{self, Answer, CandidateFinder},
+    prompt::line,
+};
 
 /// Arguments of each command, shown as a hint until the user types one.
 const ARGUMENTS: [(&str, &str); 13] = [
@@ -30,17 +36,20 @@ const ARGUMENTS: [(&str, &str); 13] = [
     ("status", ""),
 ];
 
+/// Finds candidates while a session runs; `None` before and after it.
+pub(crate) type SessionFinder = Arc<Mutex<Option<CandidateFinder>>>;
+
 /// Completes and hints a line.
 pub(crate) struct Assistant {
-    verbs: Vec<String>,
+    finder: SessionFinder,
     files: FilenameCompleter,
     history: HistoryHinter,
 }
 
 impl Assistant {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(finder: SessionFinder) -> Self {
         Self {
-            verbs: line::verbs().collect(),
+            finder,
             files: FilenameCompleter::new(),
             history: HistoryHinter::new(),
         }
@@ -51,23 +60,51 @@ impl Completer for Assistant {
     type Candidate = Pair;
 
     fn complete(&self, text: &str, at: usize, context: &Context<'_>) -> Result<(usize, Vec<Pair>)> {
-        let before = &text[..at];
-        let start = before.len() - before.trim_start().len();
-        let word = &before[start..];
-        if word.contains(char::is_whitespace) {
-            return self.files.complete(text, at, context);
+        let word = completion::last_word(&text[..at]);
+        match answer(word.before, word.value, &self.finder) {
+            Answer::LocalFiles => self.files.complete(text, at, context),
+            Answer::Words(candidates) => {
+                let pair = |candidate: completion::Candidate| Pair {
+                    replacement: format!("{} ", completion::backslash_escaped(&candidate.value)),
+                    display: candidate.value,
+                };
+                Ok((word.start, candidates.into_iter().map(pair).collect()))
+            }
         }
-        Ok((start, verbs_with_prefix(&self.verbs, word)))
     }
 }
 
-fn verbs_with_prefix(verbs: &[String], word: &str) -> Vec<Pair> {
-    let fits = verbs.iter().filter(|verb| verb.starts_with(word));
-    fits.map(|verb| Pair {
-        display: verb.clone(),
-        replacement: format!("{verb} "),
-    })
-    .collect()
+/// The completions of `word`, after the words before it.
+fn answer(mut before: Vec<String>, word: String, finder: &SessionFinder) -> Answer {
+    // As in the shell: `potluck get`. And `help get`, which takes the name of a command.
+    if before
+        .first()
+        .is_some_and(|first| first == "potluck" || first == "help")
+    {
+        before.remove(0);
+    }
+    let is_first = before.is_empty();
+    before.push(word);
+    let words: Vec<OsString> = before.iter().map(Into::into).collect();
+    // The lock is held meanwhile, so that a session that ends waits for its peer to be released.
+    let finder = finder.lock().unwrap_or_else(PoisonError::into_inner);
+    let line_finder = finder.as_ref().map(|finder| finder.for_line(&words));
+    let find = move |source, prefix: &str| {
+        let find = |finder: &CandidateFinder| finder.find(source, prefix);
+        line_finder.as_ref().map(find).unwrap_or_default()
+    };
+    let mut answer = completion::complete(line::command(), words, Arc::new(find));
+    if let Answer::Words(candidates) = &mut answer
+        && is_first
+        && !before[0].is_empty()
+        && "help".starts_with(&before[0])
+    {
+        candidates.push(completion::Candidate {
+            value: "help".to_owned(),
+            description: String::new(),
+        });
+    }
+    answer
 }
 
 impl Hinter for Assistant {
@@ -103,13 +140,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn verbs_are_completed_and_have_usage_hints() {
-        let verbs: Vec<_> = line::verbs().collect();
-        let found: Vec<_> = verbs_with_prefix(&verbs, "se")
-            .into_iter()
-            .map(|pair| pair.replacement)
-            .collect();
-        assert_eq!(found, ["search "]);
+    fn commands_are_completed_and_have_usage_hints() {
+        let values = |line: &str| {
+            let word = completion::last_word(line);
+            match answer(word.before, word.value, &SessionFinder::default()) {
+                Answer::Words(found) => found.into_iter().map(|found| found.value).collect(),
+                Answer::LocalFiles => vec!["FILES".to_owned()],
+            }
+        };
+        assert_eq!(values("se"), ["search"]);
+        assert_eq!(values("potluck se"), ["search"]);
+        assert_eq!(values("help se"), ["search"]);
+        assert_eq!(values("hel"), ["help"]);
+        assert_eq!(values("share "), ["FILES"]);
+        assert_eq!(values("get x --det"), ["--detach"]);
         assert_eq!(
             usage_hint("get").as_deref(),
             Some(" ID|NAME|sha256:HEX… [-o PATH]")

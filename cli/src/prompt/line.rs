@@ -118,7 +118,7 @@ fn read(words: &[String]) -> Result<PromptLine, clap::Error> {
 
 /// The clap command for a line. Arguments do not read the environment: the session has done so, and
 /// its value would override the flags that the program was started with.
-fn command() -> Command {
+pub(crate) fn command() -> Command {
     PromptLine::command().mut_args(|arg| arg.env(Resettable::Reset))
 }
 

@@ -18,6 +18,7 @@ use self::{
 };
 use crate::{
     commands,
+    completion::CandidateFinder,
     context::{CommandContext, PeerHandle},
     error::{CommandError, ExitStatus},
     interrupt::Interrupts,
@@ -46,10 +47,13 @@ pub(crate) async fn run(
         Some(peer) => context.clone().in_session(Arc::clone(peer)),
         None => context.clone(),
     };
+    let runtime = tokio::runtime::Handle::current();
+    reader.set_finder(Some(CandidateFinder::new(session.clone(), runtime)));
     let done = match greeted {
         Ok(()) => read_and_run(&session, interrupts, &mut reader).await,
         interrupted => interrupted,
     };
+    reader.set_finder(None);
     drop(session);
     if let Some(peer) = peer.and_then(Arc::into_inner) {
         tokio::select! {

@@ -1,11 +1,19 @@
 //! Reads lines from the terminal on a thread of its own, one per request.
 
-use std::{path::PathBuf, sync::mpsc, thread};
+use std::{
+    path::PathBuf,
+    sync::{PoisonError, mpsc},
+    thread,
+};
 
 use rustyline::{CompletionType, Config, Editor, error::ReadlineError, history::FileHistory};
 use tokio::sync::mpsc as async_mpsc;
 
-use crate::{error::CommandError, prompt::assistant::Assistant};
+use crate::{
+    completion::CandidateFinder,
+    error::CommandError,
+    prompt::assistant::{Assistant, SessionFinder},
+};
 
 /// Maximum number of lines in the history.
 const HISTORY: usize = 2000;
@@ -31,6 +39,7 @@ pub(crate) struct LineReader {
     requests: mpsc::SyncSender<()>,
     events: async_mpsc::Receiver<ReaderEvent>,
     is_reading: bool,
+    finder: SessionFinder,
 }
 
 impl LineReader {
@@ -47,7 +56,8 @@ impl LineReader {
             .build();
         let mut editor: Editor<Assistant, FileHistory> =
             Editor::with_config(config).map_err(failed)?;
-        editor.set_helper(Some(Assistant::new()));
+        let finder = SessionFinder::default();
+        editor.set_helper(Some(Assistant::new(SessionFinder::clone(&finder))));
         // The thread reads only on request, so that command output never mixes with a line being
         // edited.
         let (requests, requested) = mpsc::sync_channel(1);
@@ -72,7 +82,13 @@ impl LineReader {
             requests,
             events,
             is_reading: false,
+            finder,
         })
+    }
+
+    /// Sets where completion finds names and ids: `None` ends its use of the session's peer.
+    pub(crate) fn set_finder(&self, finder: Option<CandidateFinder>) {
+        *self.finder.lock().unwrap_or_else(PoisonError::into_inner) = finder;
     }
 
     /// Returns the next line. Cancel-safe: a line that is being typed is returned by the next call.
