@@ -180,9 +180,12 @@ async fn indexed_files(index: &IndexClient, found: &Found<'_>) -> Result<(), Pro
             found.add(file.file.id.to_string(), || format!("{name}, {facts}"));
         }
     }
+    // A search needs a letter or digit; without one, all files are read.
+    let has_word = found.prefix.contains(char::is_alphanumeric);
+    let words = if has_word { found.prefix } else { "" };
     let mut next = None;
     for _ in 0..MAX_PAGES {
-        let page = index.search(found.prefix, PAGE, next).await?;
+        let page = index.search(words, PAGE, next).await?;
         for file in &page.files {
             for name in &file.names {
                 let facts = || describe(file.file.size, file.provider_count);
