@@ -140,6 +140,7 @@ fn list(context: &CommandContext, transfers: &[Transfer]) -> Result<(), CommandE
         ("NO", Align::Right),
         ("ID", Align::Left),
         ("STATE", Align::Left),
+        ("CHOSEN", Align::Left),
         ("SIZE", Align::Right),
         ("RATE", Align::Right),
         ("LEFT", Align::Right),
@@ -182,6 +183,7 @@ fn row(transfer: &Transfer, ids: IdFormat) -> Vec<String> {
         transfer.number.to_string(),
         ids.text(&transfer.file),
         state,
+        transfers::chosen_text(transfer).unwrap_or_default(),
         transfer.total.map_or_else(|| "?".to_owned(), text::size),
         if running {
             text::rate(transfer.bytes_per_second)

@@ -48,6 +48,10 @@ pub(crate) struct DownloadRequest {
     pub(crate) detach: bool,
     /// Whether a collection may write many times the size of its distinct content.
     pub(crate) allow_expansion: bool,
+    /// Globs of the paths in a collection to download; empty: all.
+    pub(crate) include: Vec<String>,
+    /// Globs of the paths in a collection to leave out.
+    pub(crate) exclude: Vec<String>,
     /// Bytes per second; 0: no limit. `None`: no limit, or the limit of the transfer that this
     /// request joins.
     pub(crate) limit: Option<u64>,
@@ -247,6 +251,8 @@ impl ControlClient {
             providers: request.providers.iter().map(Into::into).collect(),
             detach: request.detach,
             allow_expansion: request.allow_expansion,
+            include: request.include.clone(),
+            exclude: request.exclude.clone(),
             max_bytes_per_second: request.limit,
             priority: request.priority,
         };

@@ -137,6 +137,8 @@ pub(crate) struct Transfer {
     pub(crate) kind: FileKind,
     pub(crate) path: String,
     pub(crate) state: TransferState,
+    /// Number of chosen files, and of all files in the collection; `None` if all are downloaded.
+    pub(crate) chosen_files: Option<(u64, u64)>,
     pub(crate) done: u64,
     /// `None` until known.
     pub(crate) total: Option<u64>,
@@ -404,6 +406,8 @@ impl TryFrom<v1::Transfer> for Transfer {
             file: potluck_core::convert::file_id(&transfer.file_id, "transfer.file_id")?,
             name: transfer.name,
             path: transfer.path,
+            chosen_files: Some((transfer.chosen_files, transfer.collection_files))
+                .filter(|&(_, all)| all > 0),
             done: transfer.bytes_done,
             // A total of 0 means unknown, except for an empty file, which is done.
             total: Some(transfer.bytes_total)

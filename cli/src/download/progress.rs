@@ -169,6 +169,7 @@ mod tests {
             kind: FileKind::File,
             path: String::new(),
             state: TransferState::Running,
+            chosen_files: None,
             done: 123_456_789,
             total: Some(987_654_321),
             resumed: 0,

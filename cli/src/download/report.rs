@@ -61,7 +61,9 @@ pub(crate) fn report(
         style(verb(transfer)).green(),
         text::path(&transfer.path)
     ))?;
-    context.out.note(format_args!("  {}", facts(transfer)));
+    let chosen = transfers::chosen_text(transfer);
+    let chosen = chosen.map(|chosen| format!("{chosen}, ")).unwrap_or_default();
+    context.out.note(format_args!("  {chosen}{}", facts(transfer)));
     if let Some(note) = renamed(transfer) {
         context.out.note(format_args!("  {note}"));
     }
@@ -90,6 +92,8 @@ fn object(transfer: &Transfer) -> serde_json::Value {
         "name": transfer.name,
         "path": transfer.path,
         "size": transfer.total.unwrap_or(transfer.done),
+        "chosen_files": transfer.chosen_files.map(|(chosen, _)| chosen),
+        "collection_files": transfer.chosen_files.map(|(_, all)| all),
         "seconds": transfer.elapsed.as_millis() as f64 / 1000.0,
         "resumed_bytes": transfer.resumed,
         "copied_bytes": transfer.copied,

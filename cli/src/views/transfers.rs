@@ -18,6 +18,8 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
         "kind": transfer.kind,
         "path": transfer.path,
         "state": transfer.state,
+        "chosen_files": transfer.chosen_files.map(|(chosen, _)| chosen),
+        "collection_files": transfer.chosen_files.map(|(_, all)| all),
         "bytes": transfer.done,
         "total": transfer.total,
         "resumed_bytes": transfer.resumed,
@@ -39,6 +41,12 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
         "sharing_error": transfer.sharing_error.as_ref().map(|problem| problem.reason.word()),
         "sharing_message": transfer.sharing_error.as_ref().map(|problem| problem.message.as_str()),
     })
+}
+
+/// How many files of a collection are downloaded, if not all, as text.
+pub(crate) fn chosen_text(transfer: &Transfer) -> Option<String> {
+    let (chosen, all) = transfer.chosen_files?;
+    Some(format!("{chosen} of {}", text::count(all, "file")))
 }
 
 /// A peer of a transfer as JSON.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod chosen_files;
 mod concurrent_commands;
 mod demo;
 mod fakes;

@@ -32,7 +32,7 @@ pub(crate) struct Sandbox {
 /// A peer that runs until it is stopped.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    server: Server,
+    pub(crate) server: Server,
     /// Its address for other peers.
     pub(crate) address: String,
     pub(crate) home: PathBuf,

@@ -8,9 +8,12 @@ use std::{
 use potluck_core::{Problem, Reason, Sha256, collection::path::Label, convert, proto::v1};
 
 use crate::{
-    download::status::{
-        DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, MissingUnits, PeerState,
-        PeerStatus,
+    download::{
+        selection::PathFilter,
+        status::{
+            DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, MissingUnits, PeerState,
+            PeerStatus,
+        },
     },
     library::{CheckEvent, Item, ShareEvent},
     limits::{Limits, Priority},
@@ -96,6 +99,7 @@ impl TryFrom<v1::StartTransferRequest> for DownloadSpec {
                 .collect::<Result<_, _>>()?,
             detach: request.detach,
             allow_expansion: request.allow_expansion,
+            filter: PathFilter::new(request.include, request.exclude)?,
             limits: update,
         })
     }
@@ -244,6 +248,8 @@ impl From<&DownloadStatus> for v1::Transfer {
             sharing_error: status.sharing_error.as_ref().map(failure),
             copied_bytes: status.copied_bytes,
             not_kept: status.not_kept.clone(),
+            chosen_files: status.chosen_files.map_or(0, |(chosen, _)| chosen),
+            collection_files: status.chosen_files.map_or(0, |(_, all)| all),
         }
     }
 }

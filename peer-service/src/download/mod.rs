@@ -7,6 +7,7 @@
 //! | `task` | one run of a download, step by step |
 //! | [`engine`] | the data path: driver, requests, assembly, verification |
 //! | `peers` | discovery of peers, connections and calls to them |
+//! | [`selection`] | chooses files of a collection by globs |
 //! | `storage` | target path, part file, resume state, finalizing |
 //! | [`status`] | the request for a download, and its status |
 //!
@@ -19,6 +20,7 @@ pub mod context;
 pub mod engine;
 pub mod manager;
 mod peers;
+pub mod selection;
 pub mod status;
 pub(crate) mod storage;
 mod task;

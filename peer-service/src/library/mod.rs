@@ -336,6 +336,20 @@ impl Library {
         blocking(move || library.catalog.unshare(&target, &library.files_folder)).await?
     }
 
+    /// Keeps the scan of the files folder from sharing this path, as if its owner had unshared it.
+    /// Does nothing if the path is elsewhere, or is shared.
+    ///
+    /// # Errors
+    /// `DISK_FULL`, `STORE_UNAVAILABLE`: the change could not be stored.
+    pub async fn keep_unshared(&self, path: PathBuf) -> Result<(), Problem> {
+        let library = self.clone();
+        blocking(move || {
+            let path = resolve(&path)?;
+            library.catalog.keep_unshared(path, &library.files_folder)
+        })
+        .await?
+    }
+
     /// A page of items, oldest first, and the token of the next page. `page_size` is clamped to
     /// 1..=1000.
     ///

@@ -10,13 +10,17 @@
 //!   are packed whole into bundles, which come first. Each larger file then has units of its own,
 //!   each of one or several pieces. Empty files need no unit.
 //!
-//! Invariant: the units cover every byte of every distinct file exactly once. Non-goals:
-//! scheduling and storage.
+//! A download that needs only some of the files leaves the others out ([`Plan::without`]). The units
+//! keep their numbers, which other peers use, but contain only the bytes of the remaining files.
+//!
+//! Invariant: the units cover every byte of every distinct file that is not left out exactly once.
+//! Non-goals: scheduling and storage.
 
 use std::{ops::Range, sync::Arc};
 
 use crate::{
     FileId, FileLayout,
+    bitfield::Bitfield,
     collection::{
         limits::BUNDLE_FILES,
         manifest::{EntryContent, Manifest},
@@ -95,6 +99,17 @@ pub struct Plan {
     large_files: Vec<LargeFile>,
     unit_count: u32,
     total_bytes: u64,
+    /// The files that are left out, if any.
+    left_out: Option<LeftOut>,
+}
+
+/// The files of a collection that a download does not need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct LeftOut {
+    /// One bit for each distinct file.
+    files: Bitfield,
+    /// Bytes that the remaining files take, at all of their paths that are needed.
+    written_bytes: u64,
 }
 
 impl Plan {
@@ -113,6 +128,7 @@ impl Plan {
             large_files: if size == 0 { Vec::new() } else { vec![large] },
             unit_count: layout.piece_count(),
             total_bytes: size,
+            left_out: None,
         })
     }
 
@@ -125,12 +141,62 @@ impl Plan {
             large_files: Vec::new(),
             unit_count: 0,
             total_bytes: 0,
+            left_out: None,
         };
         plan.total_bytes = plan.files().map(|file| file.size).sum();
         plan.unit_size = piece_size(plan.total_bytes);
         plan.pack_bundles();
         plan.number_large_files();
         plan
+    }
+
+    /// Leaves out these distinct files, by number. `written_bytes` is what the others take at all of
+    /// their paths that are needed.
+    ///
+    /// # Panics
+    /// If `files` does not have one bit for each distinct file.
+    #[must_use]
+    pub fn without(mut self, files: Bitfield, written_bytes: u64) -> Self {
+        assert_eq!(files.len() as usize, self.file_count(), "one bit for each file");
+        self.left_out = Some(LeftOut { files, written_bytes });
+        let mut bundles = std::mem::take(&mut self.bundles);
+        let mut start = 0;
+        for bundle in &mut bundles {
+            let files = (start..bundle.end as usize).filter(|&file| self.needs(file));
+            let small = files
+                .filter_map(|file| self.file(file))
+                .filter(|file| self.is_small(file));
+            // Fits: the bundle had at least these bytes before.
+            bundle.len = small.map(|file| file.size).sum::<u64>() as u32;
+            start = bundle.end as usize;
+        }
+        self.bundles = bundles;
+        let needed = (0..self.file_count()).filter(|&file| self.needs(file));
+        self.total_bytes = needed
+            .filter_map(|file| self.file(file))
+            .map(|file| file.size)
+            .sum();
+        self
+    }
+
+    /// Whether the file is not left out.
+    pub fn needs(&self, file: usize) -> bool {
+        self.left_out
+            .as_ref()
+            .is_none_or(|out| !out.files.get(file as u32))
+    }
+
+    /// The units from which files are left out, in whole or in part; `None` if there are none.
+    pub fn incomplete_units(&self) -> Option<Bitfield> {
+        let out = &self.left_out.as_ref()?.files;
+        let mut units = Bitfield::new(self.unit_count);
+        for file in out.ones() {
+            // Empty files have no unit.
+            for unit in self.units_of(file as usize, 0..u64::MAX) {
+                units.set(unit, true);
+            }
+        }
+        Some(units)
     }
 
     fn pack_bundles(&mut self) {
@@ -180,16 +246,17 @@ impl Plan {
         self.unit_count
     }
 
-    /// Total bytes of all units: each distinct file counts once.
+    /// Total bytes of all units: each distinct file that is needed counts once.
     pub const fn total(&self) -> u64 {
         self.total_bytes
     }
 
-    /// Bytes written to disk: each path of a collection counts, including duplicates.
+    /// Bytes written to disk: each path that is needed counts, including duplicates.
     pub fn written(&self) -> u64 {
-        match &self.files {
-            PlanFiles::One(one) => one.size,
-            PlanFiles::Collection(manifest, _) => manifest.content_size(),
+        match (&self.files, &self.left_out) {
+            (_, Some(out)) => out.written_bytes,
+            (PlanFiles::One(one), None) => one.size,
+            (PlanFiles::Collection(manifest, _), None) => manifest.content_size(),
         }
     }
 
@@ -301,7 +368,8 @@ impl Plan {
 
     /// The parts of a unit in request order; none if there is no such unit.
     pub fn spans(&self, unit: u32) -> impl Iterator<Item = PlanSpan> + '_ {
-        let small = self.bundle(unit).filter_map(|file| {
+        let needed = self.bundle(unit).filter(|&file| self.needs(file));
+        let small = needed.filter_map(|file| {
             let planned = self.file(file).filter(|file| self.is_small(file))?;
             Some(PlanSpan {
                 file,
@@ -314,7 +382,8 @@ impl Plan {
         small.chain(self.large_span(unit))
     }
 
-    /// The units that contain this byte range of a file; empty if the range is outside the file.
+    /// The units that contain this byte range of a file, needed or not; empty if the range is
+    /// outside the file.
     pub fn units_of(&self, file: usize, range: Range<u64>) -> Range<u32> {
         let Some(planned) = self.file(file) else {
             return 0..0;
@@ -350,7 +419,7 @@ impl Plan {
         let after = self.large_files.partition_point(|large| large.first_unit <= unit);
         let large = self.large_files.get(after.checked_sub(1)?)?;
         let file = large.file as usize;
-        let PlanFile { id, size } = self.file(file)?;
+        let PlanFile { id, size } = self.file(file).filter(|_| self.needs(file))?;
         let offset = u64::from(unit - large.first_unit) * self.unit_size;
         (offset < size).then(|| PlanSpan {
             file,

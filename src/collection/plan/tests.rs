@@ -38,6 +38,36 @@ fn sizes(plan: &Plan) -> Vec<u64> {
     (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect()
 }
 
+proptest! {
+    #[test]
+    fn a_plan_without_some_files_has_the_same_units_with_the_other_bytes(
+        files in proptest::collection::vec((0_usize..20, 0_u64..400_000), 1..60),
+        left_out in proptest::collection::vec(any::<bool>(), 60),
+    ) {
+        let files: Vec<_> = files.iter().enumerate().map(|(n, &(_, size))| (n, size)).collect();
+        let whole = Plan::of_collection(&manifest(&files));
+        let mut out = Bitfield::new(whole.file_count() as u32);
+        for (file, left_out) in (0..out.len()).zip(left_out) {
+            out.set(file, left_out);
+        }
+        let plan = whole.clone().without(out.clone(), 7);
+        prop_assert_eq!((plan.unit_count(), plan.written()), (whole.unit_count(), 7));
+        let incomplete = plan.incomplete_units().unwrap();
+        let mut total = 0;
+        for unit in 0..whole.unit_count() {
+            let all: Vec<_> = whole.spans(unit).collect();
+            let needed: Vec<_> = plan.spans(unit).collect();
+            let is_needed = |span: &PlanSpan| !out.get(span.file as u32);
+            prop_assert_eq!(&needed, &all.iter().copied().filter(is_needed).collect::<Vec<_>>());
+            let len = needed.iter().map(|span| span.len).sum::<u64>();
+            prop_assert_eq!(plan.unit_len(unit), len);
+            prop_assert_eq!(incomplete.get(unit), needed.len() < all.len());
+            total += len;
+        }
+        prop_assert_eq!(plan.total(), total);
+    }
+}
+
 /// Checks the invariants of a plan.
 fn check(plan: &Plan) {
     let unit_size = piece_size(plan.total());

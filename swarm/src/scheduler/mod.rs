@@ -85,7 +85,8 @@ pub struct Swarm {
 }
 
 impl Swarm {
-    /// Creates a download of units of these lengths in bytes, of which `have` are verified already.
+    /// Creates a download of units of these lengths in bytes, of which `have` are verified already
+    /// or not wanted: a unit in `have` is never requested.
     /// `seed` determines all random choices; two peers must not use the same seed.
     ///
     /// # Panics

@@ -126,6 +126,8 @@ async fn run_on(
         providers: Vec::new(),
         detach: false,
         allow_expansion: false,
+        include: Vec::new(),
+        exclude: Vec::new(),
         limit,
         priority: None,
     };

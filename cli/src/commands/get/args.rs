@@ -21,6 +21,7 @@ Examples:
   potluck get sha256:e3b0… -o /tmp/x.bin  by SHA-256, checked at the end
   potluck get photos -o ~/                a folder, saved as ~/photos
   potluck get a.bin b.bin -o models/      several at once, into one folder
+  potluck get model --include '*.json'    only these files of a folder
 
 A download that was interrupted resumes when you run the command again. A file
 that exists already is verified and left as it is; another file is never
@@ -54,6 +55,15 @@ pub(crate) struct GetArgs {
     /// How long to wait without progress, such as 90s or 5m
     #[arg(long, value_name = "TIME", default_value = DEFAULT_WAIT, value_parser = parse_duration)]
     pub(crate) wait: Duration,
+
+    /// Download only files of a folder whose path matches; repeatable. A glob without a slash
+    /// matches names at any depth, a folder stands for everything in it
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) include: Vec<String>,
+
+    /// Leave out files of a folder whose path matches; repeatable
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) exclude: Vec<String>,
 
     /// Let the running peer download, and return at once
     #[arg(short, long)]

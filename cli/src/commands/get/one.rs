@@ -45,6 +45,8 @@ pub(crate) async fn download(
             providers: candidate.providers,
             detach: args.detach,
             allow_expansion: args.allow_expansion,
+            include: args.include.clone(),
+            exclude: args.exclude.clone(),
             limit: args.limit,
             priority: args.priority,
         };
@@ -116,6 +118,8 @@ fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
     let wait = Some(args.wait).filter(|&wait| parse_duration(DEFAULT_WAIT) != Ok(wait));
     let flags = [
         ("-o", output.collect()),
+        ("--include", args.include.clone()),
+        ("--exclude", args.exclude.clone()),
         ("--from", args.from.iter().map(ToString::to_string).collect()),
         ("--limit", flag_value(args.limit.map(rate_argument))),
         ("--priority", flag_value(args.priority)),

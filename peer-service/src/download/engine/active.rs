@@ -41,6 +41,8 @@ pub(crate) struct ActiveDownload {
     manifest: Option<LocalManifest>,
     availability: Mutex<Availability>,
     version: watch::Sender<u64>,
+    /// The units that are not offered, because the download leaves out some of their files.
+    incomplete_units: Option<Bitfield>,
 }
 
 #[derive(Debug)]
@@ -50,7 +52,7 @@ struct LocalManifest {
 }
 
 impl ActiveDownload {
-    /// Creates a download that already has the units `have`. `manifest` is a collection's encoded
+    /// Creates a download that already has the units `have`, or needs nothing of them. `manifest` is a collection's encoded
     /// manifest with its tree.
     ///
     /// # Errors
@@ -81,6 +83,7 @@ impl ActiveDownload {
         Ok(Self {
             record,
             name,
+            incomplete_units: part_file.plan().incomplete_units(),
             part_file,
             verifier,
             manifest,
@@ -117,7 +120,7 @@ impl ActiveDownload {
             return Some(Arc::new(DownloadContent(Arc::clone(self))));
         }
         let plan = self.part_file.plan();
-        let index = plan.find(id)?;
+        let index = plan.find(id).filter(|&index| plan.needs(index))?;
         Some(Arc::new(CollectionFile {
             download: Arc::clone(self),
             index,
@@ -181,7 +184,12 @@ impl Content for DownloadContent {
     }
 
     fn availability(&self) -> Availability {
-        self.0.availability().clone()
+        let mut units = self.0.availability().clone();
+        for unit in self.0.incomplete_units.iter().flat_map(Bitfield::ones) {
+            units.have.set(unit, false);
+            units.fetching.set(unit, false);
+        }
+        units
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {

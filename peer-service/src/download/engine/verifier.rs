@@ -48,7 +48,8 @@ impl UnitVerifier {
     pub(crate) fn missing_layers(&self) -> Vec<usize> {
         let unknown = self.layers.iter().filter(|(_, layer)| layer.get().is_none());
         let unknown = unknown.map(|&(file, _)| file);
-        unknown.filter(|&file| self.plan.is_large(file)).collect()
+        let needed = unknown.filter(|&file| self.plan.needs(file));
+        needed.filter(|&file| self.plan.is_large(file)).collect()
     }
 
     /// The plan whose units it verifies.

@@ -163,6 +163,7 @@ impl DownloadManager {
                 && same
                 && entry.spec.id == spec.id
                 && entry.spec.sha256 == spec.sha256
+                && entry.spec.filter == spec.filter
         });
         let same = same.map(|(&number, _)| number);
         let number = same.unwrap_or(table.last_number + 1);

@@ -15,7 +15,7 @@ use potluck_core::{
     model::{Address, FileKind},
 };
 
-use crate::limits::Priority;
+use crate::{download::selection::PathFilter, limits::Priority};
 
 /// The limits of a download; they may change while it runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,6 +71,8 @@ pub struct DownloadSpec {
     pub detach: bool,
     /// Whether a collection may write many times its distinct content.
     pub allow_expansion: bool,
+    /// The files of a collection to download.
+    pub filter: PathFilter,
     /// The limits; unset ones have their default, or stay unchanged if the request joins a
     /// download.
     pub limits: LimitsUpdate,
@@ -87,6 +89,7 @@ impl DownloadSpec {
             providers: Vec::new(),
             detach: false,
             allow_expansion: false,
+            filter: PathFilter::default(),
             limits: LimitsUpdate::default(),
         }
     }
@@ -196,6 +199,9 @@ pub struct DownloadStatus {
     pub state: DownloadState,
     /// The current limits.
     pub limits: DownloadLimits,
+    /// Number of files that were chosen, and of all files in the collection; `None` if all are
+    /// downloaded.
+    pub chosen_files: Option<(u64, u64)>,
     /// Bytes verified and kept.
     pub bytes_done: u64,
     /// Total bytes; 0 until known.
@@ -242,6 +248,7 @@ impl DownloadStatus {
             path: spec.target.clone().unwrap_or_default(),
             state: DownloadState::Preparing,
             limits: spec.limits.applied_to(DownloadLimits::default()),
+            chosen_files: None,
             bytes_done: 0,
             bytes_total: 0,
             resumed_bytes: 0,

@@ -36,7 +36,11 @@ pub(crate) struct StatusReporter {
 
 #[derive(Debug, Default)]
 struct ReporterState {
-    /// Bytes that were present before the swarm started.
+    /// Bytes at the target that this run leaves as they are.
+    existing_bytes: u64,
+    /// Units of which the download needs nothing.
+    unneeded_units: u32,
+    /// Bytes in the part before the swarm started.
     initial_bytes: u64,
     rate: RateWindow,
     peer_rates: HashMap<PeerKey, RateWindow>,
@@ -119,13 +123,27 @@ impl StatusReporter {
         });
     }
 
-    /// Sets the kind, and the totals from the plan.
-    pub(crate) fn set_plan(&self, kind: FileKind, plan: &Plan) {
+    /// Sets the kind, and the totals from the plan. `existing` bytes are at the target already.
+    pub(crate) fn set_plan(&self, kind: FileKind, plan: &Plan, existing: u64) {
+        let unneeded = (0..plan.unit_count())
+            .filter(|&unit| plan.unit_len(unit) == 0)
+            .count();
+        {
+            let mut state = self.state.lock();
+            // Fits: a part of the units.
+            state.unneeded_units = unneeded as u32;
+            state.existing_bytes = existing;
+        }
         self.update(|status| {
             status.kind = Some(kind);
-            status.bytes_total = plan.written();
-            status.units_total = plan.unit_count();
+            status.bytes_total = plan.written() + existing;
+            status.units_total = plan.unit_count() - unneeded as u32;
         });
+    }
+
+    /// Sets the number of chosen files, and of all files in the collection.
+    pub(crate) fn set_chosen_files(&self, chosen: u64, all: u64) {
+        self.update(|status| status.chosen_files = Some((chosen, all)));
     }
 
     /// Reports that all content was already present.
@@ -151,9 +169,13 @@ impl StatusReporter {
 
     /// Sets the bytes that were present before the swarm started.
     pub(crate) fn set_bytes(&self, bytes: u64) {
-        self.state.lock().initial_bytes = bytes;
+        let existing = {
+            let mut state = self.state.lock();
+            state.initial_bytes = bytes;
+            state.existing_bytes
+        };
         self.update(|status| {
-            status.bytes_done = bytes;
+            status.bytes_done = bytes + existing;
             status.copied_bytes = 0;
         });
     }
@@ -174,7 +196,8 @@ impl StatusReporter {
 
     /// Sets the bytes of an earlier run.
     pub(crate) fn set_resumed_bytes(&self, bytes: u64) {
-        self.update(|status| status.resumed_bytes = bytes);
+        let existing = self.state.lock().existing_bytes;
+        self.update(|status| status.resumed_bytes = bytes + existing);
     }
 
     /// Shows the state of the swarm, its peers and the disk.
@@ -186,7 +209,7 @@ impl StatusReporter {
     ) {
         let now = Instant::now();
         let swarm = view.swarm;
-        let (done, rate, rows, missing_is_due) = {
+        let (done, existing, unneeded, rate, rows, missing_is_due) = {
             let mut state = self.state.lock();
             let done = (state.initial_bytes + swarm.counters().verified_bytes).min(plan.total());
             // The rate counts unverified bytes, because a unit may take minutes.
@@ -196,7 +219,8 @@ impl StatusReporter {
             if missing_is_due {
                 state.missing_at = Some(now);
             }
-            (done, rate, rows, missing_is_due)
+            let (existing, unneeded) = (state.existing_bytes, state.unneeded_units);
+            (done, existing, unneeded, rate, rows, missing_is_due)
         };
         let error = stuck_problem(&view, candidates).or_else(|| hung_disk_problem(view.disk));
         let error = view.disk_problem.or(error);
@@ -207,12 +231,12 @@ impl StatusReporter {
             };
             status.findings = findings(&rows, candidates);
             status.error = error;
-            status.bytes_done = done;
+            status.bytes_done = done + existing;
             status.copied_bytes = 0;
             status.unverified_bytes = swarm.unverified_bytes().min(plan.total() - done);
             status.bytes_per_second = rate;
-            status.units_total = plan.unit_count();
-            status.units_done = swarm.have().count();
+            status.units_total = plan.unit_count() - unneeded;
+            status.units_done = swarm.have().count() - unneeded;
             status.peers = rows;
             if missing_is_due {
                 status.missing = missing_units(swarm);

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     download::storage::{
+        merge,
         part_file::{PartFile, PartStorage},
         target,
     },
@@ -25,13 +26,15 @@ use crate::{
     library::{Stamp, stamp_of, stamps_at},
 };
 
-/// The stamps of a finished download: one for a plain file, or one for each entry of a manifest.
+/// The stamps of a finished download: one for a plain file, or one for each entry of a manifest;
+/// none if the entries were moved into a folder that existed.
 /// They describe the verified content, so that any later change shows. An error if the file changed
 /// during finalizing and may differ from the verified content.
 pub(crate) type FinalStamps = Result<Vec<Stamp>, Problem>;
 
 /// Completes the part, checks the claimed SHA-256 if there is one, flushes the data, and renames
-/// the part to the final name.
+/// the part to the final name. Some entries of a collection are moved into its folder if that
+/// exists; nothing in it is replaced.
 ///
 /// # Errors
 /// The downloaded data is kept.
@@ -75,7 +78,10 @@ pub(crate) fn finalize(
     let (flushed, listed) = thread::scope(|scope| {
         // Runs concurrently with the flush, which takes longer than reading the metadata of many
         // files.
-        let manifest = part.plan().manifest();
+        let manifest = match part.storage() {
+            PartStorage::Tree(tree) => Some(tree.manifest()),
+            PartStorage::File(_) => None,
+        };
         let listing =
             manifest.map(|manifest| scope.spawn(move || stamps_at(&target.part(), manifest)));
         (part.sync(), listing.map(thread::ScopedJoinHandle::join))
@@ -89,6 +95,17 @@ pub(crate) fn finalize(
         Some(Ok(Err(_))) => return Err(part_truncated(&target.part())),
         _ if !part.is_at_path() => return Err(part_truncated(&target.part())),
         _ => {}
+    }
+    if let PartStorage::Tree(tree) = part.storage()
+        && (tree.has_other_entries() || !tree.is_whole_collection() && target.path.is_dir())
+    {
+        merge::move_into_target(part, tree, stop)?;
+        // Nobody needs the stamps of an incomplete collection.
+        return Ok(Ok(Vec::new()));
+    }
+    if matches!(part.storage(), PartStorage::Tree(_)) {
+        // An empty folder gives way. Fails if it is anything else.
+        let _ = fs::remove_dir(&target.path);
     }
     rename(&target.part(), &target.path).map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => target::target_exists(&target.path),

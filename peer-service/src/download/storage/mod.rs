@@ -2,6 +2,7 @@
 
 pub(crate) mod collection_tree;
 pub(crate) mod finalize;
+mod merge;
 pub(crate) mod part_file;
 pub(crate) mod persisted;
 pub(crate) mod resume_state;

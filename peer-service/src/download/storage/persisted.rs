@@ -13,7 +13,10 @@ use potluck_core::model::Address;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    download::status::{DownloadSpec, LimitsUpdate},
+    download::{
+        selection::PathFilter,
+        status::{DownloadSpec, LimitsUpdate},
+    },
     limits::Priority,
 };
 
@@ -46,6 +49,10 @@ struct PersistedJson {
     #[serde(default)]
     allow_expansion: bool,
     #[serde(default)]
+    include: Vec<String>,
+    #[serde(default)]
+    exclude: Vec<String>,
+    #[serde(default)]
     max_bytes_per_second: u64,
     /// 0 or any invalid value means the default priority.
     #[serde(default)]
@@ -76,6 +83,8 @@ impl PersistedDownload {
                 .collect(),
             detach: spec.detach,
             allow_expansion: spec.allow_expansion,
+            include: spec.filter.include().to_vec(),
+            exclude: spec.filter.exclude().to_vec(),
             max_bytes_per_second: spec.limits.max_bytes_per_second.unwrap_or_default(),
             priority: spec.limits.priority.unwrap_or_default().get(),
             running: self.running,
@@ -110,6 +119,7 @@ impl PersistedDownload {
                     .collect(),
                 detach: record.detach,
                 allow_expansion: record.allow_expansion,
+                filter: PathFilter::new(record.include, record.exclude).ok()?,
                 limits: LimitsUpdate {
                     max_bytes_per_second: Some(record.max_bytes_per_second),
                     priority: Priority::new(record.priority),
@@ -159,6 +169,7 @@ mod tests {
                 }],
                 detach: true,
                 allow_expansion: true,
+                filter: PathFilter::new(vec!["*.json".into()], vec!["a/**".into()]).unwrap(),
                 limits: LimitsUpdate {
                     max_bytes_per_second: Some(u64::MAX),
                     priority: Priority::new(3),

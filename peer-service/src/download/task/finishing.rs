@@ -21,12 +21,13 @@ use crate::{
         status::DownloadStatus,
         storage::{
             finalize::{self, FinalStamps},
+            part_file::PartStorage,
             target,
         },
         task::{metadata::CollectionManifest, preexisting, run_context::RunContext},
     },
     fs::blocking::blocking,
-    library::Item,
+    library::{Item, stamps_at},
 };
 
 /// How long a finished download waits to be shared: enough except for huge collections, whose files
@@ -125,7 +126,7 @@ impl Adoption {
     async fn run(&self) {
         let path = self.download.part_file.target().path.clone();
         let adopted = match &self.collection {
-            None => self.adopt_file(path.clone()).await,
+            None => self.adopt_file(path.clone()).await.map(drop),
             Some(collection) => self.adopt_folder(collection, path.clone()).await,
         };
         if let Err(problem) = adopted {
@@ -167,7 +168,27 @@ impl Adoption {
         &self,
         collection: &CollectionManifest,
         path: PathBuf,
-    ) -> Result<Item, Problem> {
+    ) -> Result<(), Problem> {
+        let is_whole = match self.download.part_file.storage() {
+            PartStorage::Tree(tree) => tree.is_whole_collection(),
+            PartStorage::File(_) => true,
+        };
+        let stamps = match is_whole {
+            true => self.stamps.clone()?,
+            false => {
+                let (root, manifest) = (path.clone(), Arc::clone(&collection.manifest));
+                let stamps = blocking(move || {
+                    let is_whole = preexisting::is_whole_collection(&root, &manifest);
+                    is_whole.then(|| stamps_at(&root, &manifest))
+                });
+                match stamps.await? {
+                    Some(stamps) => stamps?,
+                    // A collection with some of its files cannot be shared under its id, and under
+                    // another id its name would mislead.
+                    None => return self.context.library.keep_unshared(path).await,
+                }
+            }
+        };
         let (verifier, plan, root) = (
             Arc::clone(&self.download.verifier),
             Arc::clone(self.download.part_file.plan()),
@@ -176,7 +197,6 @@ impl Adoption {
         let manifest = Arc::clone(&collection.manifest);
         let entries = Arc::clone(&manifest);
         let stop = self.stop.clone();
-        let stamps = self.stamps.clone()?;
         let hashes = blocking(move || {
             let hashes = preexisting::collect_hashes(&verifier, &plan, &entries, &root, &stop);
             hashes.map_err(|error| target::target_problem(&root, &error))
@@ -186,5 +206,6 @@ impl Adoption {
             .library
             .adopt_collection(path, manifest, stamps, hashes, Some(self.label.clone()))
             .await
+            .map(drop)
     }
 }

@@ -5,10 +5,11 @@
 //! file until a peer reports a different number of units or the downloaded bytes are a manifest;
 //! then the bytes are examined once.
 
-use std::{os::unix::fs::FileExt as _, sync::Arc};
+use std::{os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
 use potluck_core::{
     Problem, Reason,
+    bitfield::Bitfield,
     collection::{
         limits::MAX_MANIFEST_SIZE,
         manifest::{MAGIC, Manifest},
@@ -22,6 +23,7 @@ use crate::{
     download::{
         engine::verifier::UnitVerifier,
         peers::bootstrap::BootstrapPool,
+        selection::{self, Chosen},
         status::DownloadState,
         storage::{
             part_file::PartFile,
@@ -29,7 +31,8 @@ use crate::{
         },
         task::{
             metadata::{self, CollectionManifest},
-            piece_layers, preexisting,
+            piece_layers,
+            preexisting::{self, FolderState},
             run_context::RunContext,
         },
     },
@@ -42,6 +45,8 @@ pub(crate) struct PlannedDownload {
     pub(crate) record: FileRecord,
     pub(crate) name: String,
     pub(crate) collection: Option<CollectionManifest>,
+    /// The entries of the collection that the run downloads: all, or some.
+    pub(crate) entries: Option<Arc<Manifest>>,
     pub(crate) target: DownloadTarget,
     pub(crate) plan: Arc<Plan>,
 }
@@ -63,7 +68,7 @@ pub(crate) async fn plan(
     if let Some(path) = &spec.target {
         target::check_target(path)?;
     }
-    if is_early_target_complete(context).await? {
+    if spec.filter.is_empty() && is_early_target_complete(context).await? {
         return Ok(None);
     }
     let known = metadata::identify(peer, spec.id, pool, waiting).await?;
@@ -76,7 +81,8 @@ pub(crate) async fn plan(
         None => metadata::fallback_name(spec.id),
     };
     reporter.set_identity(name.as_str(), record.size);
-    let collection = match metadata::claims_collection(&record) || kind_doubted {
+    let must_examine = kind_doubted || !spec.filter.is_empty();
+    let collection = match metadata::claims_collection(&record) || must_examine {
         true => metadata::fetch_collection(peer, &record, pool, waiting).await?,
         false => None,
     };
@@ -87,25 +93,28 @@ pub(crate) async fn plan(
     let manifest = collection
         .as_ref()
         .map(|collection| Arc::clone(&collection.manifest));
+    if manifest.is_none() && !spec.filter.is_empty() {
+        return Err(not_a_folder(name.as_str()));
+    }
     let target = resolve_target(context, &name, manifest.clone()).await?;
     reporter.set_path(&target.path);
-    let plan = match &manifest {
-        Some(manifest) => Plan::of_collection(manifest),
-        None => Plan::of_file(spec.id, record.size)
-            .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?,
+    let label = Some(name.clone());
+    let (plan, entries) = match &manifest {
+        Some(manifest) => match plan_collection(context, &target.path, manifest, label).await? {
+            Some((plan, entries)) => (plan, Some(entries)),
+            None => return Ok(None),
+        },
+        None => {
+            let plan = Plan::of_file(spec.id, record.size)
+                .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?;
+            reporter.set_plan(record.kind, &plan, 0);
+            if preexisting::is_file_complete(peer, spec.id, &target.path, label, reporter).await? {
+                return Ok(None);
+            }
+            (plan, None)
+        }
     };
     let plan = Arc::new(plan);
-    reporter.set_plan(record.kind, &plan);
-    let label = Some(name.clone());
-    let is_complete = match &manifest {
-        Some(manifest) => {
-            preexisting::is_folder_complete(peer, &target.path, manifest, label, reporter).await?
-        }
-        None => preexisting::is_file_complete(peer, spec.id, &target.path, label, reporter).await?,
-    };
-    if is_complete {
-        return Ok(None);
-    }
     if plan.expands() && !spec.allow_expansion {
         return Err(expansion_refused(&plan));
     }
@@ -113,9 +122,79 @@ pub(crate) async fn plan(
         record,
         name: name.as_str().to_owned(),
         collection,
+        entries,
         target,
         plan,
     }))
+}
+
+/// The plan of a collection, and the entries to download; `None` if the chosen ones are at the
+/// target.
+async fn plan_collection(
+    context: &RunContext,
+    path: &Path,
+    manifest: &Arc<Manifest>,
+    label: Option<Label>,
+) -> Result<Option<(Plan, Arc<Manifest>)>, Problem> {
+    let RunContext {
+        peer, spec, reporter, ..
+    } = context;
+    let chosen = match spec.filter.is_empty() {
+        true => Chosen::all(manifest),
+        false => {
+            let (filter, all) = (spec.filter.clone(), Arc::clone(manifest));
+            let chosen = blocking(move || filter.choose(&all)).await??;
+            reporter.set_chosen_files(chosen.files, manifest.file_count());
+            chosen
+        }
+    };
+    reporter.set_plan(FileKind::Collection, &Plan::of_collection(manifest), 0);
+    let found = preexisting::examine_folder(peer, path, manifest, &chosen, label, reporter).await?;
+    let existing = match found {
+        FolderState::Complete => return Ok(None),
+        FolderState::Incomplete(existing) => existing,
+        FolderState::Absent => Bitfield::new(chosen.entries.len()),
+    };
+    let existing_bytes = existing
+        .ones()
+        .map(|entry| preexisting::size_of(manifest, entry))
+        .sum();
+    let mut missing = chosen.entries;
+    for entry in existing.ones() {
+        missing.set(entry, false);
+    }
+    let all = Arc::clone(manifest);
+    let (plan, entries) = blocking(move || plan_entries(&all, &missing)).await??;
+    reporter.set_plan(FileKind::Collection, &plan, existing_bytes);
+    Ok(Some((plan, entries)))
+}
+
+/// The plan that downloads only these entries, and their manifest.
+fn plan_entries(
+    manifest: &Arc<Manifest>,
+    entries: &Bitfield,
+) -> Result<(Plan, Arc<Manifest>), Problem> {
+    let plan = Plan::of_collection(manifest);
+    if entries.is_full() {
+        return Ok((plan, Arc::clone(manifest)));
+    }
+    let entries = selection::manifest_of(manifest, entries)?;
+    // Fits: a manifest has at most 2^20 entries.
+    let mut left_out = Bitfield::new(plan.file_count() as u32);
+    for (file, planned) in (0..).zip(plan.files()) {
+        left_out.set(file, entries.with_id(&planned.id).is_empty());
+    }
+    let plan = plan.without(left_out, entries.content_size());
+    Ok((plan, Arc::new(entries)))
+}
+
+/// The error for globs with a plain file.
+fn not_a_folder(name: &str) -> Problem {
+    Problem::new(
+        Reason::InvalidArgument,
+        format!("{name} is a file, not a folder: get it without --include and --exclude"),
+    )
+    .field("include")
 }
 
 /// Whether the content is at a target that follows from the request alone. No peer is needed for

@@ -6,12 +6,13 @@ use std::{
     fs,
     io::{self, ErrorKind},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use potluck_core::{
     FileId, Problem,
+    bitfield::Bitfield,
     collection::{
         manifest::{EntryContent, Manifest, ManifestEntry},
         path::Label,
@@ -27,6 +28,7 @@ use crate::{
     download::{
         context::DownloadContext,
         engine::verifier::UnitVerifier,
+        selection::Chosen,
         status::reporter::StatusReporter,
         storage::{
             resume_state::ResumeState,
@@ -59,9 +61,9 @@ pub(crate) fn early_target(
     target.filter(|target| target.path.is_file())
 }
 
-/// The target once the content is known. An existing folder is the target if it has the
-/// collection's content or an unfinished download of it; otherwise the collection goes inside the
-/// folder.
+/// The target once the content is known. An existing folder is the target if it has entries of the
+/// collection and nothing else, or an unfinished download of it; otherwise the collection goes
+/// inside the folder.
 pub(crate) fn resolve_target(
     id: FileId,
     requested: Option<&Path>,
@@ -80,7 +82,11 @@ pub(crate) fn resolve_target(
             .ok()
             .flatten()
             .is_some_and(|state| state.id == id);
-        if is_unfinished || (!manifest.is_empty() && matches_manifest(folder, manifest)) {
+        let is_part = || {
+            let is_empty = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+            !is_empty && check_listing(folder, manifest, &CancellationToken::new()).is_ok()
+        };
+        if is_unfinished || (!manifest.is_empty() && is_part()) {
             return Ok(own);
         }
     }
@@ -150,13 +156,165 @@ pub(crate) async fn is_file_complete(
     Ok(true)
 }
 
+/// What is at the target of a collection.
+#[derive(Debug)]
+pub(crate) enum FolderState {
+    /// Nothing.
+    Absent,
+    /// Every chosen entry.
+    Complete,
+    /// A folder with some entries of the collection and nothing else. The bits are the chosen
+    /// entries that are there, all verified.
+    Incomplete(Bitfield),
+}
+
+/// Examines the folder at `path`. A folder that matches the whole manifest is shared like a
+/// download, under this label.
+///
+/// # Errors
+/// `TARGET_EXISTS` if something is there that does not belong to the collection, and the reason of
+/// the I/O error if the path cannot be read.
+pub(crate) async fn examine_folder(
+    context: &DownloadContext,
+    path: &Path,
+    manifest: &Arc<Manifest>,
+    chosen: &Chosen,
+    label: Option<Label>,
+    reporter: &StatusReporter,
+) -> Result<FolderState, Problem> {
+    let (owned, expected) = (path.to_owned(), Arc::clone(manifest));
+    let entries = chosen.entries.clone();
+    let found = blocking_cancellable(move |stop| {
+        match fs::symlink_metadata(&owned) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(FolderState::Absent),
+            Err(error) => return Err(target::target_problem(&owned, &error)),
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(target::target_exists(&owned)),
+        }
+        if entries.is_full() && matches_manifest(&owned, &expected) {
+            return Ok(FolderState::Complete);
+        }
+        check_listing(&owned, &expected, stop)?;
+        existing_entries(&owned, &expected, &entries, stop).map(FolderState::Incomplete)
+    });
+    match found.await?? {
+        // Hashes all files.
+        FolderState::Complete => {
+            let there = is_folder_complete(context, path, manifest, label, reporter).await?;
+            Ok(if there {
+                FolderState::Complete
+            } else {
+                FolderState::Absent
+            })
+        }
+        FolderState::Incomplete(there) if there == chosen.entries => {
+            let size = there.ones().map(|entry| size_of(manifest, entry)).sum();
+            reporter.set_preexisting(FileKind::Collection, size);
+            Ok(FolderState::Complete)
+        }
+        state => Ok(state),
+    }
+}
+
+/// The size of an entry in bytes; 0 if it is not a file.
+pub(crate) fn size_of(manifest: &Manifest, entry: u32) -> u64 {
+    match manifest.content(entry) {
+        Some(EntryContent::File { size, .. }) => size,
+        _ => 0,
+    }
+}
+
+/// Whether the folder at `path` contains every entry of the collection, as far as that shows without
+/// reading a file. Blocks.
+pub(crate) fn is_whole_collection(path: &Path, manifest: &Manifest) -> bool {
+    matches_manifest(path, manifest)
+}
+
+/// Fails if the folder contains something that the manifest does not list or imply, or a file of
+/// another size. Does not follow links.
+fn check_listing(
+    root: &Path,
+    manifest: &Manifest,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        let unreadable = |error: io::Error| target::target_unreadable(&root.join(&folder), &error);
+        for entry in fs::read_dir(root.join(&folder)).map_err(unreadable)? {
+            if stop.is_cancelled() {
+                return Err(target::stopped());
+            }
+            let entry = entry.map_err(unreadable)?;
+            let path = folder.join(entry.file_name());
+            let listed = path.to_str().and_then(|path| manifest.find(path));
+            let is_folder = path.to_str().is_some_and(|path| manifest.is_folder(path));
+            let kind = entry.file_type().map_err(unreadable)?;
+            let belongs = match listed.and_then(|entry| manifest.content(entry)) {
+                Some(EntryContent::File { size, .. }) => {
+                    kind.is_file() && entry.metadata().map_err(unreadable)?.len() == size
+                }
+                Some(EntryContent::Link { .. }) => kind.is_symlink(),
+                Some(EntryContent::EmptyDirectory) => kind.is_dir(),
+                None => is_folder && kind.is_dir(),
+            };
+            if !belongs {
+                return Err(target::target_exists(&root.join(&path)));
+            }
+            if kind.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The chosen entries that are in the folder. Hashes the files.
+///
+/// # Errors
+/// `TARGET_EXISTS` if an entry differs from the collection's.
+fn existing_entries(
+    root: &Path,
+    manifest: &Manifest,
+    chosen: &Bitfield,
+    stop: &CancellationToken,
+) -> Result<Bitfield, Problem> {
+    let mut there = Bitfield::new(chosen.len());
+    for index in chosen.ones() {
+        let Some(entry) = manifest.get(index) else {
+            continue;
+        };
+        let path = root.join(entry.path.as_str());
+        let unreadable = |error: io::Error| target::target_unreadable(&path, &error);
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            found => found.map_err(unreadable)?,
+        };
+        let is_same = match entry.content {
+            // `check_listing` has found a folder.
+            EntryContent::EmptyDirectory => true,
+            EntryContent::Link { target } => {
+                fs::read_link(&path).is_ok_and(|found| found == Path::new(target))
+            }
+            // `check_listing` has compared the size.
+            EntryContent::File { id, size, .. } => {
+                hash_entry(root, &entry, size, stop).map_err(unreadable)?.id() == id
+            }
+        };
+        if !is_same {
+            return Err(target::target_exists(&path));
+        }
+        there.set(index, true);
+    }
+    Ok(there)
+}
+
 /// Whether the folder at `path` matches the manifest completely. A matching folder is shared like a
 /// download, under this label.
 ///
 /// # Errors
 /// `TARGET_EXISTS` if something else is at the path, and the reason of the I/O error if the path
 /// cannot be read.
-pub(crate) async fn is_folder_complete(
+async fn is_folder_complete(
     context: &DownloadContext,
     path: &Path,
     manifest: &Arc<Manifest>,

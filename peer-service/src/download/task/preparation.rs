@@ -37,9 +37,9 @@ pub(crate) async fn open_part(
     let id = context.spec.id;
     while !context.stop.is_cancelled() {
         let (target, plan) = (planned.target.clone(), Arc::clone(&planned.plan));
-        let manifest = planned.collection.as_ref().map(|it| Arc::clone(&it.manifest));
+        let entries = planned.entries.clone();
         let stop = context.stop.clone();
-        match blocking(move || PartFile::open(id, target, plan, manifest, &stop)).await? {
+        match blocking(move || PartFile::open(id, target, plan, entries, &stop)).await? {
             Err(problem) if problem.reason.is_exhaustion() => {
                 context.wait_to_retry(problem).await;
             }

@@ -27,9 +27,41 @@ use crate::{
 /// lost disk cache) very likely hits one of them.
 const SAMPLE: usize = 8;
 
-/// Returns the valid units of the part file, or those found before the run was stopped. Calls
-/// `on_unit` with the length of each. Blocks: reads and hashes.
+/// Returns the valid units of the part file, or those found before the run was stopped. Units of
+/// which the download needs nothing count as valid. Calls `on_unit` with the length of each.
+/// Blocks: reads and hashes.
 pub(crate) fn recover(
+    part: &PartFile,
+    verifier: &UnitVerifier,
+    found: FoundPart,
+    threads: usize,
+    is_wanted: &(dyn Fn() -> bool + Sync),
+    on_unit: &(dyn Fn(u64) + Sync),
+) -> Bitfield {
+    let units = part.plan().unit_count();
+    let is_new = found == FoundPart::Created;
+    let mut have = recover_listed(part, verifier, found, threads, is_wanted, on_unit);
+    if part.may_have_unlisted() {
+        for unit in (0..units).take_while(|_| is_wanted()) {
+            let len = part.plan().unit_len(unit);
+            let is_here = || !is_new && restore_unlisted(part, verifier, unit);
+            if !have.get(unit) && (len == 0 || is_here()) {
+                have.set(unit, true);
+                on_unit(len);
+            }
+        }
+    }
+    have
+}
+
+/// Whether the part has a unit that its resume state never lists. Its bytes are written again: they
+/// may be in memory only, since a flush that failed does not fail again.
+fn restore_unlisted(part: &PartFile, verifier: &UnitVerifier, unit: u32) -> bool {
+    let data = part.read(unit).ok().filter(|data| verifier.verify(unit, data));
+    data.is_some_and(|data| part.write(unit, &data).is_ok())
+}
+
+fn recover_listed(
     part: &PartFile,
     verifier: &UnitVerifier,
     found: FoundPart,

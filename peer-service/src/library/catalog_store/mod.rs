@@ -331,6 +331,23 @@ impl CatalogStore {
         })
     }
 
+    /// Adds a tombstone for a path in the files folder that is not shared.
+    ///
+    /// # Errors
+    /// `DISK_FULL`, `STORE_UNAVAILABLE`: the tombstone could not be stored.
+    pub(crate) fn keep_unshared(
+        &self,
+        path: PathBuf,
+        files_folder: &FilesFolder,
+    ) -> Result<(), Problem> {
+        let ((), stored) = self.writer().apply(|catalog, delta| {
+            if files_folder.has_item_at(&path) && catalog.item_at(&path).is_none() {
+                catalog.add_tombstone(path, Some(delta));
+            }
+        });
+        stored.map_err(|error| unshare_not_stored(&error))
+    }
+
     /// Stores a file's piece layer again.
     pub(crate) fn put_layer(&self, id: FileId, layer: Arc<[Hash]>) {
         let _writer = self.writer();

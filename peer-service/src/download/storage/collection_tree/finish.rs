@@ -174,8 +174,8 @@ impl CollectionTree {
         }
     }
 
-    /// Fails if the folder contains something that the manifest does not list or imply, or fewer
-    /// entries than listed; this detects two entries that share a file. `links` is the number of
+    /// Fails if the folder contains something that the collection does not list or imply, or fewer
+    /// entries than needed; this detects two entries that share a file. `links` is the number of
     /// links created.
     fn check_listing(&self, links: usize, stop: &CancellationToken) -> io::Result<()> {
         let all_links = self
@@ -184,6 +184,8 @@ impl CollectionTree {
             .filter(|entry| matches!(entry.content, EntryContent::Link { .. }))
             .count();
         let expected = self.manifest.len() - all_links + links;
+        let all = self.plan.manifest().unwrap_or(&self.manifest);
+        let mut has_others = false;
         let mut listed = 0;
         let mut folders = vec![Path::new(".").to_owned()];
         while let Some(folder) = folders.pop() {
@@ -194,7 +196,10 @@ impl CollectionTree {
                 let relative = path.strip_prefix(".").unwrap_or(&path);
                 let found = relative.to_str().map(|path| {
                     let is_entry = self.manifest.find(path).is_some();
-                    (is_entry, is_entry || self.manifest.is_folder(path))
+                    let is_needed = is_entry || self.manifest.is_folder(path);
+                    let is_other = !is_needed && (all.find(path).is_some() || all.is_folder(path));
+                    has_others |= is_other;
+                    (is_entry, is_needed || is_other)
                 });
                 let Some((is_entry, true)) = found else {
                     return Err(io::Error::new(
@@ -211,6 +216,7 @@ impl CollectionTree {
                 }
             }
         }
+        self.has_other_entries.store(has_others, Ordering::Relaxed);
         if listed == expected {
             return Ok(());
         }

@@ -28,7 +28,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -62,6 +62,7 @@ const MAX_SYSTEM_PATH: usize = if cfg!(target_os = "linux") { 4095 } else { 1023
 #[derive(Debug)]
 pub(crate) struct CollectionTree {
     dir: Dir,
+    /// The entries that the download needs: all of the collection, or some.
     manifest: Arc<Manifest>,
     plan: Arc<Plan>,
     /// Whether this run created the folder: then its files were written here and have the right
@@ -76,6 +77,9 @@ pub(crate) struct CollectionTree {
     copied: AtomicU64,
     /// Notes for the user on properties that the file system cannot preserve.
     not_kept: Mutex<Vec<String>>,
+    /// Whether [`CollectionTree::finish`] found entries of the collection that this download does
+    /// not need: they are from another download to the same target.
+    has_other_entries: AtomicBool,
 }
 
 /// Whether opening a file creates it.
@@ -116,7 +120,34 @@ impl CollectionTree {
             open_files: Mutex::new(LruCache::new(OPEN_FILES)),
             copied: AtomicU64::new(0),
             not_kept: Mutex::default(),
+            has_other_entries: AtomicBool::new(false),
         })
+    }
+
+    /// The entries that the download needs.
+    pub(crate) const fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// Whether the download needs all entries of the collection, and the folder has no others.
+    pub(crate) fn is_whole_collection(&self) -> bool {
+        let all = self.plan.manifest();
+        all.is_some_and(|all| all.len() == self.manifest.len())
+    }
+
+    /// Whether the folder has entries of another download to the same target. Known after
+    /// [`CollectionTree::finish`].
+    pub(crate) fn has_other_entries(&self) -> bool {
+        self.has_other_entries.load(Ordering::Relaxed)
+    }
+
+    /// The entry that holds the content of the file at this index of the plan: the first one that
+    /// the download needs.
+    fn entry_of(&self, index: usize) -> Option<u32> {
+        if self.is_whole_collection() {
+            return self.plan.first_entry(index);
+        }
+        self.manifest.with_id(&self.plan.file(index)?.id).first().copied()
     }
 
     /// The handle of the folder.
@@ -231,7 +262,7 @@ impl CollectionTree {
         if self.plan.is_large(index) {
             return self.handle(index, |entry| self.open_to_write(entry));
         }
-        let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
+        let first = self.entry_of(index).ok_or(ErrorKind::InvalidInput)?;
         Ok(Arc::new(self.open_to_write(first)?.0))
     }
 
@@ -249,7 +280,7 @@ impl CollectionTree {
         if let Some(file) = self.handles().get(&index) {
             return Ok(Arc::clone(file));
         }
-        let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
+        let first = self.entry_of(index).ok_or(ErrorKind::InvalidInput)?;
         let file = Arc::new(open(first)?.0);
         if self.plan.is_large(index) {
             self.handles().put(index, Arc::clone(&file));
@@ -323,7 +354,7 @@ impl CollectionTree {
             *min = (span.offset + span.len).max(*min);
         }
         min.into_iter().all(|(file, min)| {
-            let first = self.plan.first_entry(file);
+            let first = self.entry_of(file);
             let path = first.and_then(|first| Some(self.manifest.get(first)?.path));
             let there = path.and_then(|path| self.dir.symlink_metadata(path.as_str()).ok());
             there.is_some_and(|there| there.is_file() && there.len() >= min)

@@ -82,6 +82,9 @@ pub(crate) struct PartFile {
     never_waits: bool,
     /// The device number of the file system.
     device: u64,
+    /// The units that the resume state never lists, because the download needs only some of their
+    /// files: another download to the same target may need the others.
+    unlisted: Option<Bitfield>,
     /// Whether the resume state on disk can be trusted on the next open.
     has_valid_resume_state: AtomicBool,
     /// The first flush error.
@@ -100,7 +103,8 @@ pub(crate) enum FoundPart {
 }
 
 impl PartFile {
-    /// Opens the part of this target, or creates it.
+    /// Opens the part of this target, or creates it. `manifest` has the entries of a collection that
+    /// the download needs; `plan` leaves out the content of the others.
     ///
     /// # Errors
     /// - [`Reason::TargetExists`] if the part belongs to another download or another process has it
@@ -156,9 +160,10 @@ impl PartFile {
             }
         };
         let device = storage.device().map_err(failed)?;
-        let part = Self {
+        let mut part = Self {
             id,
             target,
+            unlisted: plan.incomplete_units(),
             plan,
             never_waits: storage.never_waits(),
             storage,
@@ -176,6 +181,12 @@ impl PartFile {
             (Some(before), _) if before.is_file() && before.len() == 0 => FoundPart::Created,
             (Some(_), _) => FoundPart::Unverified,
         };
+        if let (FoundPart::Resume(have), Some(unlisted)) = (&found, &mut part.unlisted) {
+            // A unit that an earlier download completed stays complete.
+            for unit in have.ones() {
+                unlisted.set(unit, false);
+            }
+        }
         match part.initialize(&found, ours, stop) {
             Ok(()) => Ok((part, found)),
             Err(problem) => {
@@ -332,6 +343,13 @@ impl PartFile {
         })
     }
 
+    /// Whether units may be in the part although its resume state does not list them.
+    pub(crate) fn may_have_unlisted(&self) -> bool {
+        self.unlisted
+            .as_ref()
+            .is_some_and(|unlisted| unlisted.count() > 0)
+    }
+
     /// The plan of the download.
     pub(crate) const fn plan(&self) -> &Arc<Plan> {
         &self.plan
@@ -475,11 +493,15 @@ impl PartFile {
     }
 
     fn write_state_of(&self, have: &Bitfield, inode: u64) -> Result<(), Problem> {
+        let mut have = have.clone();
+        for unit in self.unlisted.iter().flat_map(Bitfield::ones) {
+            have.set(unit, false);
+        }
         let state = ResumeState {
             id: self.id,
             size: self.plan.total(),
             inode,
-            have: have.clone(),
+            have,
         };
         let path = self.target.state();
         state
