@@ -6,6 +6,8 @@
 //! | [`identity`] | ids, the Merkle tree, the piece layout, and hashing |
 //! | [`collection`] | safe paths, folder manifests, and download plans |
 //! | [`bitfield`], [`availability`] | sets of units; the units that a peer has and is downloading |
+//! | [`durable`], [`files`] | writes that survive a power failure; opens regular files only |
+//! | [`network`] | private networks: the authority, certificates, credentials, TLS |
 //! | [`model`] | data that the index stores and returns: files, providers, registrations, leases |
 //! | [`index_client`] | calls to the index, in domain types |
 //! | [`convert`] | conversions between protobuf messages and domain types |
@@ -15,18 +17,20 @@
 //! | [`read_buffer`] | memory aligned for fast file reads |
 //! | [`units`] | rates and times as people write them |
 //!
-//! All modules are pure except [`identity::hash`], [`files`], [`process`], [`grpc`] and
+//! All modules are pure except [`identity::hash`], [`durable`], [`files`], [`network`], [`process`], [`grpc`] and
 //! [`index_client`]. Generating a [`Token`] needs randomness.
 
 pub mod availability;
 pub mod bitfield;
 pub mod collection;
 pub mod convert;
+pub mod durable;
 pub mod files;
 pub mod grpc;
 pub mod identity;
 pub mod index_client;
 pub mod model;
+pub mod network;
 pub mod problem;
 pub mod process;
 pub mod proto;

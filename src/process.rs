@@ -58,6 +58,17 @@ pub fn raise_file_limit() {
     }
 }
 
+/// Keeps other processes of this user from reading this one's memory, and the system from writing it
+/// to a core dump: it holds private keys. Only Linux has this setting.
+pub fn protect_memory() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) =
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        tracing::debug!(%error, "the memory of this process stays readable");
+    }
+}
+
 /// Makes a write beyond the file size limit (`ulimit -f`) fail with an error, as on a full disk,
 /// instead of ending the process with SIGXFSZ. The effect is permanent. Must be called inside a
 /// tokio runtime.

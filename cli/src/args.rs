@@ -119,7 +119,7 @@ mod tests {
             let Some(Command::Peer(args)) = cli.command else {
                 panic!("no peer")
             };
-            assert_eq!(args.options.index, "http://a:1", "{line:?}");
+            assert_eq!(args.options.index.as_deref(), Some("http://a:1"), "{line:?}");
         }
     }
 

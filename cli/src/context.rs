@@ -2,11 +2,15 @@
 
 use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use potluck_core::{Problem, Reason, grpc::transport::Endpoint, index_client::IndexClient};
+use potluck_core::{
+    Problem, Reason, grpc::transport::Endpoint, index_client::IndexClient,
+    network::tls::ServerIdentity,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::CommandError,
+    network::{self, CommandNetwork},
     options::GlobalOptions,
     output::Output,
     peer::{ConnectedPeer, InProcessSettings, LockOwner, default_home},
@@ -26,8 +30,8 @@ pub(crate) struct CommandContext {
     pub(crate) out: Output,
     /// Cancelled when the command should stop.
     pub(crate) stop: CancellationToken,
-    /// The index given by flag or environment; `None` if none was given.
-    index: Option<Endpoint>,
+    /// The index given by flag or environment; `None` if none was given. The address is valid.
+    index: Option<String>,
     /// Whether the user disabled the index with `--index none` or an empty URL.
     no_index: bool,
     peer: Option<Endpoint>,
@@ -91,21 +95,23 @@ impl CommandContext {
         stop: CancellationToken,
     ) -> Result<Self, CommandError> {
         let no_index = matches!(options.index.as_deref(), Some("" | "none"));
-        let index = options
-            .index
-            .as_deref()
-            .filter(|_| !no_index)
-            .map(str::parse)
-            .transpose();
+        let index = options.index.clone().filter(|_| !no_index);
+        if let Some(index) = &index
+            && !network::is_secured(index)
+        {
+            index
+                .parse::<Endpoint>()
+                .map_err(|problem| in_flag(problem, "--index"))?;
+        }
         Ok(Self {
             out,
             stop,
-            index: index.map_err(|problem: Problem| in_flag(problem, "--index"))?,
+            index,
             no_index,
             peer: options
                 .peer
                 .as_deref()
-                .map(str::parse)
+                .map(|peer| network::server_at(options, peer, ServerIdentity::AnyPeer))
                 .transpose()
                 .map_err(|problem| in_flag(problem, "--peer"))?,
             options: options.clone(),
@@ -137,18 +143,50 @@ impl CommandContext {
         self
     }
 
-    /// The index's address: the one given, or the default.
+    /// The private network that commands use; `None` for none.
+    ///
+    /// # Errors
+    /// The reason why its credentials cannot be used.
+    pub(crate) fn network(&self) -> Result<Option<CommandNetwork>, CommandError> {
+        Ok(CommandNetwork::find(&self.options)?)
+    }
+
+    /// The index's address: the one given, that of the private network, or the default.
     ///
     /// # Errors
     /// A usage error if the user disabled the index.
     pub(crate) fn index_endpoint(&self) -> Result<Endpoint, CommandError> {
-        match (&self.index, self.no_index) {
-            (Some(endpoint), _) => Ok(endpoint.clone()),
-            (None, true) => Err(CommandError::usage(
-                "this command needs an index: give --index HOST:PORT",
-            )),
-            (None, false) => Ok(potluck_peer::options::DEFAULT_INDEX.parse()?),
-        }
+        let network = match self.no_index {
+            false => self.network()?,
+            true => {
+                return Err(CommandError::usage(
+                    "this command needs an index: give --index HOST:PORT",
+                ));
+            }
+        };
+        let endpoint = match (&self.index, network) {
+            (Some(index), Some(network)) => network.endpoint(index, ServerIdentity::Index),
+            (Some(index), None) => index.parse(),
+            (None, Some(network)) => network.index(),
+            (None, None) => potluck_peer::options::DEFAULT_INDEX.parse(),
+        };
+        endpoint.map_err(|problem| match &self.index {
+            Some(_) => in_flag(problem, "--index"),
+            None => problem.into(),
+        })
+    }
+
+    /// A server at this address, as the running peer shows it: in the private network, if it starts
+    /// with `https://`.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidAddress`], or the reason why the credentials cannot be used.
+    pub(crate) fn server_at(
+        &self,
+        address: &str,
+        expected: ServerIdentity,
+    ) -> Result<Endpoint, CommandError> {
+        Ok(network::server_at(&self.options, address, expected)?)
     }
 
     /// A client of the index.
@@ -172,7 +210,7 @@ impl CommandContext {
             .filter(|_| self.index.is_none())
             .and_then(|peer| peer.status.index.as_deref());
         match status {
-            Some(url) => Ok(IndexClient::new(url.parse()?)),
+            Some(url) => Ok(IndexClient::new(self.server_at(url, ServerIdentity::Index)?)),
             None => self.index(),
         }
     }
@@ -236,6 +274,7 @@ impl CommandContext {
     pub(crate) async fn start_peer(
         &self,
         listen: Option<SocketAddr>,
+        plaintext: bool,
     ) -> Result<PeerHandle, CommandError> {
         let index = match self.no_index {
             true => None,
@@ -243,7 +282,9 @@ impl CommandContext {
         };
         let settings = InProcessSettings {
             index,
+            network: self.network()?.map(|network| network.credentials),
             listen,
+            plaintext,
             temporary: true,
         };
         Ok(self.start(settings).await?.into())
@@ -262,7 +303,9 @@ impl CommandContext {
         let any_port = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         let settings = InProcessSettings {
             index: None,
+            network: None,
             listen: any_port,
+            plaintext: false,
             temporary: false,
         };
         match self.start(settings).await {
@@ -377,6 +420,8 @@ mod tests {
             index: None,
             peer: None,
             peer_token_file: None,
+            credentials: None,
+            no_network: true,
             full_ids: false,
             json: false,
             quiet: false,

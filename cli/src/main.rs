@@ -10,6 +10,7 @@
 //! | [`lookup`] | finding files at the index |
 //! | [`views`] | domain values as tables, text and JSON |
 //! | [`local_files`] | local paths and their ids |
+//! | [`network`] | the private network that commands use |
 //! | [`context`] | the index, peer, output and stop token that every command receives |
 //! | [`peer`] | finding a running peer, or starting one in this process |
 //! | [`control`] | client of a peer's control service |
@@ -30,6 +31,7 @@ mod error;
 mod interrupt;
 mod local_files;
 mod lookup;
+mod network;
 mod options;
 mod output;
 mod peer;

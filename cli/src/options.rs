@@ -19,8 +19,8 @@ pub(crate) const JSON_VARIABLE: &str = "POTLUCK_JSON";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalOptions {
-    /// Index to use, as HOST:PORT; `none` for no index [default: the running peer's index, or
-    /// 127.0.0.1:1313]
+    /// Index to use, as HOST:PORT; `none` for no index [default: the index of the private network or
+    /// of the running peer, or 127.0.0.1:1313]
     #[arg(
         long,
         global = true,
@@ -50,6 +50,27 @@ pub(crate) struct GlobalOptions {
         value_name = "FILE"
     )]
     pub(crate) peer_token_file: Option<PathBuf>,
+
+    /// Folder with the credentials of a private network [default: the network that this machine
+    /// joined, if any]
+    #[arg(
+        long,
+        global = true,
+        env = "POTLUCK_CREDENTIALS",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
+    pub(crate) credentials: Option<PathBuf>,
+
+    /// Use no private network, even if this machine joined one
+    #[arg(
+        long,
+        global = true,
+        env = "POTLUCK_NO_NETWORK",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
+    pub(crate) no_network: bool,
 
     /// Print ids with all 64 digits
     #[arg(
@@ -97,6 +118,8 @@ impl GlobalOptions {
                 .peer_token_file
                 .clone()
                 .or_else(|| outer.peer_token_file.clone()),
+            credentials: self.credentials.clone().or_else(|| outer.credentials.clone()),
+            no_network: self.no_network || outer.no_network,
             full_ids: self.full_ids || outer.full_ids,
             json: self.json || outer.json,
             quiet: self.quiet || outer.quiet,
@@ -119,6 +142,8 @@ impl GlobalOptions {
             index: find("--index"),
             peer: find("--peer"),
             peer_token_file: find("--peer-token-file").map(PathBuf::from),
+            credentials: find("--credentials").map(PathBuf::from),
+            no_network: words.iter().any(|word| word == "--no-network"),
             full_ids: false,
             json: false,
             quiet: false,

@@ -6,11 +6,20 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use clap::builder::FalseyValueParser;
-use potluck_core::{grpc::transport::parse_listen, process::LOG_HELP, units::parse_duration};
+use potluck_core::{
+    grpc::transport::parse_listen,
+    network::{
+        folder::{NetworkFolder, NetworkFolderError},
+        revocations::RevocationList,
+        tls::{TlsContext, TlsError, TlsMaterial},
+    },
+    process::LOG_HELP,
+    units::parse_duration,
+};
 
 use crate::{address::AllowedHost, limits::Limits};
 
@@ -87,6 +96,27 @@ pub struct Options {
     )]
     pub allow_host: Vec<AllowedHost>,
 
+    /// Folder of a private network, made by `potluck network create`: connections are encrypted, and
+    /// only members can use the index
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_NETWORK",
+        hide_env_values = true,
+        value_name = "DIR",
+        conflicts_with = "plaintext"
+    )]
+    pub network: Option<PathBuf>,
+
+    /// Listen beyond this machine without encryption, if --listen asks for it. Anyone who reaches the
+    /// index can see and register files.
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_PLAINTEXT",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
+    pub plaintext: bool,
+
     /// Disable gRPC reflection, which lists the services to callers
     #[arg(
         long,
@@ -134,6 +164,10 @@ pub struct Config {
     pub limits: Limits,
     /// How long the index lets calls finish on shutdown.
     pub grace: Duration,
+    /// TLS; `None` for plaintext.
+    pub tls: Option<TlsContext>,
+    /// Whether the index may listen beyond this machine without TLS.
+    pub plaintext: bool,
 }
 
 impl Default for Config {
@@ -146,6 +180,8 @@ impl Default for Config {
             reflection: true,
             limits: Limits::default(),
             grace: DEFAULT_GRACE,
+            tls: None,
+            plaintext: false,
         }
     }
 }
@@ -156,6 +192,12 @@ pub enum OptionsError {
     /// `--data-dir` is missing, and the system has no default data directory for the user.
     #[error("this user has no data folder: give --data-dir DIR, or --store memory")]
     NoDataDir,
+    /// The folder of the private network cannot be used.
+    #[error(transparent)]
+    Network(#[from] NetworkFolderError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl Options {
@@ -165,7 +207,8 @@ impl Options {
             "\
 Examples:
   {program}                          for this machine only, on port 1313
-  {program} --listen 0.0.0.0:1313    for the whole network
+  {program} --listen 0.0.0.0:1313 --network DIR
+                                     for the members of a private network
   {program} --listen 0               on a free port of this machine
 
 Prints `listening on ADDRESS` when it is ready. SIGINT and SIGTERM stop it
@@ -178,7 +221,8 @@ cleanly.
     /// Builds the configuration from the flags.
     ///
     /// # Errors
-    /// [`OptionsError::NoDataDir`] if the store needs a folder and none is known.
+    /// [`OptionsError::NoDataDir`] if the store needs a folder and none is known;
+    /// [`OptionsError::Network`] or [`OptionsError::Tls`] if the private network cannot be served.
     pub fn config(&self) -> Result<Config, OptionsError> {
         let store = match (self.store, &self.data_dir) {
             (StoreKind::Memory, _) => StoreConfig::Memory,
@@ -188,6 +232,15 @@ cleanly.
                 StoreConfig::Sled(base.data_dir().join("potluck").join("index"))
             }
         };
+        let tls = match &self.network {
+            None => None,
+            Some(folder) => {
+                let folder = NetworkFolder::open(folder, SystemTime::now())?;
+                let material = TlsMaterial::index(&folder, &RevocationList::empty());
+                let material = material.map_err(NetworkFolderError::from)?;
+                Some(TlsContext::new(material)?)
+            }
+        };
         Ok(Config {
             store,
             ttl: self.ttl,
@@ -195,6 +248,8 @@ cleanly.
             reflection: !self.no_reflection,
             limits: self.limits.clone(),
             grace: DEFAULT_GRACE,
+            tls,
+            plaintext: self.plaintext,
         })
     }
 }

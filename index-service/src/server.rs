@@ -25,6 +25,7 @@ use potluck_core::{
             connections, with_health_and_reflection,
         },
     },
+    process,
     proto::v1::index_service_server::IndexServiceServer,
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -105,6 +106,14 @@ pub enum RunError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The index would serve other machines without encryption.
+    #[error(
+        "--listen {0} would serve other machines without encryption or membership: make a private \
+         network with `potluck network create DIR --index URL` and serve it with --network DIR, or \
+         give --plaintext (POTLUCK_INDEX_PLAINTEXT=1) if everyone who reaches this machine may see \
+         and register files"
+    )]
+    BeyondLoopback(SocketAddr),
     /// Standard output is closed.
     #[error("cannot print the listen address to standard output: {0}")]
     Output(std::io::Error),
@@ -132,6 +141,9 @@ pub async fn serve(
 /// [`RunError`]; its message says what the user can do.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), RunError> {
     let config = options.config()?;
+    if config.tls.is_some() {
+        process::protect_memory();
+    }
     let listen = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::AddrInUse => RunError::AddressInUse(options.listen),
         _ => RunError::Listen {
@@ -141,6 +153,16 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ru
     };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
+    if !address.ip().to_canonical().is_loopback() && config.tls.is_none() {
+        if !config.plaintext {
+            return Err(RunError::BeyondLoopback(address));
+        }
+        tracing::warn!(
+            %address,
+            "this index listens beyond this machine without encryption: anyone who reaches it can see \
+             and register files"
+        );
+    }
     let index = RunningIndex::open(config).await?;
     let mut out = std::io::stdout();
     writeln!(out, "listening on {address}")
@@ -242,6 +264,7 @@ impl RunningIndex {
         let close_connections = CancellationToken::new();
         let incoming = connections(
             listener,
+            config.tls.clone(),
             connection_limiter(&config.limits),
             close_connections.clone(),
         );

@@ -12,6 +12,7 @@
 //! | [`home`] | the peer's home folder, its lock and its token |
 //! | [`library`] | shared files and collections, their hashes, and change detection |
 //! | [`limits`] | rate limits, upload slots and the in-flight budget |
+//! | [`network`] | this peer in a private network |
 //! | [`options`] | flags, environment variables and the resulting configuration |
 //! | `problem` | startup errors as messages for the user |
 //! | [`server`] | assembles, runs and stops a peer |
@@ -28,6 +29,7 @@ pub(crate) mod fs;
 pub mod home;
 pub mod library;
 pub mod limits;
+pub mod network;
 pub mod options;
 mod problem;
 pub mod server;

@@ -20,6 +20,7 @@ use potluck_core::{
         transport::{Endpoint, parse_listen},
     },
     model::Address,
+    network::credentials::{self, Credentials},
     process::LOG_HELP,
     units::{parse_duration, parse_rate},
 };
@@ -63,15 +64,34 @@ pub struct Options {
     )]
     pub home: Option<PathBuf>,
 
-    /// Index to register with and to query, as HOST:PORT; `none` for no index
+    /// Index to register with and to query, as HOST:PORT; `none` for no index [default: the index of
+    /// the private network, or 127.0.0.1:1313]
     #[arg(
         long,
         value_name = "ADDRESS",
         env = "POTLUCK_INDEX",
-        hide_env_values = true,
-        default_value = DEFAULT_INDEX
+        hide_env_values = true
     )]
-    pub index: String,
+    pub index: Option<String>,
+
+    /// Folder with the credentials of a private network [default: the network that this machine
+    /// joined, if any]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "POTLUCK_CREDENTIALS",
+        hide_env_values = true
+    )]
+    pub credentials: Option<PathBuf>,
+
+    /// Use no private network, even if this machine joined one
+    #[arg(
+        long,
+        env = "POTLUCK_NO_NETWORK",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
+    pub no_network: bool,
 
     /// File or folder to share in place; may be repeated [env: POTLUCK_PEER_SHARE, paths separated
     /// by colons]
@@ -103,9 +123,10 @@ pub struct Options {
     )]
     pub control: Option<ControlAt>,
 
-    /// Let the control service listen beyond this machine without encryption. Anyone who can read
-    /// the network traffic learns the token, which gives access to this peer and to every file that
-    /// its user can read.
+    /// Listen beyond this machine without encryption, if --listen or --control asks for it. Anyone who
+    /// reaches the peer can download every shared file, and anyone who can read the network traffic
+    /// can read files in transit. With --control, they also learn its token, which gives access to
+    /// this peer and to every file that its user can read.
     #[arg(
         long,
         env = "POTLUCK_PEER_PLAINTEXT",
@@ -281,7 +302,7 @@ pub struct Config {
     pub advertise: Option<Address>,
     /// The address on which the control service listens.
     pub control: ControlAt,
-    /// Whether the control service may listen beyond this machine without encryption.
+    /// Whether the peer may listen beyond this machine without encryption.
     pub plaintext: bool,
     /// The initial limits.
     pub limits: LimitSettings,
@@ -295,6 +316,8 @@ pub struct Config {
     pub hash_threads: usize,
     /// How long the index keeps this peer without a renewal; `None` for the index's default.
     pub lease: Option<Duration>,
+    /// The credentials of the private network; `None` for plaintext.
+    pub network: Option<Credentials>,
 }
 
 impl Config {
@@ -313,6 +336,7 @@ impl Config {
             reflection: true,
             hash_threads: default_threads(),
             lease: None,
+            network: None,
         }
     }
 
@@ -332,8 +356,18 @@ impl Config {
             .flat_map(std::env::split_paths)
             .filter(|path| path != Path::new(""))
             .collect();
+        let network = credentials::find(options.credentials.as_deref(), options.no_network)?;
+        let index = match (options.index, &network) {
+            (Some(index), _) => parse_index(&index, network.is_some())?,
+            (None, Some(network)) => {
+                let index = network.indexes().first().ok_or_else(|| no_index(network))?;
+                parse_index(index, true)?
+            }
+            (None, None) => parse_index(DEFAULT_INDEX, false)?,
+        };
         Ok(Self {
-            index: parse_index(&options.index)?,
+            index,
+            network,
             share: options.share.into_iter().chain(listed).collect(),
             advertise: options.advertise,
             control: options.control.unwrap_or(ControlAt::Unix(None)),
@@ -370,12 +404,24 @@ pub fn default_home(port: u16) -> Result<PathBuf, Problem> {
         })
 }
 
-/// Parses the index's URL; an empty text or `none` means no index.
-fn parse_index(text: &str) -> Result<Option<Endpoint>, Problem> {
+/// Parses the index's URL; an empty text or `none` means no index. In a network, `https://` is
+/// allowed: TLS is used in any case.
+fn parse_index(text: &str, in_network: bool) -> Result<Option<Endpoint>, Problem> {
     match text {
         "" | "none" => Ok(None),
+        url if in_network => url.strip_prefix("https://").unwrap_or(url).parse().map(Some),
         url => url.parse().map(Some),
     }
+}
+
+fn no_index(network: &Credentials) -> Problem {
+    Problem::new(
+        Reason::InvalidArgument,
+        format!(
+            "the credentials in {} name no index: set it with `potluck network set-index URL`",
+            network.folder().display()
+        ),
+    )
 }
 
 fn parse_address(text: &str) -> Result<Address, String> {
@@ -413,7 +459,8 @@ mod tests {
     }
 
     fn parse(args: &[&str]) -> Options {
-        TestCommandLine::try_parse_from([&["peer"], args].concat())
+        let no_network = ["peer", "--no-network"];
+        TestCommandLine::try_parse_from([&no_network, args].concat())
             .unwrap()
             .options
     }

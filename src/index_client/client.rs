@@ -36,6 +36,13 @@ fn lease_ttl(ms: u32) -> Duration {
     Duration::from_millis(ms.clamp(*TTL_MS.start(), *TTL_MS.end()).into())
 }
 
+/// The token as a field of a request: empty in a network, where the certificate identifies the peer.
+fn token_bytes(token: Option<&Token>) -> bytes::Bytes {
+    token.map_or_else(bytes::Bytes::new, |token| {
+        bytes::Bytes::copy_from_slice(token.expose())
+    })
+}
+
 /// An invalid digest counts as absent, which costs no extra work.
 fn digest(bytes: &[u8]) -> Option<SetDigest> {
     SetDigest::try_from(bytes).ok()
@@ -85,7 +92,12 @@ impl IndexClient {
         &self.endpoint
     }
 
-    async fn call<T>(
+    /// The channel of all calls.
+    pub(super) const fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    pub(super) async fn call<T>(
         &self,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Problem> {
@@ -124,16 +136,16 @@ impl IndexClient {
     /// # Errors
     /// Those of `IndexService.Register`. [`crate::Reason::Unreachable`] or
     /// [`crate::Reason::TimedOut`] if the index does not answer.
-    pub async fn register(
+    pub async fn register<'a>(
         &self,
-        token: &Token,
+        token: impl Into<Option<&'a Token>>,
         address: &Address,
         files: &[Registration],
         ttl: Option<Duration>,
         replace: bool,
     ) -> Result<Lease, Problem> {
         let request = v1::RegisterRequest {
-            token: bytes::Bytes::copy_from_slice(token.expose()),
+            token: token_bytes(token.into()),
             address: Some(address.into()),
             files: files.iter().map(Into::into).collect(),
             ttl_ms: ttl.map_or(0, |ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX)),
@@ -158,14 +170,37 @@ impl IndexClient {
     /// [`crate::Reason::LeaseUnknown`] if the index holds no lease; the peer must register all its
     /// files again.
     pub async fn renew(&self, token: &Token, address: &Address) -> Result<Lease, Problem> {
+        let (lease, _) = self.renew_lease(Some(token), address, 0).await?;
+        Ok(lease)
+    }
+
+    /// Renews the lease of a peer in a private network. Returns also the signed list of revocations,
+    /// if its number is higher than `revocations_number`; empty otherwise.
+    ///
+    /// # Errors
+    /// Those of [`IndexClient::renew`].
+    pub async fn renew_in_network(
+        &self,
+        address: &Address,
+        revocations_number: u64,
+    ) -> Result<(Lease, bytes::Bytes), Problem> {
+        self.renew_lease(None, address, revocations_number).await
+    }
+
+    async fn renew_lease(
+        &self,
+        token: Option<&Token>,
+        address: &Address,
+        revocations_number: u64,
+    ) -> Result<(Lease, bytes::Bytes), Problem> {
         let request = v1::RenewRequest {
-            token: bytes::Bytes::copy_from_slice(token.expose()),
+            token: token_bytes(token),
             address: Some(address.into()),
             instance: self.instance.clone(),
-            revocations_number: 0,
+            revocations_number,
         };
         let answer = self.call(self.service.clone().renew(request)).await?;
-        Ok(Lease {
+        let lease = Lease {
             ttl: lease_ttl(answer.ttl_ms),
             file_count: answer.file_count,
             address: None,
@@ -173,7 +208,8 @@ impl IndexClient {
             conflicting_address: answer
                 .conflicting_address
                 .and_then(|address| address.try_into().ok()),
-        })
+        };
+        Ok((lease, answer.revocations))
     }
 
     /// Removes registrations, or with `None` all registrations and the lease. Returns the number
@@ -181,13 +217,13 @@ impl IndexClient {
     ///
     /// # Errors
     /// Those of `IndexService.Unregister`.
-    pub async fn unregister(
+    pub async fn unregister<'a>(
         &self,
-        token: &Token,
+        token: impl Into<Option<&'a Token>>,
         files: Option<&[FileId]>,
     ) -> Result<u64, Problem> {
         let request = v1::UnregisterRequest {
-            token: bytes::Bytes::copy_from_slice(token.expose()),
+            token: token_bytes(token.into()),
             file_ids: files.unwrap_or_default().iter().map(|id| id.to_bytes()).collect(),
             all: files.is_none(),
             instance: self.instance.clone(),

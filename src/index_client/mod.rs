@@ -2,6 +2,7 @@
 
 mod client;
 mod limits;
+mod membership;
 mod responses;
 
 pub use self::{

@@ -4,5 +4,6 @@
 
 mod docs;
 mod golden;
+mod private_network;
 mod proto_style;
 mod unreachable;

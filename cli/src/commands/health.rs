@@ -1,7 +1,7 @@
 //! `potluck health`: reports whether a service is up, for container health checks and scripts.
 
 use clap::Args;
-use potluck_core::grpc::transport::Endpoint;
+use potluck_core::network::tls::ServerIdentity;
 use serde_json::json;
 
 use crate::{
@@ -13,6 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   potluck health localhost:1313            an index on this machine
   potluck health 192.0.2.7:12349           a peer on another machine
+  potluck health https://192.0.2.7:12349   a server of this machine's private network
   potluck health unix:PATH/control.sock    the control service of a peer
 
 Exit codes: 0 serving, 5 not serving or unreachable";
@@ -28,7 +29,7 @@ pub(crate) struct HealthArgs {
 
 /// Queries the service and prints its state.
 pub(crate) async fn run(context: &CommandContext, args: HealthArgs) -> Result<(), CommandError> {
-    let endpoint: Endpoint = args.address.parse()?;
+    let endpoint = context.server_at(&args.address, ServerIdentity::Any)?;
     let is_serving = endpoint.is_serving().await?;
     match context.out.is_json() {
         true => context

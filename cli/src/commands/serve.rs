@@ -30,7 +30,7 @@ pub(crate) async fn index(context: &CommandContext, args: IndexArgs) -> Result<(
             let reason = match error {
                 RunError::AddressInUse(_) => Reason::AddressInUse,
                 RunError::Listen { .. } => Reason::InvalidAddress,
-                RunError::Options(_) => Reason::InvalidArgument,
+                RunError::Options(_) | RunError::BeyondLoopback(_) => Reason::InvalidArgument,
                 _ => Reason::StoreUnavailable,
             };
             CommandError::new(reason, with_causes(&error))

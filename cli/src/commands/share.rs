@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Args;
+use clap::{Args, builder::FalseyValueParser};
 use console::style;
 use futures_util::StreamExt as _;
 use potluck_core::{grpc::transport::parse_listen, units::parse_duration};
@@ -34,7 +34,8 @@ const EXAMPLES: &str = "\
 Examples:
   potluck share model.bin              share a file where it is, without a copy
   potluck share ~/photos notes.txt     share a folder as one item, and a file
-  potluck share --listen 0.0.0.0:12349 model.bin      also for other machines
+  potluck share --listen 0.0.0.0:12349 model.bin
+                                       also for other members of a private network
 
 A running peer (`potluck peer`) takes over the files, and the command returns.
 Without one, the command serves them itself until Ctrl-C. Others download them
@@ -51,6 +52,16 @@ pub(crate) struct ShareArgs {
     /// Address to serve from, if no peer is running [default: 127.0.0.1:12349, or a free port]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
+
+    /// Let --listen serve other machines without encryption: anyone who reaches this machine can
+    /// download what it shares
+    #[arg(
+        long,
+        env = "POTLUCK_PEER_PLAINTEXT",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
+    plaintext: bool,
 
     /// How long to wait until the index has registered the files
     #[arg(long, value_name = "TIME", default_value = DEFAULT_WAIT, value_parser = parse_duration)]
@@ -77,7 +88,11 @@ pub(crate) async fn run(context: &CommandContext, args: ShareArgs) -> Result<(),
         .collect::<Result<Vec<_>, _>>()?;
     let peer = match context.stoppable(context.running_peer()).await? {
         Some(peer) => peer,
-        None => context.stoppable(context.start_peer(args.listen)).await?,
+        None => {
+            context
+                .stoppable(context.start_peer(args.listen, args.plaintext))
+                .await?
+        }
     };
     let done = share_and_serve(context, &peer, paths, args.wait).await;
     peer.close().await;

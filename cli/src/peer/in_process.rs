@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use potluck_core::{Problem, Reason, grpc::transport::Endpoint};
+use potluck_core::{Problem, Reason, grpc::transport::Endpoint, network::credentials::Credentials};
 use potluck_peer::{Config, ControlAt, Running, options::DEFAULT_LISTEN};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -25,9 +25,13 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(crate) struct InProcessSettings {
     /// The index to register with and to query; `None` for no index.
     pub(crate) index: Option<Endpoint>,
+    /// The private network; `None` for plaintext.
+    pub(crate) network: Option<Credentials>,
     /// Listen address; `None` for the default port on loopback, or a free port if that one is
     /// taken.
     pub(crate) listen: Option<SocketAddr>,
+    /// Whether the peer may listen beyond this machine without encryption.
+    pub(crate) plaintext: bool,
     /// Whether to use a temporary home if the default home is unavailable.
     pub(crate) temporary: bool,
 }
@@ -69,6 +73,8 @@ impl InProcessPeer {
         let socket = temporary_folder("potluck-")?;
         let config = Config {
             index: settings.index.clone(),
+            network: settings.network.clone(),
+            plaintext: settings.plaintext,
             control: ControlAt::Unix(Some(socket.path().join(CONTROL_SOCKET))),
             ..Config::new(path)
         };

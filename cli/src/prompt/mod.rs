@@ -135,7 +135,7 @@ async fn run_line(
 async fn find_peer(context: &CommandContext) -> Option<Arc<ConnectedPeer>> {
     let peer = match context.running_peer().await {
         Ok(Some(peer)) => Ok(peer),
-        Ok(None) => context.start_peer(None).await,
+        Ok(None) => context.start_peer(None, false).await,
         Err(error) => Err(error),
     };
     match peer {

@@ -1,8 +1,8 @@
 //! Opens the control endpoint: a Unix socket that only the owner can open, or TCP with a token.
 //!
 //! Invariant: only the owner can call the service. The socket has mode 0600 and is created in a
-//! private folder; over TCP, every call carries the token. Nothing is encrypted, so the token
-//! leaves the machine only if the owner allows it (`--plaintext`).
+//! private folder; over TCP, every call carries the token. Beyond loopback, connections use TLS in a
+//! private network, and plaintext only if the owner allows it (`--plaintext`).
 
 use std::{
     fs, io,
@@ -11,11 +11,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use potluck_core::{Problem, Reason, Token, grpc::transport::Endpoint};
+use potluck_core::{
+    Problem, Reason, Token,
+    grpc::transport::Endpoint,
+    network::tls::{ServerIdentity, TlsContext},
+};
 use tokio::net::{TcpListener, UnixListener};
 use tonic::{Request, Status};
 
-use crate::{fs::durable, home::Home, options::ControlAt};
+use crate::{fs::durable, home::Home, network::PeerNetwork, options::ControlAt};
 
 /// Name of the file in the home's state folder that holds the token for TCP.
 const TOKEN_FILE: &str = "control-token";
@@ -39,20 +43,23 @@ pub enum ControlListener {
         listener: TcpListener,
         /// The token that every call must carry, in hex.
         token: String,
+        /// TLS beyond loopback in a private network; `None` for plaintext.
+        tls: Option<TlsContext>,
     },
 }
 
 impl ControlListener {
     /// Opens the endpoint. The home is locked, so an existing socket in it is stale and gets
-    /// replaced. With `plaintext`, a TCP endpoint may be reachable from other machines.
+    /// replaced. A TCP endpoint may be reachable from other machines with the TLS of `network`, or with
+    /// `plaintext`.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` if the address is reachable from other machines without `plaintext`, or
-    /// if the socket cannot be created; otherwise the error of binding or of writing the token. The
+    /// `INVALID_ARGUMENT` if the address is reachable from other machines without either, or if the socket cannot be created; otherwise the error of binding or of writing the token. The
     /// message says what to do.
     pub async fn open(
         at: &ControlAt,
         plaintext: bool,
+        network: Option<&PeerNetwork>,
         home: &Home,
     ) -> Result<(Self, Endpoint), Problem> {
         match at {
@@ -69,7 +76,9 @@ impl ControlListener {
                 ))
             }
             ControlAt::Tcp(address) => {
-                if !address.ip().to_canonical().is_loopback() {
+                let is_loopback = address.ip().to_canonical().is_loopback();
+                let network = network.filter(|_| !is_loopback);
+                if !is_loopback && network.is_none() {
                     if !plaintext {
                         return Err(beyond_loopback(*address));
                     }
@@ -85,8 +94,17 @@ impl ControlListener {
                     .await
                     .map_err(|error| in_use(*address, &error))?;
                 let bound = listener.local_addr().map_err(|error| in_use(*address, &error))?;
-                let endpoint = format!("http://{bound}").parse()?;
-                Ok((Self::Tcp { listener, token }, endpoint))
+                let endpoint: Endpoint = format!("http://{bound}").parse()?;
+                let endpoint = match network {
+                    Some(network) => {
+                        let expected = ServerIdentity::Peer(network.peer_id());
+                        endpoint.secured(network.tls(), expected)?
+                    }
+                    None => endpoint,
+                };
+                let tls = network.map(|network| network.tls().clone());
+                let listener = Self::Tcp { listener, token, tls };
+                Ok((listener, endpoint))
             }
         }
     }
@@ -97,8 +115,8 @@ fn beyond_loopback(address: SocketAddr) -> Problem {
         Reason::InvalidArgument,
         format!(
             "--control {address} would let other machines control this peer without encryption: \
-             use a socket or 127.0.0.1 and connect from elsewhere through a tunnel such as \
-             `ssh -L`, or give --plaintext as well"
+             join a private network, use a socket or 127.0.0.1 and connect from elsewhere through a \
+             tunnel such as `ssh -L`, or give --plaintext as well"
         ),
     )
     .field("control")
@@ -252,7 +270,7 @@ mod tests {
         let home = Home::open(&folder.path().join("home")).unwrap();
         let open = async |at: &str, plaintext| {
             let at = ControlAt::Tcp(at.parse().unwrap());
-            let opened = ControlListener::open(&at, plaintext, &home).await;
+            let opened = ControlListener::open(&at, plaintext, None, &home).await;
             opened.map(drop).map_err(|problem| problem.reason)
         };
         for beyond in ["0.0.0.0:0", "[::]:0", "192.0.2.1:1", "[::ffff:192.0.2.1]:1"] {

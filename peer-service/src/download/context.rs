@@ -1,7 +1,6 @@
 //! The services and settings that every download of a peer uses.
 
 use std::{
-    net::IpAddr,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
 };
@@ -11,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     announce::set::AnnounceSet,
-    download::engine::disk_pool::DiskPools,
+    download::{engine::disk_pool::DiskPools, outgoing::Outgoing},
     library::Library,
     limits::{Limits, budget::InFlightBudget},
     store::Store,
@@ -47,9 +46,8 @@ pub struct LocalPeer {
     pub id: PeerId,
     /// The address on which this peer listens.
     pub address: Address,
-    /// The local address for outgoing connections, so that peers and the index see the address on
-    /// which this peer listens. `None`: the system chooses.
-    pub outgoing_address: Option<IpAddr>,
+    /// How this peer opens connections to other peers.
+    pub outgoing: Outgoing,
 }
 
 impl LocalPeer {

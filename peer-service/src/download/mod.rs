@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`manager`] | all downloads of a peer: start, join, pause, resume, cancel, persist |
 //! | [`context`] | the services that every download uses |
+//! | [`outgoing`] | how connections to other peers are opened |
 //! | `task` | one run of a download, step by step |
 //! | [`engine`] | the data path: driver, requests, assembly, verification |
 //! | `peers` | discovery of peers, connections and calls to them |
@@ -19,6 +20,7 @@
 pub mod context;
 pub mod engine;
 pub mod manager;
+pub mod outgoing;
 mod peers;
 pub mod selection;
 pub mod status;

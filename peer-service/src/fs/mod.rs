@@ -2,7 +2,8 @@
 //! file systems.
 
 pub(crate) mod blocking;
-pub(crate) mod durable;
 pub(crate) mod modes;
 pub(crate) mod page_cache;
 pub(crate) mod parallel;
+
+pub(crate) use potluck_core::durable;

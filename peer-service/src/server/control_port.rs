@@ -10,6 +10,7 @@ use potluck_core::{
             self, Accept, Health, admission::Admission, connections, with_health_and_reflection,
         },
     },
+    network::tls::TlsContext,
     proto::v1::control_service_server::ControlServiceServer,
 };
 use tokio_util::task::TaskTracker;
@@ -49,12 +50,12 @@ pub(super) async fn serve(
 ) -> Result<ControlPort, Problem> {
     match listener {
         ControlListener::Unix { listener, path } => Ok(ControlPort {
-            health: serve_on(listener, api, None, signals, servers).await?,
+            health: serve_on((listener, None), api, None, signals, servers).await?,
             token: None,
             socket: Some(path),
         }),
-        ControlListener::Tcp { listener, token } => Ok(ControlPort {
-            health: serve_on(listener, api, Some(token.clone()), signals, servers).await?,
+        ControlListener::Tcp { listener, token, tls } => Ok(ControlPort {
+            health: serve_on((listener, tls), api, Some(token.clone()), signals, servers).await?,
             token: Some(token),
             socket: None,
         }),
@@ -63,7 +64,7 @@ pub(super) async fn serve(
 
 /// Serves the control service with its own health and reflection services.
 async fn serve_on<L: Accept>(
-    listener: L,
+    (listener, tls): (L, Option<TlsContext>),
     api: ControlApi,
     token: Option<String>,
     signals: &ShutdownSignals,
@@ -84,7 +85,7 @@ async fn serve_on<L: Accept>(
         .layer(Admission::without_limits())
         .add_routes(routes)
         .serve_with_incoming_shutdown(
-            connections(listener, limiter, signals.close_connections.clone()),
+            connections(listener, tls, limiter, signals.close_connections.clone()),
             signals.stop_accepting.clone().cancelled_owned(),
         );
     servers.spawn(async move {

@@ -20,13 +20,14 @@ use std::{io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Durat
 
 use potluck_core::{
     PeerId, Problem, Reason, grpc::transport::Endpoint, index_client::IndexClient, model::Address,
+    network::tls::ServerIdentity, process,
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     announce::{
-        registrar::{IndexConnection, Registrar},
+        registrar::{Caller, IndexConnection, Registrar},
         set::AnnounceSet,
     },
     control::{ControlApi, listener::ControlListener},
@@ -34,11 +35,13 @@ use crate::{
         context::{DownloadContext, LocalPeer, SharedResources},
         engine::disk_pool::DiskPools,
         manager::DownloadManager,
+        outgoing::Outgoing,
     },
     fs::blocking::blocking,
     home::Home,
     library::{Library, ShareEvent},
     limits::{Limits, budget::InFlightBudget},
+    network::PeerNetwork,
     options::{Config, Options},
     problem::cannot_listen,
     server::shutdown::{ShutdownSignals, Supervisor},
@@ -97,12 +100,32 @@ pub async fn start(
             format!("cannot determine the address on which the peer listens: {error}"),
         )
     })?;
+    if !local_addr.ip().to_canonical().is_loopback() && config.network.is_none() {
+        if !config.plaintext {
+            return Err(beyond_loopback(local_addr));
+        }
+        tracing::warn!(
+            %local_addr,
+            "this peer listens beyond this machine without encryption: anyone who reaches it can \
+             download what it shares"
+        );
+    }
     let signals = ShutdownSignals::new(shutdown);
     let (servers, tasks) = (TaskTracker::new(), TaskTracker::new());
     let path = config.home.clone();
     let home = blocking(move || Home::open(&path)).await??;
+    let network = match config.network.clone() {
+        Some(credentials) => {
+            process::protect_memory();
+            let index = config.index.as_ref();
+            Some(Arc::new(
+                PeerNetwork::open(credentials, home.state(), index).await?,
+            ))
+        }
+        None => None,
+    };
     let (control_listener, control) =
-        ControlListener::open(&config.control, config.plaintext, &home).await?;
+        ControlListener::open(&config.control, config.plaintext, network.as_deref(), &home).await?;
     warn_of_loopback(local_addr, &config);
 
     let announce_set = AnnounceSet::new();
@@ -117,18 +140,32 @@ pub async fn start(
         };
         blocking(open).await??
     };
+    let peer_id = network
+        .as_ref()
+        .map_or_else(|| home.peer_id(), |network| network.peer_id());
+    let tls = network.as_ref().map(|network| network.tls().clone());
     let local = LocalPeer {
-        id: home.peer_id(),
+        id: peer_id,
         address: local_addr.into(),
-        outgoing_address: Some(local_addr.ip()).filter(|ip| !ip.is_unspecified()),
+        outgoing: Outgoing {
+            local_address: Some(local_addr.ip()).filter(|ip| !ip.is_unspecified()),
+            tls: tls.clone(),
+        },
     };
-    let index = config.index.clone();
-    let index = index.map(|index| IndexClient::with_local_address(index, local.outgoing_address));
+    let index = match (config.index.clone(), &tls) {
+        (Some(index), Some(tls)) => Some(index.secured(tls, ServerIdentity::Index)?),
+        (index, _) => index,
+    };
+    let index =
+        index.map(|index| IndexClient::with_local_address(index, local.outgoing.local_address));
     let registrar = index.clone().map(|client| {
         let address = config.advertise.clone();
         let connection = IndexConnection::new(
             client,
-            home.token().clone(),
+            match &network {
+                Some(network) => Caller::Member(Arc::clone(network)),
+                None => Caller::Token(home.token().clone()),
+            },
             address.unwrap_or_else(|| own_address(local_addr)),
             config.lease,
         );
@@ -170,7 +207,7 @@ pub async fn start(
     });
     let peer_api = PeerApi::new(
         vec![Arc::new(library.clone()), Arc::new(downloads.clone())],
-        home.peer_id(),
+        peer_id,
         limits,
         Arc::clone(&counters),
     );
@@ -185,7 +222,7 @@ pub async fn start(
         shutdown: signals.stop_work.child_token(),
     };
 
-    let health = open_port::serve(listener, peer_api, &config, &signals, &servers).await?;
+    let health = open_port::serve(listener, peer_api, &config, tls, &signals, &servers).await?;
     // Before the control service accepts new downloads, because those would reuse the restored
     // numbers.
     downloads.restore().await?;
@@ -195,10 +232,10 @@ pub async fn start(
         tasks.spawn(share_at_start(library, config.share));
     }
     tracing::info!(
-        peer = %home.peer_id().short(), %local_addr, %control, home = %home.path().display(),
+        peer = %peer_id.short(), %local_addr, %control, home = %home.path().display(),
         "peer ready"
     );
-    let (peer_id, home_path) = (home.peer_id(), home.path().to_owned());
+    let home_path = home.path().to_owned();
     let supervisor = Supervisor {
         signals,
         servers,
@@ -215,6 +252,19 @@ pub async fn start(
         home: home_path,
         supervisor: tokio::spawn(supervisor.run()),
     })
+}
+
+fn beyond_loopback(address: SocketAddr) -> Problem {
+    Problem::new(
+        Reason::InvalidArgument,
+        format!(
+            "--listen {address} would let other machines download from this peer without \
+             encryption: join a private network (`potluck network create` on the index's machine, \
+             then `potluck network join CODE` here), or give --plaintext (POTLUCK_PEER_PLAINTEXT=1) \
+             if everyone who reaches this machine may read everything that it shares"
+        ),
+    )
+    .field("listen")
 }
 
 /// The address to register: the listening address. For a wildcard address, the host is empty, and

@@ -14,6 +14,7 @@ use potluck_core::{
             connections, with_health_and_reflection,
         },
     },
+    network::tls::TlsContext,
 };
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -45,6 +46,7 @@ pub(super) async fn serve(
     listener: TcpListener,
     api: PeerApi,
     config: &Config,
+    tls: Option<TlsContext>,
     signals: &ShutdownSignals,
     servers: &TaskTracker,
 ) -> Result<Health, Problem> {
@@ -59,7 +61,7 @@ pub(super) async fn serve(
         max_share: config.address_share,
     };
     let limiter = PerAddressLimiter::new(config.max_connections, config.address_share);
-    let accepted = connections(listener, limiter, signals.close_connections.clone());
+    let accepted = connections(listener, tls, limiter, signals.close_connections.clone());
     let accepted = accepted.map(move |stream| {
         stream.map(|stream| {
             let connection = scheduler.add_client(stream.client().clone());

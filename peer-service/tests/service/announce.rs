@@ -11,7 +11,7 @@ use potluck_core::{
     FileId, Reason, Token, index_client::IndexClient, model::Registration, proto::v1,
 };
 use potluck_peer::announce::{
-    registrar::{IndexConnection, Registrar},
+    registrar::{Caller, IndexConnection, Registrar},
     set::AnnounceSet,
 };
 use potluck_testkit::{
@@ -45,7 +45,8 @@ impl Rig {
         announce_set.put(announced);
         let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
         let client = IndexClient::new(endpoint_at(address));
-        let connection = IndexConnection::new(client, Token::generate(), own_address(4), None);
+        let connection =
+            IndexConnection::new(client, Caller::Token(Token::generate()), own_address(4), None);
         let registrar =
             Registrar::start(connection, announce_set.clone(), shutdown.clone(), &tracker);
         Self {

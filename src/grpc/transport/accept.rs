@@ -4,8 +4,8 @@
 //! - The limiter bounds the number of open connections, in total and per address. Above the limit,
 //!   a new connection evicts an idle one or is closed immediately, so that its client can try
 //!   elsewhere.
-//! - A connection that does not send the HTTP/2 preface in time is closed, since the server's
-//!   keepalive starts only after it.
+//! - A connection that does not complete its TLS handshake and send the HTTP/2 preface in time is
+//!   closed, since the server's keepalive starts only after it.
 //! - A connection that is idle for long or does not read its responses is closed
 //!   ([`crate::grpc::transport::clients`]).
 
@@ -14,7 +14,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::{Stream, stream};
@@ -31,10 +31,13 @@ use crate::grpc::{
     transport::{
         clients::{ClientConnection, Clients, OpenConnectionGuard, SWEEP_INTERVAL},
         socket_authority::{PREFACE, SocketStream},
+        tls_stream::ServerStream,
     },
 };
+use crate::network::tls::TlsContext;
 
-/// Deadline for the connection preface: enough to retransmit a lost packet twice.
+/// Deadline for the TLS handshake and the connection preface: enough to retransmit a lost packet
+/// twice.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Unsent bytes that the kernel buffers per connection: enough to keep the link busy. A larger
@@ -78,32 +81,37 @@ impl Accept for UnixListener {
 
 /// One accepted connection. Returns its permit when dropped.
 pub struct Connection<S> {
-    stream: S,
+    stream: ServerStream<S>,
     open: OpenConnectionGuard,
     preface_deadline: Option<Pin<Box<Sleep>>>,
     preface_bytes: usize,
     disconnect: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// The connections of a listener, limited by `limiter` and closed by `disconnect`. The stream
-/// never ends and never fails: it retries after a pause if the system refuses a connection.
+/// The connections of a listener, limited by `limiter` and closed by `disconnect`; with `tls` they
+/// are encrypted. The stream never ends and never fails: it retries after a pause if the system
+/// refuses a connection.
 pub fn connections<L: Accept>(
     listener: L,
+    tls: Option<TlsContext>,
     limiter: PerAddressLimiter,
     disconnect: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection<L::Io>>> + Send {
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let state = (listener, limiter, disconnect, Clients::default(), sweep);
+    let state = (listener, tls, limiter, disconnect, Clients::default(), sweep);
     stream::unfold(
         state,
-        |(listener, limiter, disconnect, clients, mut sweep)| async move {
+        |(listener, tls, limiter, disconnect, clients, mut sweep)| async move {
             loop {
                 // Both branches are cancel-safe.
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
                     _ = sweep.tick() => {
                         clients.sweep();
+                        if let Some(tls) = &tls {
+                            tls.close_expired(SystemTime::now());
+                        }
                         continue;
                     }
                 };
@@ -131,6 +139,13 @@ pub fn connections<L: Accept>(
                     }
                 };
                 let open = clients.open(client, address, permit, disconnect.child_token());
+                let stream = match &tls {
+                    None => ServerStream::plain(stream),
+                    Some(tls) => match ServerStream::tls(stream, tls, open.client().clone()) {
+                        Some(stream) => stream,
+                        None => continue,
+                    },
+                };
                 let connection = Connection {
                     stream,
                     preface_deadline: Some(Box::pin(tokio::time::sleep(PREFACE_TIMEOUT))),
@@ -138,7 +153,10 @@ pub fn connections<L: Accept>(
                     disconnect: Box::pin(open.client().disconnected()),
                     open,
                 };
-                return Some((Ok(connection), (listener, limiter, disconnect, clients, sweep)));
+                return Some((
+                    Ok(connection),
+                    (listener, tls, limiter, disconnect, clients, sweep),
+                ));
             }
         },
     )
@@ -151,10 +169,10 @@ impl<S> Connection<S> {
     }
 }
 
-impl<S: fmt::Debug> fmt::Debug for Connection<S> {
+impl<S> fmt::Debug for Connection<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
-            .field("stream", &self.stream)
+            .field("client", self.client())
             .finish_non_exhaustive()
     }
 }
@@ -169,20 +187,35 @@ impl<S: Connected> Connected for Connection<S> {
 
 impl<S> Connection<S> {
     /// Fails a pending write if the connection must close. A connection that waits to write may
-    /// never be polled for reading.
+    /// never be polled for reading; the first write waits for the TLS handshake.
     fn written<T>(
         &mut self,
         cx: &mut Context<'_>,
         polled: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        match polled.is_pending() && self.disconnect.as_mut().poll(cx).is_ready() {
-            true => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
-            false => polled,
+        if polled.is_pending() && self.disconnect.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
+        self.started(cx, polled)
+    }
+
+    /// Fails a pending read or write once the deadline for the start of the connection has passed.
+    fn started<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_pending()
+            && let Some(deadline) = &mut self.preface_deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        polled
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -199,17 +232,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
                 self.preface_deadline = None;
             }
         }
-        if polled.is_pending()
-            && let Some(opening) = &mut self.preface_deadline
-            && opening.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        polled
+        self.started(cx, polled)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -290,7 +317,12 @@ mod tests {
     #[tokio::test]
     async fn a_connection_above_the_limit_is_closed_and_a_permit_is_reused() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, limiter_of(1), CancellationToken::new()));
+        let mut incoming = Box::pin(connections(
+            listener,
+            None,
+            limiter_of(1),
+            CancellationToken::new(),
+        ));
         let _first = call();
         let open = incoming.next().await.unwrap().unwrap();
         let mut second = call();
@@ -305,8 +337,12 @@ mod tests {
     async fn an_address_above_its_limit_is_refused() {
         let (call, listener) = listener();
         let limiter = PerAddressLimiter::new(4, MaxShare::default());
-        let mut incoming =
-            Box::pin(connections(listener, limiter.clone(), CancellationToken::new()));
+        let mut incoming = Box::pin(connections(
+            listener,
+            None,
+            limiter.clone(),
+            CancellationToken::new(),
+        ));
         let callers = [call(), call(), call()];
         let _open = [incoming.next().await, incoming.next().await];
         assert!(futures_util::poll!(incoming.next()).is_pending(), "{callers:?}");
@@ -319,7 +355,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_listener_evicts_an_idle_connection() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, limiter_of(2), CancellationToken::new()));
+        let mut incoming = Box::pin(connections(
+            listener,
+            None,
+            limiter_of(2),
+            CancellationToken::new(),
+        ));
         let _callers = (call(), call());
         let mut idle = incoming.next().await.unwrap().unwrap();
         let busy = incoming.next().await.unwrap().unwrap();
@@ -336,7 +377,7 @@ mod tests {
     async fn a_pending_write_fails_when_the_connection_must_close() {
         let (call, listener) = listener();
         let disconnect = CancellationToken::new();
-        let mut incoming = Box::pin(connections(listener, limiter_of(1), disconnect.clone()));
+        let mut incoming = Box::pin(connections(listener, None, limiter_of(1), disconnect.clone()));
         let _silent = call();
         let mut open = incoming.next().await.unwrap().unwrap();
         let writing = tokio::spawn(async move { open.write_all(&[0; 4096]).await.unwrap_err() });
@@ -348,7 +389,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_a_preface_is_closed() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, limiter_of(1), CancellationToken::new()));
+        let mut incoming = Box::pin(connections(
+            listener,
+            None,
+            limiter_of(1),
+            CancellationToken::new(),
+        ));
         let mut caller = call();
         let mut open = incoming.next().await.unwrap().unwrap();
         caller.write_all(&[0; PREFACE - 1]).await.unwrap();
@@ -361,7 +407,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_may_be_silent_after_the_preface() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, limiter_of(1), CancellationToken::new()));
+        let mut incoming = Box::pin(connections(
+            listener,
+            None,
+            limiter_of(1),
+            CancellationToken::new(),
+        ));
         let mut caller = call();
         let mut open = incoming.next().await.unwrap().unwrap();
         caller.write_all(&[0; PREFACE]).await.unwrap();
@@ -375,7 +426,7 @@ mod tests {
     async fn all_connections_are_closed_at_shutdown() {
         let (call, listener) = listener();
         let disconnect = CancellationToken::new();
-        let mut incoming = Box::pin(connections(listener, limiter_of(2), disconnect.clone()));
+        let mut incoming = Box::pin(connections(listener, None, limiter_of(2), disconnect.clone()));
         let _callers = (call(), call());
         for _ in 0..2 {
             let mut open = incoming.next().await.unwrap().unwrap();

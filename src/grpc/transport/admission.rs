@@ -337,6 +337,9 @@ impl AdmittedCall {
                 remote_addr: Some(address),
             });
         }
+        if let Some(identity) = self.client.identity() {
+            parts.extensions.insert(identity.clone());
+        }
         let mut incoming = None;
         let body = match self.kind.max_request() {
             Some(max) => Body::new(http_body_util::Full::new(

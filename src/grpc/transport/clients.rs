@@ -14,7 +14,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -25,7 +25,10 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::grpc::limiter::{ClientAddress, LimitError, Permit};
+use crate::{
+    grpc::limiter::{ClientAddress, LimitError, Permit},
+    network::identity::CertifiedIdentity,
+};
 
 /// Maximum idle time of a connection. Much longer than the usual interval between a peer's
 /// heartbeats, so that a peer keeps its connection.
@@ -90,6 +93,8 @@ pub struct ClientConnection {
 struct ConnectionRecord {
     client: ClientAddress,
     address: Option<SocketAddr>,
+    /// Set when a TLS handshake with a certificate is complete.
+    identity: OnceLock<CertifiedIdentity>,
     disconnect: CancellationToken,
     /// `None` once another connection took the permit.
     permit: Mutex<Option<Permit>>,
@@ -168,6 +173,7 @@ impl Clients {
         let shared = Arc::new(ConnectionRecord {
             client: source,
             address,
+            identity: OnceLock::new(),
             disconnect,
             permit: Mutex::new(Some(permit)),
             table: Arc::downgrade(&self.shared),
@@ -274,11 +280,28 @@ impl ClientConnection {
         self.shared.address
     }
 
+    /// The identity that the client's certificate proves; `None` without TLS or a certificate.
+    pub fn identity(&self) -> Option<&CertifiedIdentity> {
+        self.shared.identity.get()
+    }
+
+    /// Sets the identity, once.
+    pub(super) fn set_identity(&self, identity: CertifiedIdentity) {
+        // It is set only after the handshake, of which a connection has one.
+        let _ = self.shared.identity.set(identity);
+    }
+
+    /// Closes the connection when cancelled.
+    pub(super) fn close_token(&self) -> CancellationToken {
+        self.shared.disconnect.clone()
+    }
+
     /// A connection of an unknown client, which cannot be closed.
     pub(crate) fn unknown() -> Self {
         let shared = ConnectionRecord {
             client: ClientAddress::LOCAL,
             address: None,
+            identity: OnceLock::new(),
             disconnect: CancellationToken::new(),
             permit: Mutex::default(),
             table: Weak::new(),

@@ -18,12 +18,14 @@ use tonic_health::pb::{
 use crate::{
     Problem, Reason,
     grpc::transport::{
-        endpoint::{Endpoint, LinkLocal},
-        failure, probe,
+        endpoint::{Endpoint, LinkLocal, TlsEndpoint},
+        failure,
+        probe::{self, FirstAnswer},
         settings::{
             BULK_RATE, CONNECT_TIMEOUT, CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
             MAX_BULK_WINDOW, MAX_FRAME, RESPONSE_TIMEOUT, STREAM_WINDOW,
         },
+        tls_client::tls_connector,
     },
     problem::is_from_potluck,
 };
@@ -76,6 +78,10 @@ impl Endpoint {
                     .connect_with_connector(unix_connector(path.clone()))
                     .await
             }
+            Self::Tls(endpoint) => {
+                let connector = tls_connector(endpoint.clone(), local_address(endpoint, from));
+                socket_builder().connect_with_connector(connector).await
+            }
         };
         match connected {
             Ok(channel) => Ok(channel),
@@ -97,9 +103,19 @@ impl Endpoint {
         if status.code() == tonic::Code::Unimplemented {
             return Ok(());
         }
+        let is_from_service = is_from_potluck(&status);
         let problem = self.explain(status, "service").await;
         match problem.reason {
             Reason::Unreachable | Reason::TimedOut | Reason::NotPotluck => Err(problem),
+            // TLS failed.
+            Reason::Unauthenticated
+            | Reason::NotAMember
+            | Reason::CertificateExpired
+            | Reason::Revoked
+                if !is_from_service =>
+            {
+                Err(problem)
+            }
             _ => Ok(()),
         }
     }
@@ -139,6 +155,10 @@ impl Endpoint {
             Self::Unix(path) => {
                 set(socket_builder()).connect_with_connector_lazy(unix_connector(path.clone()))
             }
+            Self::Tls(endpoint) => {
+                let connector = tls_connector(endpoint.clone(), local_address(endpoint, from));
+                set(socket_builder()).connect_with_connector_lazy(connector)
+            }
         }
     }
 
@@ -175,10 +195,15 @@ impl Endpoint {
     /// Probes an unreachable endpoint: a server that is not Potluck may have broken the
     /// connection.
     async fn identify_foreign(&self, problem: Problem, service: &str) -> Problem {
-        if problem.reason == Reason::Unreachable && probe::is_not_http2(self).await {
-            return failure::not_http2(service, self);
+        if !matches!(problem.reason, Reason::Unreachable | Reason::NotPotluck) {
+            return problem;
         }
-        problem
+        match probe::first_answer(self).await {
+            Some(FirstAnswer::Tls) => failure::needs_tls(service, self),
+            Some(FirstAnswer::TlsFailed(reason, why)) => failure::tls_failed(reason, &why, self),
+            Some(FirstAnswer::Foreign) => failure::not_http2(service, self),
+            Some(FirstAnswer::Http2) | None => problem,
+        }
     }
 
     /// Converts a status from this endpoint, a `service`. The message names the endpoint if it is
@@ -238,6 +263,14 @@ fn link_local_connector(
 fn endpoint_from(uri: &Uri, from: Option<IpAddr>) -> tonic::transport::Endpoint {
     let from = from.filter(|&from| can_use_as_local(from, uri.host().unwrap_or_default()));
     configure(Channel::builder(uri.clone())).local_address(from)
+}
+
+/// `from` as the local address of a TLS connection, if it can reach the endpoint.
+fn local_address(endpoint: &TlsEndpoint, from: Option<IpAddr>) -> Option<IpAddr> {
+    let Endpoint::Http(uri) = endpoint.address() else {
+        return None;
+    };
+    from.filter(|&from| can_use_as_local(from, uri.host().unwrap_or_default()))
 }
 
 /// Whether connections to `host` can use `from` as their local address, and would not use it by

@@ -9,7 +9,14 @@ use std::{
 
 use tonic::transport::Uri;
 
-use crate::{Problem, Reason, grpc::transport::settings::CONNECT_TIMEOUT};
+use crate::{
+    Problem, Reason,
+    grpc::transport::settings::CONNECT_TIMEOUT,
+    network::tls::{ServerIdentity, TlsContext},
+};
+
+/// The start of addresses with TLS.
+const HTTPS: &str = "https://";
 
 /// Maximum length of an interface name, in bytes: twice the limit of common systems.
 const MAX_ZONE: usize = 32;
@@ -26,6 +33,33 @@ pub enum Endpoint {
     LinkLocal(LinkLocal),
     /// Unix socket: `unix:PATH`.
     Unix(PathBuf),
+    /// TCP with TLS, in a network.
+    Tls(TlsEndpoint),
+}
+
+/// A TCP address with the TLS settings of this process, and the server that must answer there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsEndpoint {
+    address: Box<Endpoint>,
+    tls: TlsContext,
+    expected: ServerIdentity,
+}
+
+impl TlsEndpoint {
+    /// The address, which is TCP.
+    pub(crate) fn address(&self) -> &Endpoint {
+        &self.address
+    }
+
+    /// The TLS settings.
+    pub(crate) const fn tls(&self) -> &TlsContext {
+        &self.tls
+    }
+
+    /// The server that must answer.
+    pub(crate) const fn expected(&self) -> &ServerIdentity {
+        &self.expected
+    }
 }
 
 /// A link-local IPv6 address with its zone, the network interface (RFC 4007, section 11).
@@ -114,6 +148,12 @@ impl FromStr for Endpoint {
         if text.starts_with('/') {
             return Ok(Self::Unix(text.into()));
         }
+        if text.starts_with(HTTPS) {
+            return Err(bad(
+                "https:// needs the credentials of a private network: join it with `potluck \
+                 network join CODE`",
+            ));
+        }
         let bare = text.strip_prefix("http://").unwrap_or(text);
         if let Some(link_local) = LinkLocal::parse(bare.trim_end_matches('/')) {
             return match link_local.port {
@@ -155,16 +195,61 @@ impl fmt::Display for Endpoint {
             Self::Http(uri) => f.write_str(uri.to_string().trim_end_matches('/')),
             Self::LinkLocal(address) => write!(f, "http://{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tls(endpoint) => {
+                let address = endpoint.address.to_string();
+                let address = address.strip_prefix("http://").unwrap_or(&address);
+                write!(f, "{HTTPS}{address}")
+            }
         }
     }
 }
 
 impl Endpoint {
+    /// Parses the address of a server in a network: `HOST:PORT`, with or without `https://`.
+    ///
+    /// # Errors
+    /// As for any address; [`Reason::InvalidAddress`] also for a Unix socket.
+    pub fn parse_secured(
+        text: &str,
+        tls: &TlsContext,
+        expected: ServerIdentity,
+    ) -> Result<Self, Problem> {
+        let address: Self = text.strip_prefix(HTTPS).unwrap_or(text).parse()?;
+        address.secured(tls, expected)
+    }
+
+    /// The same address with TLS. An endpoint that has TLS already gets these settings.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidAddress`] for a Unix socket.
+    pub fn secured(self, tls: &TlsContext, expected: ServerIdentity) -> Result<Self, Problem> {
+        let address = match self {
+            Self::Tls(endpoint) => endpoint.address,
+            Self::Unix(path) => {
+                let path = path.display();
+                return Err(Problem::new(
+                    Reason::InvalidAddress,
+                    format!("`unix:{path}` cannot be used in a network: give HOST:PORT"),
+                ));
+            }
+            tcp => Box::new(tcp),
+        };
+        Ok(Self::Tls(TlsEndpoint {
+            address,
+            tls: tls.clone(),
+            expected,
+        }))
+    }
+
     /// Whether the endpoint is on this machine. Resolves the host name if necessary.
     pub async fn is_local(&self) -> bool {
-        let uri = match self {
+        let address = match self {
+            Self::Tls(endpoint) => endpoint.address(),
+            address => address,
+        };
+        let uri = match address {
             Self::Unix(_) => return true,
-            Self::LinkLocal(_) => return false,
+            Self::LinkLocal(_) | Self::Tls(_) => return false,
             Self::Http(uri) => uri,
         };
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);

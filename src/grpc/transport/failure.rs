@@ -6,6 +6,7 @@ use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
 use crate::{
     Problem, Reason,
+    network::tls,
     problem::{RAISE_OPEN_FILES, is_from_potluck},
 };
 
@@ -18,6 +19,8 @@ enum Failure {
     TimedOut(String),
     /// The server does not speak HTTP/2, or its response is not gRPC.
     NotGrpc(String),
+    /// TLS failed.
+    Tls(Reason, String),
     /// This process has too many open files. Says nothing about the server.
     NoDescriptors,
 }
@@ -27,6 +30,25 @@ const NOT_HTTP2: &str = "it does not speak HTTP/2";
 /// The problem for a server at `endpoint` that does not speak HTTP/2.
 pub(crate) fn not_http2(service: &str, endpoint: &dyn std::fmt::Display) -> Problem {
     Problem::new(Reason::NotPotluck, foreign(service, endpoint, NOT_HTTP2))
+}
+
+/// The problem for a server that wants TLS from a client without it.
+pub(crate) fn needs_tls(service: &str, endpoint: &dyn std::fmt::Display) -> Problem {
+    Problem::new(
+        Reason::NotAMember,
+        format!(
+            "the {service} at {endpoint} belongs to a private network: join it with `potluck \
+             network join CODE`, or give its credentials with --credentials"
+        ),
+    )
+}
+
+/// The problem for a server with which TLS failed.
+pub(crate) fn tls_failed(reason: Reason, why: &str, endpoint: &dyn std::fmt::Display) -> Problem {
+    Problem::new(
+        reason,
+        format!("no secure connection to the server at {endpoint}: {why}"),
+    )
 }
 
 fn foreign(service: &str, endpoint: &dyn std::fmt::Display, why: &str) -> String {
@@ -51,6 +73,7 @@ pub(crate) fn problem(status: Status, service: &str, endpoint: &dyn std::fmt::Di
         ),
         Some(Failure::NotGrpc(why)) => (Reason::NotPotluck, foreign(service, endpoint, &why)),
         Some(Failure::NoDescriptors) => (Reason::TooManyOpenFiles, no_descriptors(endpoint)),
+        Some(Failure::Tls(reason, why)) => return tls_failed(reason, &why, endpoint),
     };
     Problem {
         reason,
@@ -71,6 +94,7 @@ pub(crate) fn connect_problem(
         Some(Failure::NoDescriptors) => {
             return Problem::new(Reason::TooManyOpenFiles, no_descriptors(endpoint));
         }
+        Some(Failure::Tls(reason, why)) => return tls_failed(reason, &why, endpoint),
         Some(Failure::Disconnected(why) | Failure::NotGrpc(why)) => why,
         None => root_cause(error),
     };
@@ -101,6 +125,13 @@ fn in_chain(error: &(dyn Error + 'static)) -> Option<Failure> {
 
 fn failure(error: &(dyn Error + 'static)) -> Option<Failure> {
     if let Some(error) = error.downcast_ref::<io::Error>() {
+        let inner = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(error) = inner {
+            let (reason, why) = tls::explain(error);
+            return Some(Failure::Tls(reason, why));
+        }
         return Some(match error.kind() {
             io::ErrorKind::TimedOut => Failure::TimedOut("the connection timed out".into()),
             _ if Reason::of_exhaustion(error) == Some(Reason::TooManyOpenFiles) => {

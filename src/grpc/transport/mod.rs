@@ -10,11 +10,13 @@ mod health;
 mod probe;
 mod settings;
 mod socket_authority;
+mod tls_client;
+mod tls_stream;
 
 pub use self::{
     accept::{Accept, Connection, connections},
     clients::{Activity, ClientConnection},
-    endpoint::{Endpoint, LinkLocal, parse_listen},
+    endpoint::{Endpoint, LinkLocal, TlsEndpoint, parse_listen},
     health::{Health, with_health_and_reflection},
     settings::{MAX_MESSAGE, server},
 };

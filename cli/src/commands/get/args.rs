@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, builder::FalseyValueParser};
 use potluck_core::{
     grpc::transport::{Endpoint, parse_listen},
     model::Address,
@@ -77,6 +77,16 @@ pub(crate) struct GetArgs {
     /// port]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
     pub(crate) listen: Option<SocketAddr>,
+
+    /// Let --listen serve other machines without encryption: anyone who reaches this machine can
+    /// download what it shares
+    #[arg(
+        long,
+        env = "POTLUCK_PEER_PLAINTEXT",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
+    pub(crate) plaintext: bool,
 }
 
 fn parse_address(text: &str) -> Result<Address, String> {

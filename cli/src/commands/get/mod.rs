@@ -46,7 +46,11 @@ async fn run_one(
         .await?;
     let peer = match running {
         Some(peer) => peer,
-        None => context.stoppable(context.start_peer(args.listen)).await?,
+        None => {
+            context
+                .stoppable(context.start_peer(args.listen, args.plaintext))
+                .await?
+        }
     };
     let mut display = SingleDisplay::new(context.out.bars());
     let done = one::download(&mut display, context, &peer, args, query, candidates).await;

@@ -131,7 +131,13 @@ fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
     });
     let words = ["potluck", "get"].map(ToOwned::to_owned).into_iter();
     let expansion = args.allow_expansion.then(|| "--allow-expansion".to_owned());
-    context.shell_command(words.chain(queries).chain(flags).chain(expansion))
+    let plaintext = args.plaintext.then(|| "--plaintext".to_owned());
+    let words = words
+        .chain(queries)
+        .chain(flags)
+        .chain(expansion)
+        .chain(plaintext);
+    context.shell_command(words)
 }
 
 fn flag_value(value: Option<impl ToString>) -> Vec<String> {

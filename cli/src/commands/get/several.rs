@@ -63,7 +63,11 @@ pub(crate) async fn run(
     }
     let peer = match running {
         Some(peer) => peer,
-        None => context.stoppable(context.start_peer(args.listen)).await?,
+        None => {
+            context
+                .stoppable(context.start_peer(args.listen, args.plaintext))
+                .await?
+        }
     };
     download_all(context, &peer, args, targets, &results).await;
     peer.close().await;

@@ -42,7 +42,10 @@ use crate::announce::{
     set::AnnounceSet,
 };
 
-pub use self::{connection::IndexConnection, state::RegistrarStatus};
+pub use self::{
+    connection::{Caller, IndexConnection},
+    state::RegistrarStatus,
+};
 
 /// A running registrar. Cheap to clone.
 #[derive(Debug, Clone)]

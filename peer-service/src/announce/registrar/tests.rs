@@ -29,8 +29,12 @@ async fn a_file_removed_while_it_is_announced_does_not_cause_a_full_replacement(
     let library = Arc::new(ListLibrary::default());
     let source: Weak<ListLibrary> = Arc::downgrade(&library);
     announce_set.set_source(source);
-    let connection =
-        IndexConnection::new(index.new_client(), Token::generate(), own_address(4), None);
+    let connection = IndexConnection::new(
+        index.new_client(),
+        Caller::Token(Token::generate()),
+        own_address(4),
+        None,
+    );
     let (mut task, reports) = RegistrarTask::new(connection, announce_set.subscribe());
     // As if the library had removed a file, but not yet reported it.
     library.0.lock().push(kept.clone());

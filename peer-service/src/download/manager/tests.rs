@@ -67,7 +67,7 @@ impl ManagerFixture {
             local: LocalPeer {
                 id: PeerId([1; 32]),
                 address: std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
-                outgoing_address: None,
+                outgoing: crate::download::outgoing::Outgoing::default(),
             },
             resources: SharedResources {
                 limits: Limits::new(0, 0, 1),

@@ -12,23 +12,26 @@
 //!   for [`SILENCE_TIMEOUT`].
 //! - At most [`MAX_CONCURRENT`] connections are kept.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use parking_lot::{Mutex, MutexGuard};
-use potluck_core::{Problem, Reason, model::Address};
+use potluck_core::{PeerId, Problem, Reason, model::Address};
 use rand::{RngExt as _, seq::SliceRandom as _};
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
 };
 
-use crate::download::peers::{
-    diagnostics::no_provider_serves,
-    discovery::{PeerCandidate, PeerCandidates},
-    host::{Host, HostRounds, SilentHosts},
-    peer_set::{KnownPeers, MAX_CONNECTED},
-    rpc::client::PeerClient,
+use crate::download::{
+    outgoing::Outgoing,
+    peers::{
+        diagnostics::no_provider_serves,
+        discovery::{PeerCandidate, PeerCandidates},
+        host::{Host, HostRounds, SilentHosts},
+        peer_set::{KnownPeers, MAX_CONNECTED},
+        rpc::client::PeerClient,
+    },
 };
 use potluck_swarm::{BAN, MAX_BAN};
 
@@ -55,7 +58,7 @@ pub(crate) struct BootstrapPool {
     attempts: Semaphore,
     /// Permits for silent peers.
     silent: Semaphore,
-    outgoing_address: Option<IpAddr>,
+    outgoing: Outgoing,
 }
 
 #[derive(Debug, Default)]
@@ -92,17 +95,13 @@ impl Violation {
 
 impl BootstrapPool {
     /// A pool that asks the peers in `candidates`.
-    /// `outgoing_address` is the local address of connections; `None`: the system chooses.
-    pub(crate) fn new(
-        candidates: watch::Receiver<PeerCandidates>,
-        outgoing_address: Option<IpAddr>,
-    ) -> Self {
+    pub(crate) fn new(candidates: watch::Receiver<PeerCandidates>, outgoing: Outgoing) -> Self {
         Self {
             candidates,
             state: Mutex::default(),
             attempts: Semaphore::new(MAX_CONCURRENT),
             silent: Semaphore::new(MAX_CONCURRENT),
-            outgoing_address,
+            outgoing,
         }
     }
 
@@ -274,6 +273,13 @@ impl BootstrapPool {
         }
     }
 
+    /// The id of the peer at this address, if the index reported it.
+    fn peer_at(&self, address: &Address) -> Option<PeerId> {
+        let candidates = self.candidates.borrow();
+        let mut found = candidates.list.iter().filter(|found| found.address == *address);
+        found.next().and_then(|candidate| candidate.peer)
+    }
+
     /// Keeps a connection for later if there is room.
     fn keep_client(&self, address: &Address, client: &PeerClient) {
         let mut state = self.state();
@@ -292,7 +298,10 @@ impl BootstrapPool {
         let call = async {
             let client = match known {
                 Some(client) => client,
-                None => PeerClient::open(&address, self.outgoing_address).await?,
+                None => {
+                    let peer = self.peer_at(&address);
+                    PeerClient::open(&address, peer, &self.outgoing).await?
+                }
             };
             let answer = op(client.clone()).await;
             // A peer that accepts the connection but does not answer is not kept.
@@ -364,7 +373,7 @@ mod tests {
     /// A pool whose peers are already connected, so that it opens no connection.
     fn pool(addresses: impl Iterator<Item = Address>) -> BootstrapPool {
         let (_list, candidates) = watch::channel(PeerCandidates::default());
-        let pool = BootstrapPool::new(candidates, None);
+        let pool = BootstrapPool::new(candidates, Outgoing::default());
         for address in addresses {
             pool.state().clients.insert(address, PeerClient::to_nobody());
         }
@@ -411,7 +420,7 @@ mod tests {
             ..PeerCandidates::default()
         };
         let (_list, candidates) = watch::channel(list);
-        let pool = BootstrapPool::new(candidates, None);
+        let pool = BootstrapPool::new(candidates, Outgoing::default());
         pool.state().clients.insert(address(0), PeerClient::to_nobody());
         let calls = Arc::new(AtomicUsize::new(0));
         let op = |_| {
@@ -486,7 +495,7 @@ mod tests {
     #[tokio::test]
     async fn the_number_of_kept_connections_is_bounded() {
         let (_list, candidates) = watch::channel(PeerCandidates::default());
-        let pool = BootstrapPool::new(candidates, None);
+        let pool = BootstrapPool::new(candidates, Outgoing::default());
         (0..2 * MAX_CONCURRENT)
             .for_each(|n| pool.keep_client(&address(n), &PeerClient::to_nobody()));
         assert_eq!(pool.into_known_peers().clients.len(), MAX_CONCURRENT);

@@ -2,17 +2,20 @@
 //!
 //! Invariant: a peer sends at most one event per [`EVENT_PAUSE`], however many it offers.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use potluck_core::{FileId, PeerId, Problem, Reason, availability::AvailabilityUpdate};
 use rand::RngExt as _;
 use tokio::sync::mpsc;
 
-use crate::download::peers::{
-    discovery::PeerCandidate,
-    event::PeerEvent,
-    rpc::client::{PeerClient, WatchError},
+use crate::download::{
+    outgoing::Outgoing,
+    peers::{
+        discovery::PeerCandidate,
+        event::PeerEvent,
+        rpc::client::{PeerClient, WatchError},
+    },
 };
 use potluck_swarm::PeerKey;
 
@@ -47,8 +50,8 @@ pub(crate) struct ConnectorContext {
     pub(crate) units: u32,
     /// The id of this peer, which is never asked.
     pub(crate) own_id: PeerId,
-    /// The local address of connections; `None`: the system chooses.
-    pub(crate) outgoing_address: Option<IpAddr>,
+    /// How connections are opened.
+    pub(crate) outgoing: Outgoing,
     /// Receives the events of all peers.
     pub(crate) events: mpsc::Sender<(PeerKey, PeerEvent)>,
 }
@@ -108,7 +111,8 @@ impl PeerConnector {
         let client = match ready {
             Some(client) => client,
             None => {
-                PeerClient::open(&self.candidate.address, self.context.outgoing_address).await?
+                let PeerCandidate { address, peer } = &self.candidate;
+                PeerClient::open(address, *peer, &self.context.outgoing).await?
             }
         };
         if self.candidate.peer.is_none() && client.describe(id).await?.peer == own_id {

@@ -97,7 +97,7 @@ impl DownloadRun {
     /// One attempt. If `kind_doubted`, examines whether a supposed plain file is a manifest.
     async fn attempt(&self, kind_doubted: bool) -> Result<AttemptOutcome, Problem> {
         let context = &self.context;
-        let pool = BootstrapPool::new(self.candidates.clone(), context.peer.local.outgoing_address);
+        let pool = BootstrapPool::new(self.candidates.clone(), context.peer.local.outgoing.clone());
         // Both futures can be dropped: they hold nothing that outlives them.
         let planned = tokio::select! {
             () = context.stop.cancelled() => return Ok(AttemptOutcome::Stopped),

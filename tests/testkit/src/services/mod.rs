@@ -4,10 +4,12 @@ mod index;
 mod library;
 mod pair;
 mod peer;
+mod private_network;
 mod seed;
 
 pub use index::TestIndex;
 pub use library::{LibraryPeer, download, peer_client, span};
 pub use pair::PeerPair;
 pub use peer::TestPeer;
+pub use private_network::{TestNetwork, member_tls, secured_index};
 pub use seed::SeededFile;

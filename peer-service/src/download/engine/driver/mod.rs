@@ -137,7 +137,7 @@ impl<'a> DownloadDriver<'a> {
             id: download.record.id,
             units: plan.unit_count(),
             own_id: context.local.id,
-            outgoing_address: context.local.outgoing_address,
+            outgoing: context.local.outgoing.clone(),
             events: senders.peers,
         };
         let calls = CallContext {

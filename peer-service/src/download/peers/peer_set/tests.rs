@@ -9,7 +9,7 @@ fn peers() -> PeerSet {
         id: FileId([1; 32]),
         units: 8,
         own_id: PeerId([2; 32]),
-        outgoing_address: None,
+        outgoing: crate::download::outgoing::Outgoing::default(),
         events,
     };
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());

@@ -24,7 +24,10 @@ use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
     content::{BadPieces, FileRange},
-    download::peers::rpc::download_stream::{self, DownloadStream},
+    download::{
+        outgoing::Outgoing,
+        peers::rpc::download_stream::{self, DownloadStream},
+    },
 };
 
 /// Time limit for a response, and for the next expected message of a stream.
@@ -44,7 +47,7 @@ const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct PeerClient {
     endpoint: Endpoint,
     control: PeerServiceClient<Channel>,
-    outgoing_address: Option<IpAddr>,
+    local_address: Option<IpAddr>,
     /// Time that connecting took.
     connect_time: Duration,
     /// The connection for bulk data, created with the first response.
@@ -79,22 +82,23 @@ impl From<Problem> for WatchError {
 }
 
 impl PeerClient {
-    /// Connects to the peer at this address, from the local address `outgoing_address` if that can reach
-    /// it. Only the first call shows whether a peer answers there.
+    /// Connects to the peer at this address. Without TLS, only the first call shows whether a peer
+    /// answers there; in a network, `peer` must, if it is known.
     ///
     /// # Errors
-    /// [`Reason::Unreachable`], [`Reason::InvalidAddress`].
+    /// [`Reason::Unreachable`], [`Reason::InvalidAddress`]; [`Reason::Unauthenticated`] if TLS fails.
     pub(crate) async fn open(
         address: &Address,
-        outgoing_address: Option<IpAddr>,
+        peer: Option<PeerId>,
+        outgoing: &Outgoing,
     ) -> Result<Self, Problem> {
-        let endpoint: Endpoint = address.to_string().parse()?;
+        let endpoint = outgoing.endpoint(address, peer)?;
         let started = Instant::now();
-        let control = grpc_client(endpoint.open_from(outgoing_address).await?);
+        let control = grpc_client(endpoint.open_from(outgoing.local_address).await?);
         Ok(Self {
             endpoint,
             control,
-            outgoing_address,
+            local_address: outgoing.local_address,
             connect_time: started.elapsed(),
             data: Arc::default(),
         })
@@ -107,7 +111,7 @@ impl PeerClient {
         let round_trip = self.connect_time.max(answered_in);
         let channel = self.data.get_or_init(|| {
             self.endpoint
-                .lazy_bulk_channel(2 * round_trip, self.outgoing_address)
+                .lazy_bulk_channel(2 * round_trip, self.local_address)
         });
         channel.clone()
     }
@@ -370,7 +374,7 @@ mod tests {
             let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
             Self {
                 control: grpc_client(endpoint.lazy_channel()),
-                outgoing_address: None,
+                local_address: None,
                 connect_time: Duration::ZERO,
                 data: Arc::default(),
                 endpoint,

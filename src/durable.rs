@@ -15,8 +15,8 @@ use std::{
 /// # Errors
 /// Any error of the file system; the old file is then unchanged, unless only the final sync of the
 /// folder failed.
-pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
+pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let folder = folder_of(path);
     let mut name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
     name.push(".new");
     let temporary = folder.join(name);
@@ -39,11 +39,29 @@ pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     sync_folder(folder)
 }
 
+/// Creates a new file with this content, durably.
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`] if there is a file; otherwise any error of the file system, after
+/// which there is no file.
+pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
+        let _ = fs::remove_file(path);
+        return Err(error);
+    }
+    sync_folder(folder_of(path))
+}
+
 /// Creates a folder and its missing parents with these mode bits, durably.
 ///
 /// # Errors
 /// Any error of the file system.
-pub(crate) fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
+pub fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
     let missing = path.ancestors().take_while(|folder| {
         !folder.as_os_str().is_empty()
             && matches!(folder.symlink_metadata(),
@@ -56,8 +74,7 @@ pub(crate) fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
     };
     // Each new folder's name is stored in its parent, so the parent is synced.
     for folder in path.ancestors() {
-        let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
-        sync_folder(above.unwrap_or_else(|| Path::new(".")))?;
+        sync_folder(folder_of(folder))?;
         if folder == highest {
             break;
         }
@@ -70,7 +87,7 @@ pub(crate) fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
 /// # Errors
 /// Any error of the file system. Succeeds without a sync if the file system does not support it, or
 /// if this user may not read the folder.
-pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+pub fn sync_folder(path: &Path) -> io::Result<()> {
     match File::open(path).and_then(|folder| folder.sync_all()) {
         Err(error) if is_harmless(&error) => {
             tracing::debug!(path = %path.display(), %error, "a folder could not be synced");
@@ -78,6 +95,12 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
         }
         synced => synced,
     }
+}
+
+/// The folder that holds the name of `path`.
+fn folder_of(path: &Path) -> &Path {
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    above.unwrap_or_else(|| Path::new("."))
 }
 
 fn is_harmless(error: &io::Error) -> bool {
@@ -103,6 +126,17 @@ mod tests {
         assert_eq!(deep.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         fs::write(dir.path().join("file"), "").unwrap();
         assert!(create_folders(&dir.path().join("file/x"), 0o700).is_err());
+    }
+
+    #[test]
+    fn a_file_is_created_only_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        create(&path, b"first", 0o600).unwrap();
+        let error = create(&path, b"second", 0o600).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -1,0 +1,93 @@
+//! The private network that commands use.
+
+use potluck_core::{
+    Problem, Reason,
+    grpc::transport::Endpoint,
+    network::{
+        credentials::{self, Credentials},
+        tls::{ServerIdentity, TlsContext, TlsError, TlsMaterial},
+    },
+};
+
+use crate::options::GlobalOptions;
+
+/// The start of addresses of servers in a network.
+const HTTPS: &str = "https://";
+
+/// The private network that this machine joined.
+#[derive(Debug, Clone)]
+pub(crate) struct CommandNetwork {
+    /// The credentials of the member.
+    pub(crate) credentials: Credentials,
+    tls: TlsContext,
+}
+
+impl CommandNetwork {
+    /// The network that the flags select; `None` for none.
+    ///
+    /// # Errors
+    /// The reason why the credentials cannot be used.
+    pub(crate) fn find(options: &GlobalOptions) -> Result<Option<Self>, Problem> {
+        let found = credentials::find(options.credentials.as_deref(), options.no_network)?;
+        let Some(credentials) = found else {
+            return Ok(None);
+        };
+        potluck_core::process::protect_memory();
+        let material = TlsMaterial::member(&credentials, credentials.member())?;
+        let tls = TlsContext::new(material).map_err(|error| match error {
+            TlsError::Credentials(error) => error.into(),
+            other => Problem::new(Reason::InvalidArgument, other.to_string()),
+        })?;
+        Ok(Some(Self { credentials, tls }))
+    }
+
+    /// The endpoint of a server of the network.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidAddress`].
+    pub(crate) fn endpoint(
+        &self,
+        address: &str,
+        expected: ServerIdentity,
+    ) -> Result<Endpoint, Problem> {
+        Endpoint::parse_secured(address, &self.tls, expected)
+    }
+
+    /// The endpoint of the network's index.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidArgument`] if the credentials name no index.
+    pub(crate) fn index(&self) -> Result<Endpoint, Problem> {
+        let index = self.credentials.indexes().first().ok_or_else(|| {
+            Problem::new(
+                Reason::InvalidArgument,
+                "the credentials name no index: set it with `potluck network set-index URL`",
+            )
+        })?;
+        self.endpoint(index, ServerIdentity::Index)
+    }
+}
+
+/// The server at this address: in the private network, if the address starts with `https://`.
+///
+/// # Errors
+/// [`Reason::InvalidAddress`], or the reason why the credentials cannot be used.
+pub(crate) fn server_at(
+    options: &GlobalOptions,
+    address: &str,
+    expected: ServerIdentity,
+) -> Result<Endpoint, Problem> {
+    let network = match is_secured(address) {
+        true => CommandNetwork::find(options)?,
+        false => None,
+    };
+    match network {
+        Some(network) => network.endpoint(address, expected),
+        None => address.parse(),
+    }
+}
+
+/// Whether an address is one of a server in a network.
+pub(crate) fn is_secured(address: &str) -> bool {
+    address.starts_with(HTTPS)
+}

@@ -1,0 +1,161 @@
+//! Opens TLS connections for channels.
+//!
+//! Each connection uses the settings of that moment, so that a renewed certificate needs no new
+//! channel.
+
+use std::{
+    io::{self, IoSlice},
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::Uri;
+use tower::Service;
+
+use crate::{
+    grpc::transport::{
+        endpoint::{Endpoint, TlsEndpoint},
+        settings::CONNECT_TIMEOUT,
+    },
+    network::tls::ConnectionGuard,
+};
+
+/// Bytes that are read from a socket at once: several TLS records. rustls alone would read 4 KiB at
+/// a time.
+const READ_BUFFER: usize = 128 * 1024;
+
+/// A connection whose server was verified. Reads fail once the server is revoked.
+pub(super) struct ClientStream {
+    stream: TlsStream<BufReader<TcpStream>>,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// `None` for the index, which is not a member.
+    _guard: Option<ConnectionGuard>,
+}
+
+/// A service that opens connections to `endpoint`, from the local address `from`.
+pub(super) fn tls_connector(
+    endpoint: TlsEndpoint,
+    from: Option<IpAddr>,
+) -> impl Service<Uri, Response = TokioIo<ClientStream>, Error = io::Error, Future: Send> + Send + 'static
+{
+    tower::service_fn(move |_: Uri| {
+        let endpoint = endpoint.clone();
+        async move { connect(&endpoint, from).await.map(TokioIo::new) }
+    })
+}
+
+/// Opens a connection and verifies the server within [`CONNECT_TIMEOUT`] each.
+pub(super) async fn connect(
+    endpoint: &TlsEndpoint,
+    from: Option<IpAddr>,
+) -> io::Result<ClientStream> {
+    let stream = connect_tcp(endpoint.address(), from).await?;
+    let tls = endpoint.tls();
+    let connector = TlsConnector::from(tls.client_config());
+    let name = tls.server_name(endpoint.expected());
+    let stream = BufReader::with_capacity(READ_BUFFER, stream);
+    let handshake = connector.connect(name, stream);
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, handshake)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let close = CancellationToken::new();
+    let (_, connection) = stream.get_ref();
+    let certificate = connection.peer_certificates().and_then(|chain| chain.first());
+    let admitted = match certificate {
+        Some(certificate) => tls.admit(certificate, close.clone())?,
+        None => return Err(io::ErrorKind::PermissionDenied.into()),
+    };
+    Ok(ClientStream {
+        stream,
+        closed: Box::pin(close.cancelled_owned()),
+        _guard: admitted.map(|(_, guard)| guard),
+    })
+}
+
+async fn connect_tcp(address: &Endpoint, from: Option<IpAddr>) -> io::Result<TcpStream> {
+    match address {
+        Endpoint::Http(uri) => {
+            let mut connector = HttpConnector::new();
+            connector.set_local_address(from);
+            connector.set_nodelay(true);
+            connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+            let connected = connector.call(uri.clone()).await;
+            connected.map(TokioIo::into_inner).map_err(into_io)
+        }
+        Endpoint::LinkLocal(address) => {
+            let connect = TcpStream::connect((address.host(), address.port));
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
+                .await
+                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        }
+        Endpoint::Unix(_) | Endpoint::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// The cause of a failed connection attempt, with its kind.
+fn into_io(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<io::Error>() {
+            return match found.raw_os_error() {
+                Some(number) => io::Error::from_raw_os_error(number),
+                None => io::Error::new(found.kind(), found.to_string()),
+            };
+        }
+        cause = error.source();
+    }
+    io::Error::other(error)
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.closed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
