@@ -5,9 +5,15 @@ use std::{
     process::{Command, Stdio},
 };
 
-use potluck_core::model::QueryKey;
+use potluck_core::{
+    index_client::IndexClient,
+    model::QueryKey,
+    network::{identity::Role, tls::ServerIdentity},
+};
 use potluck_testkit::{
+    network::endpoint_at,
     records::{own_address, record, registration, token},
+    services::{TestNetwork, member_tls},
     system::program::{Finished, Server},
 };
 use rustix::process::Signal;
@@ -175,4 +181,43 @@ fn explains_invalid_flags() {
         let messages = failure_messages(Command::new(PROGRAM).args([flag, value]));
         assert!(messages.contains(expected), "{flag} {value}: {messages}");
     }
+}
+
+#[test]
+fn refuses_to_serve_other_machines_without_encryption() {
+    let beyond = || {
+        let mut command = Command::new(PROGRAM);
+        command.args(["--store", "memory", "--listen", "0.0.0.0:0"]);
+        command
+    };
+    let messages = failure_messages(&mut beyond());
+    for word in [
+        "without encryption",
+        "potluck network create",
+        "POTLUCK_INDEX_PLAINTEXT",
+    ] {
+        assert!(messages.contains(word), "{messages}");
+    }
+    Server::start(beyond().env("POTLUCK_INDEX_PLAINTEXT", "1").stderr(Stdio::null()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serves_a_private_network() {
+    let network = TestNetwork::create("kitchen");
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["--store", "memory", "--listen", "127.0.0.1:0", "--network"])
+        .arg(network.folder.path())
+        .stderr(Stdio::null());
+    let program = Server::start(&mut command);
+    let tls = member_tls(&network.join("ann", Role::Admin));
+    let endpoint = endpoint_at(program.address).secured(&tls, ServerIdentity::Index);
+    IndexClient::new(endpoint.unwrap()).stats().await.unwrap();
+    let messages = failure_messages(Command::new(PROGRAM).args([
+        "--store",
+        "memory",
+        "--network",
+        "/nowhere",
+    ]));
+    assert!(messages.contains("potluck network create"), "{messages}");
 }

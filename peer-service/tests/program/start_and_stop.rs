@@ -46,6 +46,25 @@ fn refuses_remote_control_without_a_flag_that_allows_it() {
     assert!(refused.stderr.contains("--plaintext"), "{}", refused.stderr);
 }
 
+#[test]
+fn refuses_to_serve_other_machines_without_encryption() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("peer");
+    let refused = Finished::run(command(&home).args(["--listen", "0.0.0.0:0"])).expect(1);
+    for word in [
+        "without encryption",
+        "potluck network create",
+        "POTLUCK_PEER_PLAINTEXT",
+    ] {
+        assert!(refused.stderr.contains(word), "{}", refused.stderr);
+    }
+    let mut allowed = command(&home);
+    allowed
+        .args(["--listen", "0.0.0.0:0"])
+        .env("POTLUCK_PEER_PLAINTEXT", "1");
+    Server::start(&mut allowed);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn names_a_home_and_a_port_that_are_in_use() {
     let dir = tempfile::tempdir().unwrap();
