@@ -3,7 +3,11 @@
 //! The key is `state/peer.key` in the home, and its certificate `state/peer.crt`. The member's
 //! credentials are elsewhere ([`Credentials`]), because all peers of a user share them.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -12,14 +16,23 @@ use potluck_core::{
     grpc::transport::Endpoint,
     index_client::IndexClient,
     network::{
+        certificate::CertificateInfo,
         credentials::Credentials,
         credentials_error::CredentialsError,
+        identity::Role,
         stored_identity::StoredIdentity,
         tls::{ServerIdentity, TlsContext, TlsError, TlsMaterial},
     },
 };
 
+use rand::RngExt as _;
+use tokio_util::sync::CancellationToken;
+
 use crate::fs::blocking::blocking;
+
+/// How often a peer looks whether a certificate is due: an expired one is then replaced soon after
+/// the machine wakes up. Jittered, so that peers that joined together do not ask together.
+const RENEWAL_CHECK: Duration = Duration::from_secs(60);
 
 /// The stem of the names of a peer's key and certificate in its state folder.
 pub const PEER: &str = "peer";
@@ -69,6 +82,10 @@ impl PeerNetwork {
                 };
                 identity = enroll(&credentials, identity, index).await?;
             }
+            // It is renewed while the peer runs; until then other peers refuse it.
+            Err(error @ CredentialsError::Expired { .. }) if index.is_some() => {
+                tracing::warn!(%error, "this peer cannot reach others yet");
+            }
             Err(error) => return Err(error.into()),
         }
         let state = NetworkState {
@@ -90,6 +107,94 @@ impl PeerNetwork {
     /// The settings of its connections.
     pub(crate) const fn tls(&self) -> &TlsContext {
         &self.tls
+    }
+
+    /// Keeps the certificates of this peer and of its member valid until `stop`: renews each in the
+    /// second half of its validity, through the index at `index`.
+    pub(crate) async fn keep_valid(self: Arc<Self>, index: Endpoint, stop: CancellationToken) {
+        loop {
+            let wait = RENEWAL_CHECK.mul_f64(rand::rng().random_range(0.5..=1.0));
+            tokio::select! {
+                // Both arms only wait.
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            // Dropping a renewal loses nothing: the next one asks again.
+            let renewed = tokio::select! {
+                () = stop.cancelled() => return,
+                renewed = self.renew_if_due(&index, SystemTime::now()) => renewed,
+            };
+            if let Err(problem) = renewed {
+                tracing::warn!(%problem, "a certificate of this peer was not renewed");
+            }
+        }
+    }
+
+    /// Renews the certificates of this peer and of its member that are due.
+    ///
+    /// # Errors
+    /// The problem of the call to the index, or of storing a certificate.
+    pub(crate) async fn renew_if_due(
+        &self,
+        index: &Endpoint,
+        now: SystemTime,
+    ) -> Result<(), Problem> {
+        self.reload_credentials().await?;
+        let (ca, member, peer) = {
+            let state = self.state.lock();
+            let member = state.credentials.member().clone();
+            (state.credentials.ca().clone(), member, state.identity.clone())
+        };
+        if !member.needs_renewal(now) && !peer.needs_renewal(now) {
+            return Ok(());
+        }
+        // Without a certificate, because the own one may have expired.
+        let tls = TlsContext::new(TlsMaterial::anonymous(&ca)).map_err(tls_problem)?;
+        let client = IndexClient::new(index.clone().secured(&tls, ServerIdentity::Index)?);
+        if member.needs_renewal(now) {
+            let certificate = renew(&client, &member).await?;
+            let state = Arc::clone(&self.state);
+            let store = move || state.lock().credentials.store_certificate(&certificate, now);
+            blocking(store).await??;
+        }
+        if peer.needs_renewal(now) {
+            let certificate = renew(&client, &peer).await?;
+            let (state, tls) = (Arc::clone(&self.state), self.tls.clone());
+            let store = move || {
+                let mut state = state.lock();
+                state.identity.store_certificate(&certificate, &ca, now)?;
+                tls.replace(state.material()?)
+            };
+            blocking(store).await?.map_err(tls_problem)?;
+            tracing::info!(peer = %self.peer_id.short(), "renewed this peer's certificate");
+        }
+        Ok(())
+    }
+
+    /// Reads what other processes of this user stored: renewed certificates, lists of revocations.
+    async fn reload_credentials(&self) -> Result<(), Problem> {
+        let (state, tls) = (Arc::clone(&self.state), self.tls.clone());
+        let reload = move || {
+            let mut state = state.lock();
+            let loaded = Credentials::load(state.credentials.folder())?;
+            let number = |credentials: &Credentials| {
+                credentials.revocations().map_or(0, |signed| signed.list().number)
+            };
+            let is_newer = number(&loaded) > number(&state.credentials);
+            state.credentials = loaded;
+            match is_newer {
+                true => tls.replace(state.material()?),
+                false => Ok(()),
+            }
+        };
+        blocking(reload).await?.map_err(tls_problem)
+    }
+
+    /// The member's role when this peer's certificate was issued.
+    pub(crate) fn role(&self) -> Option<Role> {
+        let state = self.state.lock();
+        let identity = state.identity.info().and_then(CertificateInfo::identity);
+        identity.map(|identity| identity.role)
     }
 
     /// The number of the newest known list of revocations; 0: none.
@@ -130,19 +235,27 @@ async fn enroll(
     let member = TlsMaterial::member(credentials, credentials.member())?;
     let tls = TlsContext::new(member).map_err(tls_problem)?;
     let index = IndexClient::new(index.clone().secured(&tls, ServerIdentity::Index)?);
-    let request = identity.key().signing_request().map_err(|error| {
-        Problem::new(
-            Reason::Internal,
-            format!("cannot sign a request for a certificate: {error}"),
-        )
-    })?;
-    let certificate = index.enroll_peer(request).await?;
+    let certificate = index.enroll_peer(signing_request(&identity)?).await?;
     let ca = credentials.ca().clone();
     let store = move || {
         identity.store_certificate(&certificate, &ca, SystemTime::now())?;
         Ok::<_, CredentialsError>(identity)
     };
     Ok(blocking(store).await??)
+}
+
+/// Asks the index for a new certificate with the same key.
+async fn renew(index: &IndexClient, identity: &StoredIdentity) -> Result<Bytes, Problem> {
+    index.renew_certificate(signing_request(identity)?).await
+}
+
+fn signing_request(identity: &StoredIdentity) -> Result<Vec<u8>, Problem> {
+    identity.key().signing_request().map_err(|error| {
+        Problem::new(
+            Reason::Internal,
+            format!("cannot sign a request for a certificate: {error}"),
+        )
+    })
 }
 
 fn tls_problem(error: TlsError) -> Problem {

@@ -26,4 +26,17 @@ impl IndexClient {
         let answer = self.call(self.network().enroll_peer(request)).await?;
         Ok(answer.certificate)
     }
+
+    /// Returns a new certificate, X.509 in DER, for the key that signed `signing_request`. The
+    /// connection needs no certificate, because the own one may have expired.
+    ///
+    /// # Errors
+    /// Those of `NetworkService.RenewCertificate`.
+    pub async fn renew_certificate(&self, signing_request: Vec<u8>) -> Result<Bytes, Problem> {
+        let request = v1::RenewCertificateRequest {
+            signing_request: signing_request.into(),
+        };
+        let answer = self.call(self.network().renew_certificate(request)).await?;
+        Ok(answer.certificate)
+    }
 }

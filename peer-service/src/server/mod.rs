@@ -19,8 +19,12 @@ mod shutdown;
 use std::{io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use potluck_core::{
-    PeerId, Problem, Reason, grpc::transport::Endpoint, index_client::IndexClient, model::Address,
-    network::tls::ServerIdentity, process,
+    PeerId, Problem, Reason,
+    grpc::transport::Endpoint,
+    index_client::IndexClient,
+    model::Address,
+    network::{identity::Role, tls::ServerIdentity},
+    process,
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -129,6 +133,9 @@ pub async fn start(
     warn_of_loopback(local_addr, &config);
 
     let announce_set = AnnounceSet::new();
+    if network.as_ref().and_then(|network| network.role()) == Some(Role::Reader) {
+        announce_set.hide_names();
+    }
     let (store, library, home) = {
         let (announce_set, threads) = (announce_set.clone(), config.hash_threads);
         let (stop, tasks) = (signals.stop_work.child_token(), tasks.clone());
@@ -152,6 +159,10 @@ pub async fn start(
             tls: tls.clone(),
         },
     };
+    if let (Some(network), Some(index)) = (&network, &config.index) {
+        let stop = signals.stop_work.child_token();
+        tasks.spawn(Arc::clone(network).keep_valid(index.clone(), stop));
+    }
     let index = match (config.index.clone(), &tls) {
         (Some(index), Some(tls)) => Some(index.secured(tls, ServerIdentity::Index)?),
         (index, _) => index,

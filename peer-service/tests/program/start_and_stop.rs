@@ -49,8 +49,21 @@ fn refuses_remote_control_without_a_flag_that_allows_it() {
 #[test]
 fn refuses_to_serve_other_machines_without_encryption() {
     let dir = tempfile::tempdir().unwrap();
-    let home = dir.path().join("peer");
-    let refused = Finished::run(command(&home).args(["--listen", "0.0.0.0:0"])).expect(1);
+    let beyond = || {
+        let mut command = Command::new(PROGRAM);
+        command
+            .args([
+                "--listen",
+                "0.0.0.0:0",
+                "--index",
+                "none",
+                "--no-network",
+                "--home",
+            ])
+            .arg(dir.path().join("peer"));
+        command
+    };
+    let refused = Finished::run(&mut beyond()).expect(1);
     for word in [
         "without encryption",
         "potluck network create",
@@ -58,11 +71,7 @@ fn refuses_to_serve_other_machines_without_encryption() {
     ] {
         assert!(refused.stderr.contains(word), "{}", refused.stderr);
     }
-    let mut allowed = command(&home);
-    allowed
-        .args(["--listen", "0.0.0.0:0"])
-        .env("POTLUCK_PEER_PLAINTEXT", "1");
-    Server::start(&mut allowed);
+    Server::start(beyond().env("POTLUCK_PEER_PLAINTEXT", "1").stderr(Stdio::null()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -50,6 +53,8 @@ struct AnnounceShared {
     state: Mutex<AnnounceState>,
     /// Number of the last change.
     version: watch::Sender<u64>,
+    /// Whether files are announced without their names.
+    without_names: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -94,12 +99,32 @@ impl AnnounceSet {
             shared: Arc::new(AnnounceShared {
                 state: Mutex::default(),
                 version: watch::Sender::new(0),
+                without_names: AtomicBool::new(false),
             }),
         }
     }
 
     fn state(&self) -> MutexGuard<'_, AnnounceState> {
         self.shared.state.lock()
+    }
+
+    /// Announces files without their names from now on: in a private network, a reader may not bind
+    /// names. Must be called before a registrar starts.
+    pub(crate) fn hide_names(&self) {
+        self.shared.without_names.store(true, Ordering::Relaxed);
+    }
+
+    /// The registration of an announcement.
+    fn resolve(
+        &self,
+        announcement: Announcement,
+        source: &Option<Arc<dyn RegistrationSource>>,
+    ) -> Option<Registration> {
+        let mut registration = announcement.resolve(source)?;
+        if self.shared.without_names.load(Ordering::Relaxed) {
+            registration.names.clear();
+        }
+        Some(registration)
     }
 
     /// Sets the source of registrations that were not given to [`AnnounceSet::put`].
@@ -207,7 +232,7 @@ impl AnnounceSet {
         drop(state);
         announcements
             .into_iter()
-            .filter_map(|announcement| announcement.resolve(&source))
+            .filter_map(|announcement| self.resolve(announcement, &source))
             .collect()
     }
 
@@ -234,7 +259,7 @@ impl AnnounceSet {
                 ids.iter().map(|&id| state.announcement(id)).collect();
             drop(state);
             for announcement in announcements {
-                digest.insert(&(&announcement.resolve(&source)?).into());
+                digest.insert(&(&self.resolve(announcement, &source)?).into());
             }
         }
         (self.version() == version).then_some((version, digest))
@@ -349,7 +374,7 @@ impl AnnounceListener {
         for (version, id, announcement) in announcements.by_ref() {
             match announcement {
                 None => changes.removed.push(id),
-                Some(announcement) => match announcement.resolve(&source) {
+                Some(announcement) => match self.announce_set.resolve(announcement, &source) {
                     Some(registration) => {
                         bytes += registration.names.iter().map(String::len).sum::<usize>();
                         changes.put.push(registration);

@@ -174,3 +174,19 @@ fn the_end_of_a_download_removes_only_its_own_announcement() {
     drop(one);
     assert_eq!(announce_set.snapshot(), [whole]);
 }
+
+#[test]
+fn a_reader_of_a_private_network_announces_no_names() {
+    let announce_set = AnnounceSet::new();
+    announce_set.hide_names();
+    let named = registration(1, "secret plans", true);
+    announce_set.put(vec![named.clone()]);
+    let nameless = Registration {
+        names: Vec::new(),
+        ..named
+    };
+    assert_eq!(announce_set.snapshot(), std::slice::from_ref(&nameless));
+    let mut expected = SetDigest::default();
+    expected.insert(&(&nameless).into());
+    assert_eq!(announce_set.digest().unwrap().1, expected);
+}
