@@ -139,6 +139,54 @@ impl CertificateInfo {
     }
 }
 
+/// The content of a certificate of a PKI that somebody else runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ForeignCertificate {
+    /// Its common name, DNS names and URI names.
+    pub(super) names: Vec<String>,
+    /// The DER of its subject.
+    pub(super) subject: Vec<u8>,
+    /// The DER of the public key's SubjectPublicKeyInfo.
+    pub(super) public_key: Vec<u8>,
+    /// End of its validity.
+    pub(super) not_after: SystemTime,
+}
+
+impl ForeignCertificate {
+    /// Reads a certificate in DER.
+    ///
+    /// # Errors
+    /// [`CertificateError::Malformed`].
+    pub(super) fn parse(der: &[u8]) -> Result<Self, CertificateError> {
+        let certificate = parse(der)?;
+        let common = certificate.subject().iter_common_name();
+        let mut names: Vec<_> = common
+            .filter_map(|name| name.as_str().ok())
+            .map(ToOwned::to_owned)
+            .collect();
+        if let Ok(Some(alternative)) = certificate.subject_alternative_name() {
+            names.extend(
+                alternative
+                    .value
+                    .general_names
+                    .iter()
+                    .filter_map(|name| match name {
+                        GeneralName::DNSName(name) | GeneralName::URI(name) => {
+                            Some((*name).to_owned())
+                        }
+                        _ => None,
+                    }),
+            );
+        }
+        Ok(Self {
+            names,
+            subject: certificate.subject().as_raw().to_vec(),
+            public_key: certificate.public_key().raw.to_vec(),
+            not_after: system_time(certificate.validity().not_after),
+        })
+    }
+}
+
 /// The DER of the public key in a certificate.
 ///
 /// # Errors

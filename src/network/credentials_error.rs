@@ -59,14 +59,13 @@ pub enum CredentialsError {
         /// The reason.
         source: io::Error,
     },
-    /// Other users can read a private key.
-    #[error(
-        "other users can read {}: run `chmod 600` on it; if a stranger may have read it, revoke \
-         this member and join again", path.display()
-    )]
-    ReadableByOthers {
+    /// A file of a PKI of one's own cannot be used.
+    #[error("cannot use {} for TLS: {source}", path.display())]
+    File {
         /// The file.
         path: PathBuf,
+        /// The reason.
+        source: io::Error,
     },
     /// A certificate is for another key.
     #[error(

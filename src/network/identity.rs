@@ -48,6 +48,14 @@ impl MemberId {
         Self(id.try_into().expect("a hash has more than 16 bytes"))
     }
 
+    /// The id of the member with this subject in a PKI of one's own, where keys may change: the first
+    /// 16 bytes of `SHA-256("potluck/subject/v1\0" || subject)`, `subject` in DER.
+    pub fn of_subject(subject: &[u8]) -> Self {
+        let hash = hash_of_key(b"potluck/subject/v1\0", subject);
+        let (id, _) = hash.split_at(Self::LEN);
+        Self(id.try_into().expect("a hash has more than 16 bytes"))
+    }
+
     /// The first eight hex digits, for logs and messages.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..4])

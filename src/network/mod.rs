@@ -9,6 +9,7 @@
 //! | [`identity`] | ids of members, roles, and the names that certificates carry |
 //! | [`join_code`] | the text that lets a machine join |
 //! | [`key`] | P-256 keys and signing requests |
+//! | [`own_pki`] | certificates of a PKI that somebody else runs, and roles files |
 //! | [`revocations`] | the signed list of revoked members and peers |
 //! | [`stored_identity`] | a key with its certificate, in files |
 //! | [`tls`] | the settings of connections, and who is at the other end |
@@ -32,6 +33,7 @@ pub mod folder;
 pub mod identity;
 pub mod join_code;
 pub mod key;
+pub mod own_pki;
 mod pem_file;
 pub mod revocations;
 pub mod stored_identity;

@@ -60,7 +60,13 @@ pub(super) async fn connect(
     let stream = connect_tcp(endpoint.address(), from).await?;
     let tls = endpoint.tls();
     let connector = TlsConnector::from(tls.client_config());
-    let name = tls.server_name(endpoint.expected());
+    let host = match endpoint.address() {
+        Endpoint::Http(uri) => uri.host().unwrap_or_default().trim_matches(['[', ']']),
+        _ => "",
+    };
+    let name = tls
+        .server_name(endpoint.expected(), host)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let stream = BufReader::with_capacity(READ_BUFFER, stream);
     let handshake = connector.connect(name, stream);
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, handshake)

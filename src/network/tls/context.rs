@@ -21,17 +21,22 @@ use rustls::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::network::{
-    authority::CaHash,
-    credentials::Credentials,
-    credentials_error::CredentialsError,
-    folder::NetworkFolder,
-    identity::CertifiedIdentity,
-    revocations::RevocationList,
-    stored_identity::StoredIdentity,
-    tls::{
-        rules::{Naming, Refusal, ServerIdentity},
-        verify::{ClientVerifier, ServerVerifier},
+use crate::{
+    PeerId,
+    network::{
+        authority::CaHash,
+        certificate::public_key_of,
+        credentials::Credentials,
+        credentials_error::CredentialsError,
+        folder::NetworkFolder,
+        identity::CertifiedIdentity,
+        own_pki::OwnPki,
+        revocations::RevocationList,
+        stored_identity::StoredIdentity,
+        tls::{
+            rules::{Naming, Refusal, ServerIdentity},
+            verify::{ClientVerifier, ServerVerifier},
+        },
     },
 };
 
@@ -97,6 +102,27 @@ impl TlsMaterial {
             },
             client_certificates: ClientCertificates::Required,
         }
+    }
+
+    /// The material of a program in a PKI of one's own. Every client needs a certificate.
+    ///
+    /// # Errors
+    /// [`CredentialsError::File`].
+    pub fn own_pki(files: &OwnPki) -> Result<Self, CredentialsError> {
+        let loaded = files.load()?;
+        Ok(Self {
+            own: Some((loaded.key, loaded.chain)),
+            roots: loaded.roots,
+            naming: Naming::OwnPki { roles: loaded.roles },
+            client_certificates: ClientCertificates::Required,
+        })
+    }
+
+    /// The id of the peer whose certificate this is; `None` without a certificate.
+    pub fn peer_id(&self) -> Option<PeerId> {
+        let (_, chain) = self.own.as_ref()?;
+        let key = public_key_of(chain.first()?).ok()?;
+        Some(PeerId::of_public_key(&key))
     }
 
     /// The material of a network's index.
@@ -251,9 +277,14 @@ impl TlsContext {
         self.settings().server.clone()
     }
 
-    /// The name to pass to a client's handshake. It is not sent.
-    pub fn server_name(&self, expected: &ServerIdentity) -> ServerName<'static> {
-        expected.name()
+    /// The name to pass to a client's handshake with the server at `host`. It is not sent. `None` if
+    /// `host` is not a valid name.
+    pub fn server_name(
+        &self,
+        expected: &ServerIdentity,
+        host: &str,
+    ) -> Option<ServerName<'static>> {
+        expected.name(&self.settings().naming, host)
     }
 
     /// Reads who is at the other end of a connection after its handshake, and closes the connection

@@ -2,14 +2,19 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{
+    client::verify_server_name,
+    pki_types::{CertificateDer, ServerName},
+    server::ParsedCertificate,
+};
 
 use crate::{
     PeerId,
     network::{
         authority::CaHash,
-        certificate::{CertificateInfo, CertificateSubject, public_key_of},
-        identity::{CertifiedIdentity, INDEX_NAME, peer_name, peer_with_name},
+        certificate::{CertificateInfo, CertificateSubject, ForeignCertificate, public_key_of},
+        identity::{CertifiedIdentity, INDEX_NAME, MemberId, peer_name, peer_with_name},
+        own_pki::RoleTable,
         revocations::RevocationList,
     },
 };
@@ -44,6 +49,11 @@ pub enum Naming {
     /// A machine that joins knows only the hash of the CA's key. The server sends the CA's
     /// certificate.
     Joining(CaHash),
+    /// A PKI of one's own chose the names.
+    OwnPki {
+        /// The roles of names, on an index.
+        roles: Arc<RoleTable>,
+    },
 }
 
 /// What a verified certificate says about the other end.
@@ -63,15 +73,19 @@ pub(super) enum Refusal {
 }
 
 impl ServerIdentity {
-    /// The name under which the verifier gets to know the expectation. Nothing is sent.
-    pub(super) fn name(&self) -> ServerName<'static> {
+    /// The name under which the verifier gets to know the expectation. Nothing is sent. `None` if the
+    /// host of the index's URL is not a valid name.
+    pub(super) fn name(&self, naming: &Naming, host: &str) -> Option<ServerName<'static>> {
+        if matches!((self, naming), (Self::Index, Naming::OwnPki { .. })) {
+            return ServerName::try_from(host.to_owned()).ok();
+        }
         let name = match self {
             Self::Index => INDEX_NAME.to_owned(),
             Self::Peer(peer) => peer_name(*peer),
             Self::AnyPeer => ANY_PEER.to_owned(),
             Self::Any => ANY.to_owned(),
         };
-        ServerName::try_from(name).expect("the names of a network are valid DNS names")
+        ServerName::try_from(name).ok()
     }
 
     /// The expectation with this name.
@@ -95,7 +109,11 @@ impl Naming {
         certificate: &CertificateDer<'_>,
         name: &ServerName<'_>,
     ) -> Result<(), Refusal> {
-        let expected = ServerIdentity::from_name(name).ok_or(Refusal::Name)?;
+        let expected = ServerIdentity::from_name(name);
+        if matches!(self, Self::OwnPki { .. }) {
+            return check_foreign_server(certificate, name, expected);
+        }
+        let expected = expected.ok_or(Refusal::Name)?;
         let info = CertificateInfo::parse(certificate).map_err(|_| Refusal::Name)?;
         match (info.subject, expected) {
             (CertificateSubject::Index, ServerIdentity::Index | ServerIdentity::Any)
@@ -112,6 +130,17 @@ impl Naming {
         &self,
         certificate: &CertificateDer<'_>,
     ) -> Result<VerifiedClient, Refusal> {
+        if let Self::OwnPki { roles } = self {
+            let foreign = ForeignCertificate::parse(certificate).map_err(|_| Refusal::Name)?;
+            return Ok(VerifiedClient {
+                identity: CertifiedIdentity {
+                    member: MemberId::of_subject(&foreign.subject),
+                    peer: Some(PeerId::of_public_key(&foreign.public_key)),
+                    role: roles.role_of(&foreign),
+                },
+                not_after: foreign.not_after,
+            });
+        }
         let info = CertificateInfo::parse(certificate).map_err(|_| Refusal::Name)?;
         self.check_revocation(&info)?;
         Ok(VerifiedClient {
@@ -132,7 +161,7 @@ impl Naming {
     pub(super) fn revokes(&self, identity: &CertifiedIdentity) -> bool {
         match self {
             Self::Network { revocations } => revocations.revokes(identity),
-            Self::Joining(_) => false,
+            Self::Joining(_) | Self::OwnPki { .. } => false,
         }
     }
 
@@ -148,5 +177,26 @@ impl Naming {
             public_key_of(certificate).is_ok()
                 && CaHash::of_certificate(certificate).is_ok_and(|found| found == *hash)
         })
+    }
+}
+
+/// Checks the certificate of a server in a PKI of one's own: the key of the expected peer, or the host
+/// of the index's URL.
+fn check_foreign_server(
+    certificate: &CertificateDer<'_>,
+    name: &ServerName<'_>,
+    expected: Option<ServerIdentity>,
+) -> Result<(), Refusal> {
+    let is_expected = match expected {
+        Some(ServerIdentity::Peer(peer)) => {
+            public_key_of(certificate).is_ok_and(|key| PeerId::of_public_key(&key) == peer)
+        }
+        Some(ServerIdentity::AnyPeer | ServerIdentity::Any) => true,
+        Some(ServerIdentity::Index) | None => ParsedCertificate::try_from(certificate)
+            .is_ok_and(|certificate| verify_server_name(&certificate, name).is_ok()),
+    };
+    match is_expected {
+        true => Ok(()),
+        false => Err(Refusal::Name),
     }
 }

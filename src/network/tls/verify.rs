@@ -55,7 +55,7 @@ impl ServerCertVerifier for ServerVerifier {
                 pinned = store;
                 &pinned
             }
-            Naming::Network { .. } => self.roots.as_ref(),
+            Naming::Network { .. } | Naming::OwnPki { .. } => self.roots.as_ref(),
         };
         let certificate = ParsedCertificate::try_from(end_entity)?;
         verify_server_cert_signed_by_trust_anchor(
