@@ -167,7 +167,11 @@ impl CommandContext {
         let endpoint = match (&self.index, network) {
             (Some(index), Some(network)) => network.endpoint(index, ServerIdentity::Index),
             (Some(index), None) => index.parse(),
-            (None, Some(network)) => network.index(),
+            (None, Some(network)) if network.credentials.is_some() => network.index(),
+            (None, Some(network)) => {
+                let default = potluck_peer::options::DEFAULT_INDEX;
+                network.endpoint(default, ServerIdentity::Index)
+            }
             (None, None) => potluck_peer::options::DEFAULT_INDEX.parse(),
         };
         endpoint.map_err(|problem| match &self.index {
@@ -282,7 +286,8 @@ impl CommandContext {
         };
         let settings = InProcessSettings {
             index,
-            network: self.network()?.map(|network| network.credentials),
+            network: self.network()?.and_then(|network| network.credentials),
+            own_pki: self.options.own_pki(),
             listen,
             plaintext,
             temporary: true,
@@ -304,6 +309,7 @@ impl CommandContext {
         let settings = InProcessSettings {
             index: None,
             network: None,
+            own_pki: None,
             listen: any_port,
             plaintext: false,
             temporary: false,
@@ -422,6 +428,9 @@ mod tests {
             peer_token_file: None,
             credentials: None,
             no_network: true,
+            tls_cert: None,
+            tls_key: None,
+            tls_ca: None,
             full_ids: false,
             json: false,
             quiet: false,

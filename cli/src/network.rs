@@ -17,8 +17,8 @@ const HTTPS: &str = "https://";
 /// The private network that this machine joined.
 #[derive(Debug, Clone)]
 pub(crate) struct CommandNetwork {
-    /// The credentials of the member.
-    pub(crate) credentials: Credentials,
+    /// The credentials of the member; `None` in a PKI of one's own.
+    pub(crate) credentials: Option<Credentials>,
     tls: TlsContext,
 }
 
@@ -28,12 +28,15 @@ impl CommandNetwork {
     /// # Errors
     /// The reason why the credentials cannot be used.
     pub(crate) fn find(options: &GlobalOptions) -> Result<Option<Self>, Problem> {
-        let found = credentials::find(options.credentials.as_deref(), options.no_network)?;
-        let Some(credentials) = found else {
-            return Ok(None);
+        let own_pki = options.own_pki();
+        let no_network = options.no_network || own_pki.is_some();
+        let credentials = credentials::find(options.credentials.as_deref(), no_network)?;
+        let material = match (&credentials, own_pki) {
+            (None, None) => return Ok(None),
+            (_, Some(files)) => TlsMaterial::own_pki(&files)?,
+            (Some(credentials), None) => TlsMaterial::member(credentials, credentials.member())?,
         };
         potluck_core::process::protect_memory();
-        let material = TlsMaterial::member(&credentials, credentials.member())?;
         let tls = TlsContext::new(material).map_err(|error| match error {
             TlsError::Credentials(error) => error.into(),
             other => Problem::new(Reason::InvalidArgument, other.to_string()),
@@ -58,7 +61,8 @@ impl CommandNetwork {
     /// # Errors
     /// [`Reason::InvalidArgument`] if the credentials name no index.
     pub(crate) fn index(&self) -> Result<Endpoint, Problem> {
-        let index = self.credentials.indexes().first().ok_or_else(|| {
+        let indexes = self.credentials.as_ref().map_or(&[][..], Credentials::indexes);
+        let index = indexes.first().ok_or_else(|| {
             Problem::new(
                 Reason::InvalidArgument,
                 "the credentials name no index: set it with `potluck network set-index URL`",

@@ -10,6 +10,8 @@ use clap::{
     builder::{FalseyValueParser, TypedValueParser as _},
 };
 
+use potluck_core::network::own_pki::OwnPki;
+
 use crate::output::OutputFlags;
 
 /// Environment variable equivalent to `--json`.
@@ -72,6 +74,38 @@ pub(crate) struct GlobalOptions {
     )]
     pub(crate) no_network: bool,
 
+    /// Certificate for TLS in PEM, followed by intermediate ones: of a PKI of your own instead of a
+    /// private network
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "POTLUCK_TLS_CERT",
+        hide_env_values = true,
+        requires_all = ["tls_key", "tls_ca"]
+    )]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, in PEM
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "POTLUCK_TLS_KEY",
+        hide_env_values = true
+    )]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Certificates of the CAs to accept, in PEM
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "POTLUCK_TLS_CA",
+        hide_env_values = true
+    )]
+    pub(crate) tls_ca: Option<PathBuf>,
+
     /// Print ids with all 64 digits
     #[arg(
         long,
@@ -120,6 +154,9 @@ impl GlobalOptions {
                 .or_else(|| outer.peer_token_file.clone()),
             credentials: self.credentials.clone().or_else(|| outer.credentials.clone()),
             no_network: self.no_network || outer.no_network,
+            tls_cert: self.tls_cert.clone().or_else(|| outer.tls_cert.clone()),
+            tls_key: self.tls_key.clone().or_else(|| outer.tls_key.clone()),
+            tls_ca: self.tls_ca.clone().or_else(|| outer.tls_ca.clone()),
             full_ids: self.full_ids || outer.full_ids,
             json: self.json || outer.json,
             quiet: self.quiet || outer.quiet,
@@ -144,11 +181,24 @@ impl GlobalOptions {
             peer_token_file: find("--peer-token-file").map(PathBuf::from),
             credentials: find("--credentials").map(PathBuf::from),
             no_network: words.iter().any(|word| word == "--no-network"),
+            tls_cert: find("--tls-cert").map(PathBuf::from),
+            tls_key: find("--tls-key").map(PathBuf::from),
+            tls_ca: find("--tls-ca").map(PathBuf::from),
             full_ids: false,
             json: false,
             quiet: false,
             verbose: 0,
         }
+    }
+
+    /// The files of a PKI of one's own, if they are given.
+    pub(crate) fn own_pki(&self) -> Option<OwnPki> {
+        Some(OwnPki {
+            certificate: self.tls_cert.clone()?,
+            key: self.tls_key.clone()?,
+            ca: self.tls_ca.clone()?,
+            roles: None,
+        })
     }
 
     /// The amount and format of the output.

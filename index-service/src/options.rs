@@ -14,6 +14,7 @@ use potluck_core::{
     grpc::transport::parse_listen,
     network::{
         folder::{NetworkFolder, NetworkFolderError},
+        own_pki::OwnPki,
         revocations::RevocationList,
         tls::{TlsContext, TlsError, TlsMaterial},
     },
@@ -103,9 +104,49 @@ pub struct Options {
         env = "POTLUCK_INDEX_NETWORK",
         hide_env_values = true,
         value_name = "DIR",
-        conflicts_with = "plaintext"
+        conflicts_with_all = ["plaintext", "tls_cert"]
     )]
     pub network: Option<PathBuf>,
+
+    /// Certificate for TLS in PEM, followed by intermediate ones: of a PKI of your own instead of a
+    /// private network
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "POTLUCK_TLS_CERT",
+        hide_env_values = true,
+        requires_all = ["tls_key", "tls_ca"]
+    )]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, in PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "POTLUCK_TLS_KEY",
+        hide_env_values = true
+    )]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificates of the CAs to accept, in PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "POTLUCK_TLS_CA",
+        hide_env_values = true
+    )]
+    pub tls_ca: Option<PathBuf>,
+
+    /// Roles of the names in certificates, one `ROLE NAME` a line; `*` stands for any name. Readers, if
+    /// not given
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "POTLUCK_INDEX_ROLES",
+        hide_env_values = true,
+        requires = "tls_cert"
+    )]
+    pub roles: Option<PathBuf>,
 
     /// Listen beyond this machine without encryption, if --listen asks for it. Anyone who reaches the
     /// index can see and register files.
@@ -218,6 +259,16 @@ cleanly.
         )
     }
 
+    /// The files of a PKI of one's own, if they are given.
+    pub fn own_pki(&self) -> Option<OwnPki> {
+        Some(OwnPki {
+            certificate: self.tls_cert.clone()?,
+            key: self.tls_key.clone()?,
+            ca: self.tls_ca.clone()?,
+            roles: self.roles.clone(),
+        })
+    }
+
     /// Builds the configuration from the flags.
     ///
     /// # Errors
@@ -232,9 +283,13 @@ cleanly.
                 StoreConfig::Sled(base.data_dir().join("potluck").join("index"))
             }
         };
-        let tls = match &self.network {
-            None => None,
-            Some(folder) => {
+        let tls = match (&self.network, self.own_pki()) {
+            (None, None) => None,
+            (None, Some(files)) => {
+                let material = TlsMaterial::own_pki(&files).map_err(TlsError::from)?;
+                Some(TlsContext::new(material)?)
+            }
+            (Some(folder), _) => {
                 let folder = NetworkFolder::open(folder, SystemTime::now())?;
                 let material = TlsMaterial::index(&folder, &RevocationList::empty());
                 let material = material.map_err(NetworkFolderError::from)?;

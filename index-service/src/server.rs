@@ -25,6 +25,7 @@ use potluck_core::{
             connections, with_health_and_reflection,
         },
     },
+    network::tls::follow_files,
     process,
     proto::v1::index_service_server::IndexServiceServer,
 };
@@ -162,6 +163,9 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ru
             "this index listens beyond this machine without encryption: anyone who reaches it can see \
              and register files"
         );
+    }
+    if let (Some(tls), Some(files)) = (&config.tls, options.own_pki()) {
+        tokio::spawn(follow_files(tls.clone(), files, None, shutdown.clone()));
     }
     let index = RunningIndex::open(config).await?;
     let mut out = std::io::stdout();

@@ -20,29 +20,35 @@ use potluck_core::{
         credentials::Credentials,
         credentials_error::CredentialsError,
         identity::Role,
+        own_pki::OwnPki,
         stored_identity::StoredIdentity,
-        tls::{ServerIdentity, TlsContext, TlsError, TlsMaterial},
+        tls::{ServerIdentity, TlsContext, TlsError, TlsMaterial, follow_files},
     },
 };
-
 use rand::RngExt as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::fs::blocking::blocking;
+use crate::{fs::blocking::blocking, home::NETWORK_KEY};
 
 /// How often a peer looks whether a certificate is due: an expired one is then replaced soon after
 /// the machine wakes up. Jittered, so that peers that joined together do not ask together.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60);
-
-/// The stem of the names of a peer's key and certificate in its state folder.
-pub const PEER: &str = "peer";
 
 /// A peer's place in a private network.
 #[derive(Debug)]
 pub struct PeerNetwork {
     peer_id: PeerId,
     tls: TlsContext,
-    state: Arc<Mutex<NetworkState>>,
+    source: Source,
+}
+
+/// Where this peer's certificate comes from.
+#[derive(Debug)]
+enum Source {
+    /// The index of the private network issues it.
+    Joined(Arc<Mutex<NetworkState>>),
+    /// Something else renews its files.
+    OwnPki(OwnPki),
 }
 
 #[derive(Debug)]
@@ -69,7 +75,7 @@ impl PeerNetwork {
         state: PathBuf,
         index: Option<&Endpoint>,
     ) -> Result<Self, Problem> {
-        let load = move || StoredIdentity::open(&state, PEER);
+        let load = move || StoredIdentity::open(&state, NETWORK_KEY);
         let mut identity = blocking(load).await??;
         match identity.check(credentials.ca(), SystemTime::now()) {
             Ok(()) => {}
@@ -95,8 +101,35 @@ impl PeerNetwork {
         Ok(Self {
             peer_id: state.identity.key().peer_id(),
             tls: TlsContext::new(state.material()?).map_err(tls_problem)?,
-            state: Arc::new(Mutex::new(state)),
+            source: Source::Joined(Arc::new(Mutex::new(state))),
         })
+    }
+
+    /// Uses a certificate of a PKI of one's own.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidArgument`] if a file cannot be used.
+    pub(crate) async fn with_own_pki(files: OwnPki) -> Result<Self, Problem> {
+        let load = {
+            let files = files.clone();
+            move || TlsMaterial::own_pki(&files)
+        };
+        let material = blocking(load).await??;
+        let peer_id = material.peer_id().ok_or_else(|| {
+            Problem::new(Reason::InvalidArgument, "the TLS certificate is not X.509")
+        })?;
+        Ok(Self {
+            peer_id,
+            tls: TlsContext::new(material).map_err(tls_problem)?,
+            source: Source::OwnPki(files),
+        })
+    }
+
+    fn joined(&self) -> Option<&Arc<Mutex<NetworkState>>> {
+        match &self.source {
+            Source::Joined(state) => Some(state),
+            Source::OwnPki(_) => None,
+        }
     }
 
     /// This peer's id, which follows from its key.
@@ -111,14 +144,17 @@ impl PeerNetwork {
 
     /// Keeps the certificates of this peer and of its member valid until `stop`: renews each in the
     /// second half of its validity, through the index at `index`.
-    pub(crate) async fn keep_valid(self: Arc<Self>, index: Endpoint, stop: CancellationToken) {
+    pub(crate) async fn keep_valid(
+        self: Arc<Self>,
+        index: Option<Endpoint>,
+        stop: CancellationToken,
+    ) {
+        if let Source::OwnPki(files) = &self.source {
+            let tls = self.tls.clone();
+            return follow_files(tls, files.clone(), Some(self.peer_id), stop).await;
+        }
+        let Some(index) = index else { return };
         loop {
-            let wait = RENEWAL_CHECK.mul_f64(rand::rng().random_range(0.5..=1.0));
-            tokio::select! {
-                // Both arms only wait.
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
-            }
             // Dropping a renewal loses nothing: the next one asks again.
             let renewed = tokio::select! {
                 () = stop.cancelled() => return,
@@ -126,6 +162,12 @@ impl PeerNetwork {
             };
             if let Err(problem) = renewed {
                 tracing::warn!(%problem, "a certificate of this peer was not renewed");
+            }
+            let wait = RENEWAL_CHECK.mul_f64(rand::rng().random_range(0.5..=1.0));
+            tokio::select! {
+                // Both arms only wait.
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }
@@ -139,9 +181,12 @@ impl PeerNetwork {
         index: &Endpoint,
         now: SystemTime,
     ) -> Result<(), Problem> {
-        self.reload_credentials().await?;
+        let Some(shared) = self.joined() else {
+            return Ok(());
+        };
+        reload_credentials(shared, &self.tls).await?;
         let (ca, member, peer) = {
-            let state = self.state.lock();
+            let state = shared.lock();
             let member = state.credentials.member().clone();
             (state.credentials.ca().clone(), member, state.identity.clone())
         };
@@ -153,13 +198,13 @@ impl PeerNetwork {
         let client = IndexClient::new(index.clone().secured(&tls, ServerIdentity::Index)?);
         if member.needs_renewal(now) {
             let certificate = renew(&client, &member).await?;
-            let state = Arc::clone(&self.state);
+            let state = Arc::clone(shared);
             let store = move || state.lock().credentials.store_certificate(&certificate, now);
             blocking(store).await??;
         }
         if peer.needs_renewal(now) {
             let certificate = renew(&client, &peer).await?;
-            let (state, tls) = (Arc::clone(&self.state), self.tls.clone());
+            let (state, tls) = (Arc::clone(shared), self.tls.clone());
             let store = move || {
                 let mut state = state.lock();
                 state.identity.store_certificate(&certificate, &ca, now)?;
@@ -171,35 +216,17 @@ impl PeerNetwork {
         Ok(())
     }
 
-    /// Reads what other processes of this user stored: renewed certificates, lists of revocations.
-    async fn reload_credentials(&self) -> Result<(), Problem> {
-        let (state, tls) = (Arc::clone(&self.state), self.tls.clone());
-        let reload = move || {
-            let mut state = state.lock();
-            let loaded = Credentials::load(state.credentials.folder())?;
-            let number = |credentials: &Credentials| {
-                credentials.revocations().map_or(0, |signed| signed.list().number)
-            };
-            let is_newer = number(&loaded) > number(&state.credentials);
-            state.credentials = loaded;
-            match is_newer {
-                true => tls.replace(state.material()?),
-                false => Ok(()),
-            }
-        };
-        blocking(reload).await?.map_err(tls_problem)
-    }
-
     /// The member's role when this peer's certificate was issued.
     pub(crate) fn role(&self) -> Option<Role> {
-        let state = self.state.lock();
+        let state = self.joined()?.lock();
         let identity = state.identity.info().and_then(CertificateInfo::identity);
         identity.map(|identity| identity.role)
     }
 
     /// The number of the newest known list of revocations; 0: none.
     pub(crate) fn revocations_number(&self) -> u64 {
-        let state = self.state.lock();
+        let Some(state) = self.joined() else { return 0 };
+        let state = state.lock();
         let known = state.credentials.revocations();
         known.map_or(0, |signed| signed.list().number)
     }
@@ -207,7 +234,8 @@ impl PeerNetwork {
     /// Stores a list of revocations, and closes connections that it names. A list that this network
     /// did not sign, and one that is not newer, is ignored.
     pub(crate) async fn take_revocations(&self, signed: Bytes) {
-        let (state, tls) = (Arc::clone(&self.state), self.tls.clone());
+        let Some(state) = self.joined() else { return };
+        let (state, tls) = (Arc::clone(state), self.tls.clone());
         let take = move || {
             let mut state = state.lock();
             if !state.credentials.store_revocations(&signed)? {
@@ -223,6 +251,28 @@ impl PeerNetwork {
             Err(problem) => tracing::warn!(%problem, "a list of revocations was not taken over"),
         }
     }
+}
+
+/// Reads what other processes of this user stored: renewed certificates, lists of revocations.
+async fn reload_credentials(
+    state: &Arc<Mutex<NetworkState>>,
+    tls: &TlsContext,
+) -> Result<(), Problem> {
+    let (state, tls) = (Arc::clone(state), tls.clone());
+    let reload = move || {
+        let mut state = state.lock();
+        let loaded = Credentials::load(state.credentials.folder())?;
+        let number = |credentials: &Credentials| {
+            credentials.revocations().map_or(0, |signed| signed.list().number)
+        };
+        let is_newer = number(&loaded) > number(&state.credentials);
+        state.credentials = loaded;
+        match is_newer {
+            true => tls.replace(state.material()?),
+            false => Ok(()),
+        }
+    };
+    blocking(reload).await?.map_err(tls_problem)
 }
 
 /// Asks the index, as this member, for the certificate of a peer.

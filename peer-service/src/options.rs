@@ -20,7 +20,10 @@ use potluck_core::{
         transport::{Endpoint, parse_listen},
     },
     model::Address,
-    network::credentials::{self, Credentials},
+    network::{
+        credentials::{self, Credentials},
+        own_pki::OwnPki,
+    },
     process::LOG_HELP,
     units::{parse_duration, parse_rate},
 };
@@ -92,6 +95,35 @@ pub struct Options {
         value_parser = FalseyValueParser::new()
     )]
     pub no_network: bool,
+
+    /// Certificate for TLS in PEM, followed by intermediate ones: of a PKI of your own instead of a
+    /// private network
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "POTLUCK_TLS_CERT",
+        hide_env_values = true,
+        requires_all = ["tls_key", "tls_ca"]
+    )]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, in PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "POTLUCK_TLS_KEY",
+        hide_env_values = true
+    )]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificates of the CAs to accept, in PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "POTLUCK_TLS_CA",
+        hide_env_values = true
+    )]
+    pub tls_ca: Option<PathBuf>,
 
     /// File or folder to share in place; may be repeated [env: POTLUCK_PEER_SHARE, paths separated
     /// by colons]
@@ -221,6 +253,16 @@ pub struct Options {
 }
 
 impl Options {
+    /// The files of a PKI of one's own, if they are given.
+    fn own_pki(&self) -> Option<OwnPki> {
+        Some(OwnPki {
+            certificate: self.tls_cert.clone()?,
+            key: self.tls_key.clone()?,
+            ca: self.tls_ca.clone()?,
+            roles: None,
+        })
+    }
+
     /// The end of the help of `program`: examples, and variables that are not those of a flag.
     pub fn help_footer(program: &str) -> String {
         format!(
@@ -318,6 +360,8 @@ pub struct Config {
     pub lease: Option<Duration>,
     /// The credentials of the private network; `None` for plaintext.
     pub network: Option<Credentials>,
+    /// The files of a PKI of one's own, instead of a private network.
+    pub own_pki: Option<OwnPki>,
 }
 
 impl Config {
@@ -337,6 +381,7 @@ impl Config {
             hash_threads: default_threads(),
             lease: None,
             network: None,
+            own_pki: None,
         }
     }
 
@@ -346,6 +391,7 @@ impl Config {
     /// [`Reason::InvalidAddress`] if the index's URL is invalid; [`Reason::InvalidArgument`] if no
     /// home is given and the user has no data directory.
     pub fn from_options(options: Options, port: u16) -> Result<Self, Problem> {
+        let own_pki = options.own_pki();
         let home = match options.home {
             Some(home) => home,
             None => default_home(port)?,
@@ -356,18 +402,21 @@ impl Config {
             .flat_map(std::env::split_paths)
             .filter(|path| path != Path::new(""))
             .collect();
-        let network = credentials::find(options.credentials.as_deref(), options.no_network)?;
+        let no_network = options.no_network || own_pki.is_some();
+        let network = credentials::find(options.credentials.as_deref(), no_network)?;
+        let has_tls = network.is_some() || own_pki.is_some();
         let index = match (options.index, &network) {
-            (Some(index), _) => parse_index(&index, network.is_some())?,
+            (Some(index), _) => parse_index(&index, has_tls)?,
             (None, Some(network)) => {
                 let index = network.indexes().first().ok_or_else(|| no_index(network))?;
                 parse_index(index, true)?
             }
-            (None, None) => parse_index(DEFAULT_INDEX, false)?,
+            (None, None) => parse_index(DEFAULT_INDEX, has_tls)?,
         };
         Ok(Self {
             index,
             network,
+            own_pki,
             share: options.share.into_iter().chain(listed).collect(),
             advertise: options.advertise,
             control: options.control.unwrap_or(ControlAt::Unix(None)),

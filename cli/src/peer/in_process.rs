@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use potluck_core::{Problem, Reason, grpc::transport::Endpoint, network::credentials::Credentials};
+use potluck_core::{
+    Problem, Reason,
+    grpc::transport::Endpoint,
+    network::{credentials::Credentials, own_pki::OwnPki},
+};
 use potluck_peer::{Config, ControlAt, Running, options::DEFAULT_LISTEN};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -27,6 +31,8 @@ pub(crate) struct InProcessSettings {
     pub(crate) index: Option<Endpoint>,
     /// The private network; `None` for plaintext.
     pub(crate) network: Option<Credentials>,
+    /// The files of a PKI of one's own, instead of a private network.
+    pub(crate) own_pki: Option<OwnPki>,
     /// Listen address; `None` for the default port on loopback, or a free port if that one is
     /// taken.
     pub(crate) listen: Option<SocketAddr>,
@@ -74,6 +80,7 @@ impl InProcessPeer {
         let config = Config {
             index: settings.index.clone(),
             network: settings.network.clone(),
+            own_pki: settings.own_pki.clone(),
             plaintext: settings.plaintext,
             control: ControlAt::Unix(Some(socket.path().join(CONTROL_SOCKET))),
             ..Config::new(path)

@@ -3,7 +3,7 @@
 //! ```text
 //! HOME/           mode 0700
 //!   files/        shared; downloads land here
-//!   state/        token (mode 0600), machine, lock, database, manifests
+//!   state/        token and peer.key (mode 0600), machine, lock, database, manifests
 //!   control.sock  created by the control service
 //! ```
 //!
@@ -43,6 +43,9 @@ const MACHINE: &str = "machine";
 /// Name of the file that keeps the token from before the home was found on another machine, so that
 /// the owner can restore it.
 const PREVIOUS_TOKEN: &str = "token.previous";
+
+/// The stem of the names of the files with this peer's key and certificate in a private network.
+pub const NETWORK_KEY: &str = "peer";
 
 /// Mode bits that let other users write.
 const GROUP_WRITES: u32 = 0o020;
@@ -306,6 +309,7 @@ fn token_of_machine(
             let (new, previous) = (Token::generate(), token.peer_id());
             write(&state.join(PREVIOUS_TOKEN), &token_text(&token))?;
             write(&state.join(TOKEN), &token_text(&new))?;
+            set_network_key_aside(state)?;
             write(&path, &format!("{}\n", machine.as_str()))?;
             tracing::warn!(
                 peer = %new.peer_id().short(), previous = %previous.short(),
@@ -317,6 +321,21 @@ fn token_of_machine(
     }
     write(&path, &format!("{}\n", machine.as_str()))?;
     Ok((token, None))
+}
+
+/// Sets the key of a private network aside, so that the peer gets a new one.
+fn set_network_key_aside(state: &Path) -> Result<(), HomeError> {
+    for end in ["crt", "key"] {
+        let path = state.join(format!("{NETWORK_KEY}.{end}"));
+        let previous = state.join(format!("{NETWORK_KEY}.{end}.previous"));
+        match std::fs::rename(&path, previous) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(HomeError::io(&path, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn token_text(token: &Token) -> String {
@@ -457,7 +476,10 @@ mod tests {
         assert_eq!(open(Some(&first)).peer_id(), id);
         // In a container, the machine has no permanent id.
         assert_eq!(open(None).peer_id(), id);
+        let state = dir.path().join("state");
+        std::fs::write(state.join("peer.key"), "the key in a private network").unwrap();
         let copy = open(Some(&second));
+        assert!(!state.join("peer.key").exists() && state.join("peer.key.previous").exists());
         assert_ne!(copy.peer_id(), id);
         assert_eq!(copy.previous_peer_id(), Some(id));
         let other = copy.peer_id();

@@ -104,7 +104,8 @@ pub async fn start(
             format!("cannot determine the address on which the peer listens: {error}"),
         )
     })?;
-    if !local_addr.ip().to_canonical().is_loopback() && config.network.is_none() {
+    let has_tls = config.network.is_some() || config.own_pki.is_some();
+    if !local_addr.ip().to_canonical().is_loopback() && !has_tls {
         if !config.plaintext {
             return Err(beyond_loopback(local_addr));
         }
@@ -118,15 +119,19 @@ pub async fn start(
     let (servers, tasks) = (TaskTracker::new(), TaskTracker::new());
     let path = config.home.clone();
     let home = blocking(move || Home::open(&path)).await??;
-    let network = match config.network.clone() {
-        Some(credentials) => {
+    let network = match (config.network.clone(), config.own_pki.clone()) {
+        (_, Some(files)) => {
+            process::protect_memory();
+            Some(Arc::new(PeerNetwork::with_own_pki(files).await?))
+        }
+        (Some(credentials), None) => {
             process::protect_memory();
             let index = config.index.as_ref();
             Some(Arc::new(
                 PeerNetwork::open(credentials, home.state(), index).await?,
             ))
         }
-        None => None,
+        (None, None) => None,
     };
     let (control_listener, control) =
         ControlListener::open(&config.control, config.plaintext, network.as_deref(), &home).await?;
@@ -159,9 +164,9 @@ pub async fn start(
             tls: tls.clone(),
         },
     };
-    if let (Some(network), Some(index)) = (&network, &config.index) {
+    if let Some(network) = &network {
         let stop = signals.stop_work.child_token();
-        tasks.spawn(Arc::clone(network).keep_valid(index.clone(), stop));
+        tasks.spawn(Arc::clone(network).keep_valid(config.index.clone(), stop));
     }
     let index = match (config.index.clone(), &tls) {
         (Some(index), Some(tls)) => Some(index.secured(tls, ServerIdentity::Index)?),

@@ -25,7 +25,7 @@ use crate::{
             BULK_RATE, CONNECT_TIMEOUT, CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
             MAX_BULK_WINDOW, MAX_FRAME, RESPONSE_TIMEOUT, STREAM_WINDOW,
         },
-        tls_client::tls_connector,
+        tls_client::{BULK_READ_BUFFER, READ_BUFFER, tls_connector},
     },
     problem::is_from_potluck,
 };
@@ -79,7 +79,8 @@ impl Endpoint {
                     .await
             }
             Self::Tls(endpoint) => {
-                let connector = tls_connector(endpoint.clone(), local_address(endpoint, from));
+                let from = local_address(endpoint, from);
+                let connector = tls_connector(endpoint.clone(), from, READ_BUFFER);
                 socket_builder().connect_with_connector(connector).await
             }
         };
@@ -128,7 +129,7 @@ impl Endpoint {
     /// Like [`Endpoint::lazy_channel`], with `from` as the local address if that can reach the
     /// endpoint.
     pub fn lazy_from(&self, from: Option<IpAddr>) -> Channel {
-        self.lazy_with(from, |endpoint| endpoint)
+        self.lazy_with(from, READ_BUFFER, |endpoint| endpoint)
     }
 
     /// Like [`Endpoint::lazy_from`], for bulk data over a path with this round-trip time. The
@@ -136,7 +137,7 @@ impl Endpoint {
     pub fn lazy_bulk_channel(&self, round_trip: Duration, from: Option<IpAddr>) -> Channel {
         let window = (round_trip.as_secs_f64() * BULK_RATE) as u32;
         let window = window.clamp(STREAM_WINDOW, MAX_BULK_WINDOW);
-        self.lazy_with(from, |endpoint| {
+        self.lazy_with(from, BULK_READ_BUFFER, |endpoint| {
             endpoint
                 .initial_stream_window_size(window)
                 .initial_connection_window_size(window)
@@ -146,6 +147,7 @@ impl Endpoint {
     fn lazy_with(
         &self,
         from: Option<IpAddr>,
+        read_buffer: usize,
         set: impl Fn(tonic::transport::Endpoint) -> tonic::transport::Endpoint,
     ) -> Channel {
         match self {
@@ -156,7 +158,8 @@ impl Endpoint {
                 set(socket_builder()).connect_with_connector_lazy(unix_connector(path.clone()))
             }
             Self::Tls(endpoint) => {
-                let connector = tls_connector(endpoint.clone(), local_address(endpoint, from));
+                let from = local_address(endpoint, from);
+                let connector = tls_connector(endpoint.clone(), from, read_buffer);
                 set(socket_builder()).connect_with_connector_lazy(connector)
             }
         }

@@ -58,10 +58,12 @@ pub(crate) async fn first_answer(endpoint: &Endpoint) -> Option<FirstAnswer> {
                 first_frame(stream.ok()?).await
             }
             Endpoint::Unix(path) => first_frame(UnixStream::connect(path).await.ok()?).await,
-            Endpoint::Tls(endpoint) => match tls_client::connect(endpoint, None).await {
-                Ok(stream) => first_frame(stream).await,
-                Err(error) => tls_failure(&error),
-            },
+            Endpoint::Tls(endpoint) => {
+                match tls_client::connect(endpoint, None, tls_client::READ_BUFFER).await {
+                    Ok(stream) => first_frame(stream).await,
+                    Err(error) => tls_failure(&error),
+                }
+            }
         }
     };
     tokio::time::timeout(PROBE_TIMEOUT, look).await.ok().flatten()

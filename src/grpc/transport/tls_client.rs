@@ -28,9 +28,12 @@ use crate::{
     network::tls::ConnectionGuard,
 };
 
-/// Bytes that are read from a socket at once: several TLS records. rustls alone would read 4 KiB at
-/// a time.
-const READ_BUFFER: usize = 128 * 1024;
+/// Bytes that are read from a socket at once, for small calls. rustls alone would read 4 KiB at a
+/// time.
+pub(super) const READ_BUFFER: usize = 16 * 1024;
+
+/// The same for bulk data: several TLS records. A crowd has hundreds of such connections.
+pub(super) const BULK_READ_BUFFER: usize = 128 * 1024;
 
 /// A connection whose server was verified. Reads fail once the server is revoked.
 pub(super) struct ClientStream {
@@ -40,15 +43,17 @@ pub(super) struct ClientStream {
     _guard: Option<ConnectionGuard>,
 }
 
-/// A service that opens connections to `endpoint`, from the local address `from`.
+/// A service that opens connections to `endpoint`, from the local address `from`, with a read buffer
+/// of this many bytes.
 pub(super) fn tls_connector(
     endpoint: TlsEndpoint,
     from: Option<IpAddr>,
+    read_buffer: usize,
 ) -> impl Service<Uri, Response = TokioIo<ClientStream>, Error = io::Error, Future: Send> + Send + 'static
 {
     tower::service_fn(move |_: Uri| {
         let endpoint = endpoint.clone();
-        async move { connect(&endpoint, from).await.map(TokioIo::new) }
+        async move { connect(&endpoint, from, read_buffer).await.map(TokioIo::new) }
     })
 }
 
@@ -56,6 +61,7 @@ pub(super) fn tls_connector(
 pub(super) async fn connect(
     endpoint: &TlsEndpoint,
     from: Option<IpAddr>,
+    read_buffer: usize,
 ) -> io::Result<ClientStream> {
     let stream = connect_tcp(endpoint.address(), from).await?;
     let tls = endpoint.tls();
@@ -67,7 +73,7 @@ pub(super) async fn connect(
     let name = tls
         .server_name(endpoint.expected(), host)
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let stream = BufReader::with_capacity(READ_BUFFER, stream);
+    let stream = BufReader::with_capacity(read_buffer, stream);
     let handshake = connector.connect(name, stream);
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, handshake)
         .await

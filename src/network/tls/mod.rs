@@ -10,11 +10,13 @@
 
 mod context;
 mod failure;
+mod reload;
 mod rules;
 mod verify;
 
 pub use self::{
     context::{ClientCertificates, ConnectionGuard, TlsContext, TlsError, TlsMaterial},
     failure::explain,
+    reload::follow_files,
     rules::{Naming, ServerIdentity},
 };

@@ -7,6 +7,7 @@ use potluck_core::{
     grpc::transport::Endpoint,
     index_client::IndexClient,
     model::{IndexedFile, Lease, QueryKey, Registration},
+    network::tls::TlsContext,
     proto::v1::index_service_client::IndexServiceClient,
 };
 use potluck_index::{Config, ServeError, StoreConfig, serve};
@@ -43,6 +44,15 @@ impl TestIndex {
     /// An index that keeps everything in memory.
     pub async fn in_memory() -> Self {
         Self::start(Config::default()).await
+    }
+
+    /// An index with TLS that keeps everything in memory.
+    pub async fn secured(tls: TlsContext) -> Self {
+        Self::start(Config {
+            tls: Some(tls),
+            ..Config::default()
+        })
+        .await
     }
 
     /// An index that stores into this folder.

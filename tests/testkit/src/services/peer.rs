@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use potluck_core::{FileId, grpc::transport::Endpoint, model::Address, proto::v1};
+use potluck_core::{
+    FileId, grpc::transport::Endpoint, model::Address, network::own_pki::OwnPki, proto::v1,
+};
 use potluck_peer::{Config, Running, start};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,15 @@ impl TestPeer {
     pub async fn start(home: &Path, index: Option<&Endpoint>) -> Self {
         Self::with_config(Config {
             index: index.cloned(),
+            ..Config::new(home)
+        })
+        .await
+    }
+
+    /// A peer with this home and the certificate of a PKI of one's own.
+    pub async fn in_own_pki(home: &Path, files: OwnPki) -> Self {
+        Self::with_config(Config {
+            own_pki: Some(files),
             ..Config::new(home)
         })
         .await

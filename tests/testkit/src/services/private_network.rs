@@ -18,8 +18,7 @@ use potluck_core::{
         tls::{ServerIdentity, TlsContext, TlsMaterial},
     },
 };
-use potluck_index::Config as IndexConfig;
-use potluck_peer::{Config, network::PEER};
+use potluck_peer::{Config, home::NETWORK_KEY};
 use tempfile::TempDir;
 
 use crate::services::{index::TestIndex, peer::TestPeer};
@@ -56,11 +55,7 @@ impl TestNetwork {
 
     /// An index with these settings, which keeps everything in memory.
     pub async fn start_index(&self, tls: TlsContext) -> TestIndex {
-        TestIndex::start(IndexConfig {
-            tls: Some(tls),
-            ..IndexConfig::default()
-        })
-        .await
+        TestIndex::secured(tls).await
     }
 
     /// The credentials of a new member, in a folder of this name.
@@ -93,7 +88,10 @@ impl TestNetwork {
     /// A key with a certificate of a peer of this member, in `folder`.
     pub fn certify_peer(&self, folder: &Path, member: MemberId, role: Role) -> StoredIdentity {
         std::fs::create_dir_all(folder).unwrap();
-        let (mut peer, now) = (StoredIdentity::open(folder, PEER).unwrap(), SystemTime::now());
+        let (mut peer, now) = (
+            StoredIdentity::open(folder, NETWORK_KEY).unwrap(),
+            SystemTime::now(),
+        );
         let grant = Grant::Peer {
             member,
             name: "peer",
