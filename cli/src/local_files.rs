@@ -13,7 +13,7 @@ use std::{
 };
 
 use potluck_core::{Problem, Reason};
-use potluck_peer::library::{Identified, identify};
+use potluck_peer::library::{Identified, ShareOptions, identify};
 
 use crate::{
     context::CommandContext,
@@ -57,18 +57,19 @@ pub(crate) fn size(path: &Path) -> Result<u64, CommandError> {
     Ok(total)
 }
 
-/// Hashes a file or folder and shows the progress.
+/// Hashes a file or folder as a share with these options would, and shows the progress.
 ///
 /// # Errors
 /// The paths that cannot be read; [`CommandError::interrupted`] if the command was stopped.
 pub(crate) async fn hash(
     context: &CommandContext,
     path: &Path,
+    options: &ShareOptions,
 ) -> Result<Identified, CommandError> {
     let progress = Arc::new(HashProgress::default());
     let work = {
-        let (progress, path) = (Arc::clone(&progress), path.to_owned());
-        tokio::task::spawn_blocking(move || hash_blocking(&path, &progress))
+        let (progress, path, options) = (Arc::clone(&progress), path.to_owned(), options.clone());
+        tokio::task::spawn_blocking(move || hash_blocking(&path, &options, &progress))
     };
     let mut progress_lines = ProgressLines::new(context.out.bars());
     let began = Instant::now();
@@ -106,13 +107,18 @@ struct HashProgress {
     stop: AtomicBool,
 }
 
-fn hash_blocking(path: &Path, progress: &HashProgress) -> Result<Identified, CommandError> {
+fn hash_blocking(
+    path: &Path,
+    options: &ShareOptions,
+    progress: &HashProgress,
+) -> Result<Identified, CommandError> {
     let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let add = |to: &AtomicU64, bytes| {
         to.fetch_add(bytes, Ordering::Relaxed);
     };
     let identified = identify(
         path,
+        options,
         threads,
         &|bytes| add(&progress.total, bytes),
         &|bytes| add(&progress.done, bytes),

@@ -137,7 +137,7 @@ pub(crate) struct GlobalOptions {
     )]
     pub(crate) quiet: bool,
 
-    /// Log to stderr; repeat for more detail
+    /// Print whole lists, and log to stderr; repeat for more detail
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
@@ -207,6 +207,7 @@ impl GlobalOptions {
             json: self.json,
             quiet: self.quiet,
             full_ids: self.full_ids,
+            verbose: self.verbose > 0,
         }
     }
 }

@@ -28,6 +28,8 @@ use potluck_core::{
     units::{parse_duration, parse_rate},
 };
 
+use crate::library::{LinkPolicy, ShareOptions};
+
 /// Default address of the open port: loopback, so that only this machine can connect.
 pub const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 12349);
@@ -133,6 +135,35 @@ pub struct Options {
     /// Paths to share, separated by colons (for the environment variable)
     #[arg(long, hide = true, env = "POTLUCK_PEER_SHARE")]
     pub share_list: Option<OsString>,
+
+    /// What becomes of symbolic links in the folders of --share
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "POTLUCK_PEER_LINKS",
+        hide_env_values = true,
+        value_enum,
+        default_value_t
+    )]
+    pub links: LinkPolicy,
+
+    /// Leave out what matches this pattern of .gitignore syntax, in the folders of --share; may be
+    /// repeated [env: POTLUCK_PEER_EXCLUDE, one pattern a line]
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+
+    /// Patterns to leave out, one a line (for the environment variable)
+    #[arg(long, hide = true, env = "POTLUCK_PEER_EXCLUDE")]
+    pub exclude_list: Option<String>,
+
+    /// Refuse a folder of --share if an entry in it cannot be shared, instead of leaving it out
+    #[arg(
+        long,
+        env = "POTLUCK_PEER_STRICT",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
+    pub strict: bool,
 
     /// Address that the index gives to other peers [default: the address that the index sees, with
     /// the listening port]
@@ -340,6 +371,8 @@ pub struct Config {
     pub index: Option<Endpoint>,
     /// Files and folders to share from the start.
     pub share: Vec<PathBuf>,
+    /// How to share them.
+    pub share_options: ShareOptions,
     /// The address that the index gives to other peers; `None` for the address that the index sees.
     pub advertise: Option<Address>,
     /// The address on which the control service listens.
@@ -371,6 +404,7 @@ impl Config {
             home: home.into(),
             index: None,
             share: Vec::new(),
+            share_options: ShareOptions::default(),
             advertise: None,
             control: ControlAt::Unix(None),
             plaintext: false,
@@ -418,6 +452,21 @@ impl Config {
             network,
             own_pki,
             share: options.share.into_iter().chain(listed).collect(),
+            share_options: ShareOptions {
+                links: options.links,
+                is_strict: options.strict,
+                exclude: options
+                    .exclude
+                    .into_iter()
+                    .chain(
+                        options
+                            .exclude_list
+                            .iter()
+                            .flat_map(|list| list.lines())
+                            .map(Into::into),
+                    )
+                    .collect(),
+            },
             advertise: options.advertise,
             control: options.control.unwrap_or(ControlAt::Unix(None)),
             plaintext: options.plaintext,
@@ -568,6 +617,27 @@ mod tests {
             config.share,
             [Path::new("/a:b"), Path::new("/c"), Path::new("/d")]
         );
+    }
+
+    #[test]
+    fn patterns_to_exclude_come_from_flags_and_from_the_list() {
+        let args = [
+            "--home",
+            "/h",
+            "--exclude",
+            "*.o",
+            "--exclude-list",
+            "a\n{b:c}",
+            "--strict",
+        ];
+        let config = Config::from_options(parse(&args), 1).unwrap();
+        let options = ShareOptions {
+            links: LinkPolicy::Keep,
+            is_strict: true,
+            exclude: vec!["*.o".into(), "a".into(), "{b:c}".into()],
+        };
+        assert_eq!(config.share_options, options);
+        assert_eq!(parse(&["--links", "follow"]).links, LinkPolicy::Follow);
     }
 
     #[test]

@@ -12,11 +12,13 @@ use clap::{Args, builder::FalseyValueParser};
 use console::style;
 use futures_util::StreamExt as _;
 use potluck_core::{grpc::transport::parse_listen, units::parse_duration};
+use potluck_peer::library::ShareOptions;
 use serde_json::json;
 
 use crate::{
+    arguments::folder_options::FolderOptions,
     context::{CommandContext, PeerHandle},
-    control::model::{Item, Registration, ShareEvent, Status},
+    control::model::{FolderOmissions, Item, Registration, ShareEvent, Status},
     error::{CommandError, ExitStatus},
     local_files,
     output::{
@@ -24,7 +26,10 @@ use crate::{
         progress::{POLL_INTERVAL, ProgressLines},
         text,
     },
-    views::library_items,
+    views::{
+        library_items,
+        omissions::{self, MAX_NAMED},
+    },
 };
 
 /// Default wait for the index. Several hundred thousand files take less on a local network.
@@ -34,6 +39,8 @@ const EXAMPLES: &str = "\
 Examples:
   potluck share model.bin              share a file where it is, without a copy
   potluck share ~/photos notes.txt     share a folder as one item, and a file
+  potluck share --exclude target/ src  leave out what matches a pattern
+  potluck share --links follow venv    also what links lead to, outside of it
   potluck share --listen 0.0.0.0:12349 model.bin
                                        also for other members of a private network
 
@@ -48,6 +55,9 @@ pub(crate) struct ShareArgs {
     /// Files and folders
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+
+    #[command(flatten)]
+    options: FolderOptions,
 
     /// Address to serve from, if no peer is running [default: 127.0.0.1:12349, or a free port]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
@@ -72,9 +82,11 @@ pub(crate) struct ShareArgs {
 #[derive(Debug, Default)]
 struct ShareTally {
     shared: u64,
-    /// Shared items whose JSON output waits for the registration result.
-    items: Vec<Item>,
+    /// Shared items whose JSON output waits for the registration result, with what is left out.
+    items: Vec<(Item, FolderOmissions)>,
     failed: u64,
+    /// Failures that were not printed.
+    unprinted: u64,
     /// Exit code of the first failure.
     first: Option<ExitStatus>,
 }
@@ -94,7 +106,7 @@ pub(crate) async fn run(context: &CommandContext, args: ShareArgs) -> Result<(),
                 .await?
         }
     };
-    let done = share_and_serve(context, &peer, paths, args.wait).await;
+    let done = share_and_serve(context, &peer, paths, args.options.into(), args.wait).await;
     peer.close().await;
     done
 }
@@ -103,16 +115,18 @@ async fn share_and_serve(
     context: &CommandContext,
     peer: &PeerHandle,
     paths: Vec<String>,
+    options: ShareOptions,
     wait: Duration,
 ) -> Result<(), CommandError> {
     let is_single = paths.len() == 1;
-    let tally = context.stoppable(share(context, peer, paths)).await?;
+    let tally = context.stoppable(share(context, peer, paths, options)).await?;
     if tally.shared > 0 {
         let waiting = async { Ok(peer.control.await_registration(wait).await?) };
         let registration = context.stoppable(waiting).await;
         let is_registered = registration.as_ref().is_ok_and(|it| it.registered);
-        for item in &tally.items {
+        for (item, omitted) in &tally.items {
             let mut object = library_items::object(item);
+            omissions::add_to_object(&mut object, omitted, &context.out);
             object["registered"] = json!(is_registered);
             context.out.print_object(&object)?;
         }
@@ -143,11 +157,15 @@ async fn share(
     context: &CommandContext,
     peer: &PeerHandle,
     paths: Vec<String>,
+    options: ShareOptions,
 ) -> Result<ShareTally, CommandError> {
     let began = Instant::now();
     let mut tally = ShareTally::default();
     let mut progress = ProgressLines::new(context.out.bars());
-    let mut events = pin!(peer.control.share(paths).await?);
+    let max_omissions = omissions::max_listed(&context.out);
+    let mut events = pin!(peer.control.share(paths, options, max_omissions).await?);
+    // Paths that may still be named, and the omissions of the next shared folder.
+    let (mut left, mut omitted) = (MAX_NAMED, FolderOmissions::default());
     while let Some(event) = events.next().await {
         match event? {
             ShareEvent::Progress { path, done, total } => {
@@ -156,11 +174,16 @@ async fn share(
                     vec![draw::hashing_line(&name, done, total, began.elapsed(), width)]
                 });
             }
+            ShareEvent::Omitted(more) => omitted.append(more),
             ShareEvent::Shared(item) => {
                 tally.shared += 1;
+                let omitted = std::mem::take(&mut omitted);
                 match context.out.is_json() {
-                    true => tally.items.push(item),
-                    false => context.out.print_lines(item_lines(&item, context.out.width()))?,
+                    true => tally.items.push((item, omitted)),
+                    false => {
+                        context.out.print_lines(item_lines(&item, context.out.width()))?;
+                        omissions::report(&context.out, &omitted, &mut left);
+                    }
                 }
             }
             ShareEvent::Failed { path, problem } => {
@@ -170,10 +193,23 @@ async fn share(
                     false => format!("{}: {}", text::path(&path), problem.message),
                 };
                 let error = CommandError::new(problem.reason, message);
-                context.out.print_error(&error);
+                match left.checked_sub(1) {
+                    _ if context.out.is_verbose() => context.out.print_error(&error),
+                    Some(rest) => {
+                        left = rest;
+                        context.out.print_error(&error);
+                    }
+                    None => tally.unprinted += 1,
+                }
                 tally.first = tally.first.or_else(|| error.exit());
             }
         }
+    }
+    if tally.unprinted > 0 {
+        context.out.warn(format_args!(
+            "{} not shown; -v shows all",
+            text::count(tally.unprinted, "more error")
+        ));
     }
     Ok(tally)
 }

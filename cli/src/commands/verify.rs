@@ -4,12 +4,16 @@ use std::path::PathBuf;
 
 use clap::Args;
 use potluck_core::Reason;
-use potluck_peer::library::stored_manifest;
+use potluck_peer::library::{ShareOptions, stored_manifest};
 use serde_json::json;
 
 use crate::{
-    arguments::id::IdArgument, context::CommandContext, error::CommandError, local_files,
+    arguments::id::IdArgument,
+    context::CommandContext,
+    error::CommandError,
+    local_files,
     output::text,
+    views::omissions::{self, MAX_NAMED, max_listed},
 };
 
 const EXAMPLES: &str = "\
@@ -31,7 +35,7 @@ pub(crate) struct VerifyArgs {
 
 /// Hashes the path and compares the ids.
 pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<(), CommandError> {
-    let hashed = local_files::hash(context, &args.path).await?;
+    let hashed = local_files::hash(context, &args.path, &ShareOptions::default()).await?;
     let path = local_files::absolute(&args.path)?;
     let is_same = args.id.matches(&hashed.record.id);
     let not_kept = match args.id {
@@ -59,6 +63,8 @@ pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<()
         IdArgument::Whole(id) => id,
         IdArgument::Prefix(_) => hashed.record.id,
     };
+    let omitted = omissions::of_hashed(&args.path, &hashed.omitted, max_listed(&context.out));
+    omissions::report(&context.out, &omitted, &mut MAX_NAMED.clone());
     match context.out.is_json() {
         true => context.out.print_object(&json!({
             "id": id,

@@ -12,6 +12,7 @@ use potluck_core::{
     model::Address,
     proto::v1::{self, control_service_client::ControlServiceClient},
 };
+use potluck_peer::library::{LinkPolicy, ShareOptions};
 use tonic::{
     Request, Status as GrpcStatus,
     metadata::{Ascii, MetadataValue},
@@ -152,12 +153,28 @@ impl ControlClient {
         })
     }
 
-    /// Shares files in place. `paths` are absolute.
+    /// Shares files in place. `paths` are absolute. Lists at most `max_omissions` entries that are
+    /// left out of each folder.
     pub(crate) async fn share(
         &self,
         paths: Vec<String>,
+        options: ShareOptions,
+        max_omissions: usize,
     ) -> Result<impl Stream<Item = Result<ShareEvent, Problem>> + Send, Problem> {
-        let request = v1::ShareRequest { paths };
+        let request = v1::ShareRequest {
+            paths,
+            options: Some(v1::ShareOptions {
+                links: match options.links {
+                    LinkPolicy::Keep => v1::LinkPolicy::Keep,
+                    LinkPolicy::Follow => v1::LinkPolicy::Follow,
+                    LinkPolicy::Skip => v1::LinkPolicy::Skip,
+                }
+                .into(),
+                strict: options.is_strict,
+                exclude: options.exclude,
+            }),
+            max_omissions: u32::try_from(max_omissions).unwrap_or(u32::MAX),
+        };
         let messages = self
             .call(CALL_TIMEOUT, self.client.clone().share(request))
             .await?;

@@ -7,6 +7,7 @@ use potluck_core::{
     model::{Address, FileKind, FileRecord},
     proto::v1,
 };
+use potluck_peer::library::OmissionKind;
 use serde::Serialize;
 
 /// An item that the peer shares.
@@ -44,10 +45,39 @@ pub(crate) enum CheckEvent {
 pub(crate) enum ShareEvent {
     /// Hashing progress: the current path, and bytes done and found so far over all paths.
     Progress { path: String, done: u64, total: u64 },
+    /// Entries that are left out of a folder. A long list comes in several events, and only the
+    /// first has the counts.
+    Omitted(FolderOmissions),
     /// A path is shared.
     Shared(Item),
     /// A path, or an entry in a folder, could not be shared.
     Failed { path: String, problem: Problem },
+}
+
+/// The entries that are left out of a folder.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FolderOmissions {
+    pub(crate) folder: String,
+    pub(crate) counts: Vec<(OmissionKind, u64)>,
+    /// Some or all of them.
+    pub(crate) entries: Vec<OmittedEntry>,
+}
+
+/// An entry that is left out of a folder.
+#[derive(Debug, Clone)]
+pub(crate) struct OmittedEntry {
+    pub(crate) path: String,
+    pub(crate) kind: OmissionKind,
+    pub(crate) message: String,
+}
+
+impl FolderOmissions {
+    /// Adds a later event about the same folder.
+    pub(crate) fn append(&mut self, mut more: Self) {
+        self.folder = more.folder;
+        self.counts.append(&mut more.counts);
+        self.entries.append(&mut more.entries);
+    }
 }
 
 /// The state of a transfer.
@@ -312,12 +342,48 @@ impl TryFrom<v1::ShareResponse> for ShareEvent {
                 done: p.bytes_done,
                 total: p.bytes_total,
             },
+            Event::Omitted(omitted) => Self::Omitted(omitted.into()),
             Event::Shared(item) => Self::Shared(item.try_into()?),
             Event::Failed(failed) => Self::Failed {
                 path: failed.path,
                 problem: problem(failed.failure.unwrap_or_default()),
             },
         })
+    }
+}
+
+impl From<v1::ShareOmissions> for FolderOmissions {
+    fn from(omitted: v1::ShareOmissions) -> Self {
+        let entries = omitted.entries.into_iter();
+        let counts = omitted.counts.iter();
+        Self {
+            folder: omitted.path,
+            counts: counts
+                .map(|count| (omission_kind(count.kind), count.count))
+                .collect(),
+            entries: entries
+                .map(|entry| OmittedEntry {
+                    path: entry.path,
+                    kind: omission_kind(entry.kind),
+                    message: entry.failure.unwrap_or_default().message,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The kind with this number; an unknown one counts as unreadable.
+fn omission_kind(kind: i32) -> OmissionKind {
+    match v1::OmissionKind::try_from(kind).unwrap_or_default() {
+        v1::OmissionKind::Unspecified | v1::OmissionKind::Unreadable => OmissionKind::Unreadable,
+        v1::OmissionKind::Link => OmissionKind::Link,
+        v1::OmissionKind::DanglingLink => OmissionKind::DanglingLink,
+        v1::OmissionKind::LinkLoop => OmissionKind::LinkLoop,
+        v1::OmissionKind::Special => OmissionKind::Special,
+        v1::OmissionKind::InvalidName => OmissionKind::InvalidName,
+        v1::OmissionKind::Vanished => OmissionKind::Vanished,
+        v1::OmissionKind::PeerState => OmissionKind::PeerState,
+        v1::OmissionKind::Excluded => OmissionKind::Excluded,
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct OutputFlags {
     pub(crate) quiet: bool,
     /// Print ids with all digits.
     pub(crate) full_ids: bool,
+    /// Print whole lists.
+    pub(crate) verbose: bool,
 }
 
 /// The output of one run. Cheap to clone.
@@ -63,6 +65,7 @@ impl Output {
             json: self.flags.json || flags.json,
             quiet: self.flags.quiet || flags.quiet,
             full_ids: self.flags.full_ids || flags.full_ids,
+            verbose: self.flags.verbose || flags.verbose,
         };
         match both == self.flags {
             true => self.clone(),
@@ -78,6 +81,11 @@ impl Output {
     /// Whether only results and errors are printed.
     pub(crate) const fn is_quiet(&self) -> bool {
         self.flags.quiet
+    }
+
+    /// Whether whole lists are printed.
+    pub(crate) const fn is_verbose(&self) -> bool {
+        self.flags.verbose
     }
 
     /// How to print these ids in one table.

@@ -3,4 +3,5 @@
 pub(crate) mod id_matches;
 pub(crate) mod indexed_files;
 pub(crate) mod library_items;
+pub(crate) mod omissions;
 pub(crate) mod transfers;

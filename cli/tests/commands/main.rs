@@ -6,6 +6,7 @@ mod chosen_files;
 mod concurrent_commands;
 mod demo;
 mod fakes;
+mod folders;
 mod get_several;
 mod health;
 mod id_prefixes;

@@ -20,6 +20,7 @@ use potluck_core::{
 use crate::catalog::{
     record::small_file_sha256,
     row::{EntryIndex, ItemRow, Members, RowBody, WHOLE_ITEM},
+    share_options::ShareOptions,
     stamp::Stamp,
 };
 
@@ -58,6 +59,8 @@ pub(crate) struct SharedItem {
     pub(crate) is_unrequested: bool,
     /// The label that others see, if it is not derived from the path.
     pub(crate) label: Option<Label>,
+    /// How it is shared; `None` for the defaults.
+    pub(crate) options: Option<Arc<ShareOptions>>,
     /// The record of the file, or of the collection's manifest.
     pub(crate) record: FileRecord,
     pub(crate) body: ItemBody,
@@ -102,6 +105,8 @@ pub(crate) struct NewItem {
     pub(crate) is_unrequested: bool,
     /// As in [`SharedItem`].
     pub(crate) label: Option<Label>,
+    /// As in [`SharedItem`].
+    pub(crate) options: Option<Arc<ShareOptions>>,
     pub(crate) record: FileRecord,
     pub(crate) body: ItemBody,
     pub(crate) sha256s: BTreeMap<EntryIndex, Sha256>,
@@ -115,6 +120,7 @@ impl NewItem {
             path: path.into(),
             is_unrequested: false,
             label: None,
+            options: None,
             record,
             body,
             sha256s: BTreeMap::new(),
@@ -130,6 +136,11 @@ impl SharedItem {
             Some(label) => label.as_str().to_owned(),
             None => name_of(&self.path),
         }
+    }
+
+    /// How the item is shared.
+    pub(crate) fn options(&self) -> ShareOptions {
+        self.options.as_deref().cloned().unwrap_or_default()
     }
 
     pub(crate) fn to_item(&self) -> Item {
@@ -246,6 +257,7 @@ impl SharedItem {
             path: self.path.clone(),
             is_unrequested: self.is_unrequested,
             label: self.label.clone(),
+            options: self.options.clone(),
             id: self.record.id,
             root: self.record.root,
             body: match &self.body {

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `item` | items, collections and locations of copies |
 //! | `stamp`, `record` | the `stat` data of a file; its ids and hashes |
+//! | `share_options` | how a folder is shared |
 //! | `row`, `change` | the stored form of an item; the effects of a change |
 //! | `damaged`, `offline` | items whose bytes are damaged, and items whose paths do not exist now |
 //!
@@ -46,6 +47,7 @@ pub(crate) mod item;
 mod offline;
 pub(crate) mod record;
 pub(crate) mod row;
+pub(crate) mod share_options;
 pub(crate) mod stamp;
 #[cfg(test)]
 mod tests;
@@ -176,6 +178,7 @@ impl Catalog {
             && item.record == new.record
             && item.is_unrequested == new.is_unrequested;
         same && item.label == new.label
+            && item.options == new.options
             && !self.stale.contains(&number)
             && !self.is_damaged(number)
             && !self.tombstones.contains(&*new.path)
@@ -207,6 +210,7 @@ impl Catalog {
             path: new.path,
             is_unrequested: new.is_unrequested,
             label: new.label,
+            options: new.options,
             record: new.record,
             body: new.body,
             sha256s: new.sha256s,
@@ -335,6 +339,7 @@ impl Catalog {
             path: row.path,
             is_unrequested: row.is_unrequested,
             label: row.label,
+            options: row.options,
             record: FileRecord {
                 id: row.id,
                 size: 0,

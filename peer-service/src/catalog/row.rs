@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use potluck_core::{FileId, Root, collection::path::Label};
 
-use crate::catalog::stamp::Stamp;
+use crate::catalog::{share_options::ShareOptions, stamp::Stamp};
 
 /// Selects a file of an item: the index of an entry in its manifest, or [`WHOLE_ITEM`].
 pub(crate) type EntryIndex = u32;
@@ -29,6 +29,8 @@ pub(crate) struct ItemRow {
     pub(crate) is_unrequested: bool,
     /// The name that it is shared under; `None` for the last component of the path.
     pub(crate) label: Option<Label>,
+    /// How it is shared; `None` for the defaults.
+    pub(crate) options: Option<Arc<ShareOptions>>,
     /// The id of the file or manifest.
     pub(crate) id: FileId,
     /// The root of the file or manifest.

@@ -61,6 +61,7 @@ fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
         path: path(at),
         is_unrequested: false,
         label: None,
+        options: None,
         record,
         body,
         sha256s: BTreeMap::new(),

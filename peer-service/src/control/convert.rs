@@ -15,12 +15,16 @@ use crate::{
             PeerStatus,
         },
     },
-    library::{CheckEvent, Item, ShareEvent},
+    library::{CheckEvent, Item, LinkPolicy, OmissionKind, Omissions, ShareEvent, ShareOptions},
     limits::{Limits, Priority},
 };
 
 /// Maximum providers that one request may name by address.
 const MAX_NAMED: usize = 256;
+
+/// Maximum omitted entries in one message. Even with long paths they stay below the limit of a
+/// message.
+const OMISSIONS_PER_MESSAGE: usize = 100;
 
 /// Maximum peers listed for each transfer in a list of transfers, as the contract specifies.
 const MAX_LISTED_PEERS: usize = 32;
@@ -130,22 +134,82 @@ impl From<&Item> for v1::LibraryItem {
     }
 }
 
-impl From<ShareEvent> for v1::ShareResponse {
-    fn from(event: ShareEvent) -> Self {
-        use v1::share_response::Event;
-        let event = match event {
-            ShareEvent::Progress { path, done, total } => Event::Progress(v1::ShareProgress {
-                path: path_text(&path),
-                bytes_done: done,
-                bytes_total: total,
-            }),
-            ShareEvent::Shared(item) => Event::Shared((&item).into()),
-            ShareEvent::Failed { path, problem } => Event::Failed(v1::ShareFailure {
-                path: path_text(&path),
-                failure: Some(failure(&problem)),
-            }),
+impl TryFrom<v1::ShareOptions> for ShareOptions {
+    type Error = Problem;
+
+    fn try_from(options: v1::ShareOptions) -> Result<Self, Problem> {
+        Ok(Self {
+            links: match v1::LinkPolicy::try_from(options.links) {
+                Ok(v1::LinkPolicy::Unspecified | v1::LinkPolicy::Keep) => LinkPolicy::Keep,
+                Ok(v1::LinkPolicy::Follow) => LinkPolicy::Follow,
+                Ok(v1::LinkPolicy::Skip) => LinkPolicy::Skip,
+                Err(_) => {
+                    let message = format!("this peer does not know link policy {}", options.links);
+                    let problem = Problem::new(Reason::InvalidArgument, message);
+                    return Err(problem.field("options.links"));
+                }
+            },
+            is_strict: options.strict,
+            exclude: options.exclude,
+        })
+    }
+}
+
+/// The messages of a share event, with at most `max_omissions` omitted entries.
+pub(crate) fn share_responses(event: ShareEvent, max_omissions: usize) -> Vec<v1::ShareResponse> {
+    use v1::share_response::Event;
+    let event = match event {
+        ShareEvent::Progress { path, done, total } => Event::Progress(v1::ShareProgress {
+            path: path_text(&path),
+            bytes_done: done,
+            bytes_total: total,
+        }),
+        ShareEvent::Omitted { path, omitted } => return omissions(&path, &omitted, max_omissions),
+        ShareEvent::Shared(item) => Event::Shared((&item).into()),
+        ShareEvent::Failed { path, problem } => Event::Failed(v1::ShareFailure {
+            path: path_text(&path),
+            failure: Some(failure(&problem)),
+        }),
+    };
+    vec![v1::ShareResponse { event: Some(event) }]
+}
+
+fn omissions(path: &Path, omitted: &Omissions, max: usize) -> Vec<v1::ShareResponse> {
+    let counts = omitted.counts().map(|(kind, count)| v1::OmissionCount {
+        kind: omission_kind(kind).into(),
+        count,
+    });
+    let mut counts: Vec<_> = counts.collect();
+    let sample = omitted.sample(max);
+    let messages = sample.chunks(OMISSIONS_PER_MESSAGE).map(|entries| {
+        let entries = entries.iter().map(|omission| v1::Omission {
+            path: path_text(&omission.path),
+            kind: omission_kind(omission.kind).into(),
+            failure: Some(failure(&omission.problem)),
+        });
+        let omitted = v1::ShareOmissions {
+            path: path_text(path),
+            counts: std::mem::take(&mut counts),
+            entries: entries.collect(),
         };
-        Self { event: Some(event) }
+        v1::ShareResponse {
+            event: Some(v1::share_response::Event::Omitted(omitted)),
+        }
+    });
+    messages.collect()
+}
+
+const fn omission_kind(kind: OmissionKind) -> v1::OmissionKind {
+    match kind {
+        OmissionKind::Link => v1::OmissionKind::Link,
+        OmissionKind::DanglingLink => v1::OmissionKind::DanglingLink,
+        OmissionKind::LinkLoop => v1::OmissionKind::LinkLoop,
+        OmissionKind::Special => v1::OmissionKind::Special,
+        OmissionKind::Unreadable => v1::OmissionKind::Unreadable,
+        OmissionKind::InvalidName => v1::OmissionKind::InvalidName,
+        OmissionKind::Vanished => v1::OmissionKind::Vanished,
+        OmissionKind::PeerState => v1::OmissionKind::PeerState,
+        OmissionKind::Excluded => v1::OmissionKind::Excluded,
     }
 }
 

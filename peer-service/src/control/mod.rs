@@ -42,6 +42,9 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// Maximum buffered share events for a slow caller.
 const SHARE_EVENTS: usize = 64;
 
+/// Number of omitted entries to list if the caller gives none, as the contract specifies.
+const DEFAULT_OMISSIONS: usize = 10;
+
 /// Number of items per page if the caller gives no page size, as the contract specifies.
 const DEFAULT_PAGE: usize = 100;
 
@@ -157,7 +160,8 @@ impl ControlService for ControlApi {
         &self,
         request: Request<v1::ShareRequest>,
     ) -> Result<Response<Self::ShareStream>, Status> {
-        let paths = request.into_inner().paths;
+        let request = request.into_inner();
+        let paths = request.paths;
         if paths.is_empty() {
             return Err(Problem::new(Reason::InvalidArgument, "name at least one path")
                 .field("paths")
@@ -167,12 +171,19 @@ impl ControlService for ControlApi {
             .iter()
             .map(|path| convert::path(path, "paths"))
             .collect::<Result<_, _>>()?;
+        let options = request.options.unwrap_or_default().try_into()?;
+        let max_omissions = match request.max_omissions {
+            0 => DEFAULT_OMISSIONS,
+            max => max as usize,
+        };
         let (sender, events) = mpsc::channel(SHARE_EVENTS);
         let library = self.context.library.clone();
         self.context
             .tracker
-            .spawn(async move { library.share(paths, sender).await });
-        let events = ReceiverStream::new(events).map(|event| Ok(event.into()));
+            .spawn(async move { library.share(paths, options, sender).await });
+        let events = ReceiverStream::new(events)
+            .flat_map(move |event| stream::iter(convert::share_responses(event, max_omissions)))
+            .map(Ok);
         Ok(Response::new(self.until_shutdown(events)))
     }
 

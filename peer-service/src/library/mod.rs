@@ -57,6 +57,7 @@ mod tests;
 pub use crate::catalog::{
     Totals,
     item::Item,
+    share_options::{LinkPolicy, ShareOptions},
     stamp::{Stamp, stamp_of},
 };
 pub use crate::library::{
@@ -67,7 +68,10 @@ pub use crate::library::{
         identify::{Identified, identify},
     },
     problems::Refused,
-    scan::manifest_stamps::stamps_at,
+    scan::{
+        manifest_stamps::stamps_at,
+        omissions::{Omission, OmissionKind, Omissions},
+    },
     share::batch::ShareEvent,
 };
 use crate::{
@@ -231,15 +235,22 @@ impl Library {
 
     /// Shares files and folders in place, in order.
     ///
-    /// Each path ends in [`ShareEvent::Shared`] or in at least one [`ShareEvent::Failed`]. A folder
-    /// with anything in it that cannot be shared is refused as a whole, and every problem is
-    /// reported, up to a limit. Stops early if `events` is closed.
-    pub async fn share(&self, paths: Vec<PathBuf>, events: mpsc::Sender<ShareEvent>) {
+    /// Each path ends in [`ShareEvent::Shared`] or in at least one [`ShareEvent::Failed`]. What is
+    /// left out of a folder is reported before it is; strict options refuse the folder instead, and
+    /// report every problem, up to a limit. The options are kept with each folder, for the time
+    /// when it is read again. Stops early if `events` is closed.
+    pub async fn share(
+        &self,
+        paths: Vec<PathBuf>,
+        options: ShareOptions,
+        events: mpsc::Sender<ShareEvent>,
+    ) {
         let library = self.clone();
         let share = move || {
             let _hashing = library.hashers.begin();
             let is_stopping = || library.shutdown.is_cancelled();
-            share_all(&library.catalog, &library.builder, paths, &events, &is_stopping);
+            let (catalog, builder) = (&library.catalog, &library.builder);
+            share_all(catalog, builder, paths, &options, &events, &is_stopping);
         };
         // A panic is logged in `blocking`; the events then end without a result.
         let _ = blocking(share).await;

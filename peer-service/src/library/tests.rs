@@ -59,12 +59,20 @@ impl LibraryFixture {
     fn share(&self, path: &Path) -> Item {
         self.library
             .builder
-            .build_and_put(path, PutCause::Requested, &OBSERVER)
+            .build_and_put(
+                path,
+                Some(&ShareOptions::default()),
+                PutCause::Requested,
+                &OBSERVER,
+            )
             .unwrap()
+            .0
     }
 
     fn build(&self, path: &Path) -> NewItem {
-        self.library.builder.build(path, &OBSERVER).unwrap()
+        let options = ShareOptions::default();
+        let built = self.library.builder.build(path, &options, &OBSERVER).unwrap();
+        built.item
     }
 
     fn put(&self, item: NewItem, cause: PutCause) -> Result<Item, Problem> {
@@ -110,10 +118,11 @@ async fn an_item_unshared_while_it_is_hashed_again_stays_unshared() {
         },
         ..OBSERVER
     };
-    let again = fixture
-        .library
-        .builder
-        .build_and_put(&path, PutCause::Changed(number), &observer);
+    let again =
+        fixture
+            .library
+            .builder
+            .build_and_put(&path, None, PutCause::Changed(number), &observer);
     assert_eq!(again.unwrap_err()[0].1.reason, Reason::Cancelled);
     assert!(unshared.into_inner() && fixture.library.catalog.read().item_at(&path).is_none());
     fixture.share(&path);
@@ -349,7 +358,7 @@ async fn a_removed_download_is_forgotten_unless_its_owner_shared_it() {
     fixture
         .library
         .builder
-        .build_and_put(&paths[0], PutCause::Changed(numbers[0]), &OBSERVER)
+        .build_and_put(&paths[0], None, PutCause::Changed(numbers[0]), &OBSERVER)
         .unwrap();
     let fixture = LibraryFixture::at(fixture.end().await);
     for path in &paths {
@@ -512,10 +521,10 @@ async fn sha256s_are_computed_although_a_share_hashes_all_the_time() {
     let shared = tokio::task::spawn_blocking(move || {
         let result = library
             .builder
-            .build_and_put(&path, PutCause::Requested, &OBSERVER);
+            .build_and_put(&path, None, PutCause::Requested, &OBSERVER);
         result.unwrap()
     });
-    let id = shared.await.unwrap().record.id;
+    let id = shared.await.unwrap().0.record.id;
     wait_until("the SHA-256 is announced", async || {
         let registrations = fixture.announce_set.snapshot();
         registrations

@@ -43,7 +43,7 @@ use crate::{
     },
     fs::blocking::blocking,
     home::Home,
-    library::{Library, ShareEvent},
+    library::{Library, ShareEvent, ShareOptions},
     limits::{Limits, budget::InFlightBudget},
     network::PeerNetwork,
     options::{Config, Options},
@@ -245,7 +245,7 @@ pub async fn start(
     let control_port =
         control_port::serve(control_listener, control_api, &signals, &servers).await?;
     if !config.share.is_empty() {
-        tasks.spawn(share_at_start(library, config.share));
+        tasks.spawn(share_at_start(library, config.share, config.share_options));
     }
     tracing::info!(
         peer = %peer_id.short(), %local_addr, %control, home = %home.path().display(),
@@ -333,9 +333,9 @@ async fn watch_after_first_sync(
     library.watch_files_folder(&tracker);
 }
 
-async fn share_at_start(library: Library, paths: Vec<PathBuf>) {
+async fn share_at_start(library: Library, paths: Vec<PathBuf>, options: ShareOptions) {
     let (sender, mut events) = mpsc::channel(64);
-    let sharing = library.share(paths, sender);
+    let sharing = library.share(paths, options, sender);
     let log = async {
         while let Some(event) = events.recv().await {
             match event {
@@ -345,6 +345,7 @@ async fn share_at_start(library: Library, paths: Vec<PathBuf>) {
                 ShareEvent::Failed { path, problem } => {
                     tracing::warn!(path = %path.display(), %problem, "cannot share");
                 }
+                ShareEvent::Omitted { path, omitted } => omitted.warn(&path),
                 ShareEvent::Progress { .. } => {}
             }
         }

@@ -11,6 +11,7 @@ use potluck_core::{FileId, Root, collection::path::Label};
 
 use crate::catalog::{
     row::{ItemRow, Members, RowBody},
+    share_options::{LinkPolicy, ShareOptions},
     stamp::Stamp,
 };
 
@@ -90,8 +91,62 @@ const UNREQUESTED: u8 = 2;
 /// Flag in the first byte of an item's row: a label follows the id, after one byte with its length.
 const LABELLED: u8 = 4;
 
-/// Encodes an item. The first byte is 0 for a file or 1 for a collection, plus [`UNREQUESTED`] and
-/// [`LABELLED`]. A file has the id, root, stamp and path; a collection has the id, root and path.
+/// Flag in the first byte of an item's row: share options follow the id and the label.
+const WITH_OPTIONS: u8 = 8;
+
+/// Bits in the first byte of share options: the link policy, and whether the share is strict.
+const FOLLOW_LINKS: u8 = 1;
+const SKIP_LINKS: u8 = 2;
+const STRICT: u8 = 4;
+
+/// Appends share options: a byte of flags, the number of patterns, and each pattern with its
+/// length. Numbers are `u32`, little-endian.
+fn encode_options(options: &ShareOptions, out: &mut Vec<u8>) {
+    let links = match options.links {
+        LinkPolicy::Keep => 0,
+        LinkPolicy::Follow => FOLLOW_LINKS,
+        LinkPolicy::Skip => SKIP_LINKS,
+    };
+    out.push(links | if options.is_strict { STRICT } else { 0 });
+    // Fits: a message of the control service is smaller.
+    out.extend_from_slice(&(options.exclude.len() as u32).to_le_bytes());
+    for pattern in &options.exclude {
+        out.extend_from_slice(&(pattern.len() as u32).to_le_bytes());
+        out.extend_from_slice(pattern.as_bytes());
+    }
+}
+
+/// Decodes share options; returns the rest of the row.
+fn decode_options(bytes: &[u8]) -> Option<(ShareOptions, &[u8])> {
+    fn number(bytes: &[u8]) -> Option<(u32, &[u8])> {
+        let (number, rest) = bytes.split_first_chunk::<4>()?;
+        Some((u32::from_le_bytes(*number), rest))
+    }
+    let (&flags, rest) = bytes.split_first()?;
+    let (count, mut rest) = number(rest)?;
+    let links = match flags & !STRICT {
+        0 => LinkPolicy::Keep,
+        FOLLOW_LINKS => LinkPolicy::Follow,
+        SKIP_LINKS => LinkPolicy::Skip,
+        _ => return None,
+    };
+    let mut exclude = Vec::new();
+    for _ in 0..count {
+        let (len, after) = number(rest)?;
+        let (pattern, after) = after.split_at_checked(len as usize)?;
+        exclude.push(std::str::from_utf8(pattern).ok()?.to_owned());
+        rest = after;
+    }
+    let options = ShareOptions {
+        links,
+        is_strict: flags & STRICT != 0,
+        exclude,
+    };
+    Some((options, rest))
+}
+
+/// Encodes an item. The first byte is 0 for a file or 1 for a collection, plus [`UNREQUESTED`],
+/// [`LABELLED`] and [`WITH_OPTIONS`]. A file has the id, root, stamp and path; a collection has the id, root and path.
 pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + 2 * 32 + STAMP_LEN + row.path.as_os_str().len());
     let kind = u8::from(matches!(row.body, RowBody::Collection(_)));
@@ -99,11 +154,16 @@ pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     // A label has at most 255 bytes.
     let label = label.and_then(|label| Some((u8::try_from(label.len()).ok()?, label)));
     let unrequested = if row.is_unrequested { UNREQUESTED } else { 0 };
-    out.push(kind | unrequested | if label.is_some() { LABELLED } else { 0 });
+    let labelled = if label.is_some() { LABELLED } else { 0 };
+    let with_options = if row.options.is_some() { WITH_OPTIONS } else { 0 };
+    out.push(kind | unrequested | labelled | with_options);
     out.extend_from_slice(row.id.as_bytes());
     if let Some((len, label)) = label {
         out.push(len);
         out.extend_from_slice(label);
+    }
+    if let Some(options) = &row.options {
+        encode_options(options, &mut out);
     }
     out.extend_from_slice(row.root.as_bytes());
     if let RowBody::File(stamp) = &row.body {
@@ -126,8 +186,15 @@ pub(crate) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
             (Some(label), rest)
         }
     };
+    let (options, rest) = match kind & WITH_OPTIONS {
+        0 => (None, rest),
+        _ => {
+            let (options, rest) = decode_options(rest)?;
+            (Some(Arc::new(options)), rest)
+        }
+    };
     let (root, rest) = rest.split_first_chunk::<32>()?;
-    let (body, rest) = match kind & !(UNREQUESTED | LABELLED) {
+    let (body, rest) = match kind & !(UNREQUESTED | LABELLED | WITH_OPTIONS) {
         0 => {
             let (stamp, rest) = rest.split_first_chunk::<STAMP_LEN>()?;
             (RowBody::File(decode_stamp(stamp)), rest)
@@ -140,6 +207,7 @@ pub(crate) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
         path: path.into(),
         is_unrequested: kind & UNREQUESTED != 0,
         label,
+        options,
         id: FileId(*id),
         root: Root(*root),
         body,

@@ -3,7 +3,11 @@ use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 use redb::TableDefinition;
 
 use super::*;
-use crate::catalog::{row::WHOLE_ITEM, stamp::Stamp};
+use crate::catalog::{
+    row::WHOLE_ITEM,
+    share_options::{LinkPolicy, ShareOptions},
+    stamp::Stamp,
+};
 
 /// Number of random damages to try.
 const DAMAGES: u64 = 250;
@@ -26,6 +30,7 @@ fn file(path: &[u8], n: u8) -> ItemRow {
         path: path_of(path).into(),
         is_unrequested: false,
         label: None,
+        options: None,
         id: id(n),
         root: Root([n + 100; 32]),
         body: RowBody::File(stamp(n.into())),
@@ -55,6 +60,11 @@ fn stored_rows_are_there_after_a_restart() {
     let odd = ItemRow {
         label: Some(Label::parse("label from another peer").unwrap()),
         is_unrequested: true,
+        options: Some(Arc::new(ShareOptions {
+            links: LinkPolicy::Skip,
+            is_strict: true,
+            exclude: vec!["*.tmp".into(), String::new(), "ü/".into()],
+        })),
         ..collection(b"/not utf-8 \xff", 3, 2)
     };
     let sha256 = |n: u8| Sha256([n; 32]);

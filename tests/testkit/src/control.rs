@@ -37,6 +37,7 @@ impl Control {
     pub async fn begin_share(&self, path: &Path) -> Streaming<v1::ShareResponse> {
         let request = v1::ShareRequest {
             paths: vec![path.to_str().unwrap().to_owned()],
+            ..Default::default()
         };
         self.client.clone().share(request).await.unwrap().into_inner()
     }
@@ -65,7 +66,7 @@ impl Control {
                 v1::share_response::Event::Failed(failed) => {
                     result = Some(Err(failed.failure.unwrap()))
                 }
-                v1::share_response::Event::Progress(_) => {}
+                v1::share_response::Event::Progress(_) | v1::share_response::Event::Omitted(_) => {}
             }
         }
         result.expect("a share reports a result")

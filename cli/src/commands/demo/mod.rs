@@ -18,6 +18,7 @@ use clap::Args;
 use console::style;
 use futures_util::StreamExt as _;
 use potluck_core::{FileId, Reason};
+use potluck_peer::library::ShareOptions;
 
 use self::{folder::DemoFolder, network::DemoNetwork};
 use crate::{
@@ -206,10 +207,12 @@ async fn share(
     path: &Path,
     mut on_progress: impl FnMut(u64, u64),
 ) -> Result<Item, CommandError> {
-    let mut events = pin!(control.share(vec![path.to_string_lossy().into_owned()]).await?);
+    let paths = vec![path.to_string_lossy().into_owned()];
+    let mut events = pin!(control.share(paths, ShareOptions::default(), 1).await?);
     while let Some(event) = events.next().await {
         match event? {
             ShareEvent::Progress { done, total, .. } => on_progress(done, total),
+            ShareEvent::Omitted(_) => {}
             ShareEvent::Shared(item) => return Ok(item),
             ShareEvent::Failed { problem, .. } => return Err(problem.into()),
         }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use potluck_core::{FileId, Reason};
+use potluck_peer::library::ShareOptions;
 use rand::{Rng as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 
 use crate::{context::CommandContext, error::CommandError, local_files};
@@ -57,7 +58,11 @@ pub(crate) async fn compare(
     id: FileId,
 ) -> Result<bool, CommandError> {
     if original.is_dir() {
-        return Ok(local_files::hash(context, copy).await?.record.id == id);
+        return Ok(local_files::hash(context, copy, &ShareOptions::default())
+            .await?
+            .record
+            .id
+            == id);
     }
     let (a, b) = (original.to_owned(), copy.to_owned());
     let compared = context.stoppable(async {

@@ -25,7 +25,7 @@ use crate::{
         status::{LimitsUpdate, PeerState},
         storage::target::DownloadTarget,
     },
-    library::{Library, ShareEvent},
+    library::{Library, ShareEvent, ShareOptions},
     limits::{Limits, budget::InFlightBudget},
     store::Store,
 };
@@ -408,7 +408,7 @@ async fn cancelling_while_the_folder_is_created_leaves_nothing_behind() {
         .shared
         .context
         .library
-        .share(vec![path], sender)
+        .share(vec![path], ShareOptions::default(), sender)
         .await;
     let mut shared = None;
     while let Some(event) = events.recv().await {

@@ -255,7 +255,8 @@ impl CatalogStore {
     /// Puts items in one batch; one result for each.
     ///
     /// # Errors
-    /// - `BUSY`: files that the item relied on were unshared; build it again.
+    /// - `BUSY`: files that the item relied on were unshared, or its share options changed; build it
+    ///   again.
     /// - `CANCELLED`: the cause no longer holds.
     /// - Otherwise the reason why the item cannot be stored.
     pub(crate) fn put_items(
@@ -468,6 +469,15 @@ fn put_item(
         return Err(Problem::new(
             Reason::Cancelled,
             format!("{path} was unshared while it was hashed"),
+        ));
+    }
+    let known = catalog
+        .item_at(&item.path)
+        .and_then(|number| catalog.item(number));
+    if item.is_unrequested && known.is_some_and(|known| known.options != item.options) {
+        return Err(Problem::new(
+            Reason::Busy,
+            "it was shared with other options while it was hashed",
         ));
     }
     if catalog.lacks_layer(&item) {

@@ -319,10 +319,10 @@ impl Checker {
         let is_cancelled = || self.shutdown.is_cancelled();
         let observer = HashObserver::silent(&is_cancelled);
         let cause = PutCause::Changed(number);
-        let result = self.builder.build_and_put(&path, cause, &observer);
+        let result = self.builder.build_and_put(&path, None, cause, &observer);
         let path = path.display();
         match result {
-            Ok(item) => {
+            Ok((item, _)) => {
                 tracing::info!(%path, id = %item.record.id, "a repaired path is offered again");
             }
             Err(_) => tracing::warn!(%path, "a repaired path cannot be offered again"),

@@ -45,6 +45,18 @@ impl EntryHashes {
         }
     }
 
+    /// Removes the entries at these indexes, which ascend.
+    pub(crate) fn remove(&mut self, indexes: &[u32]) {
+        self.roots = without(&self.roots, indexes);
+        let sha256s = std::mem::take(&mut self.sha256s).into_iter();
+        let kept = sha256s.filter_map(|(entry, sha256)| {
+            let removed_before = indexes.binary_search(&entry).err()?;
+            // Fits: it is at most `entry`.
+            Some((entry - removed_before as u32, sha256))
+        });
+        self.sha256s = kept.collect();
+    }
+
     /// Copies the root of an entry to another with the same content.
     ///
     /// # Panics
@@ -52,4 +64,11 @@ impl EntryHashes {
     pub fn copy(&mut self, from: u32, to: u32) {
         self.roots[to as usize] = self.roots[from as usize];
     }
+}
+
+/// The items without those at these indexes, which ascend.
+pub(crate) fn without<T: Copy>(items: &[T], indexes: &[u32]) -> Vec<T> {
+    let numbered = (0..).zip(items);
+    let kept = numbered.filter(|(index, _)| indexes.binary_search(index).is_err());
+    kept.map(|(_, item)| *item).collect()
 }

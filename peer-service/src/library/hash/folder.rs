@@ -3,7 +3,7 @@
 //!
 //! Blocks: run it off the async threads.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use parking_lot::Mutex;
 use potluck_core::{
@@ -20,13 +20,16 @@ use crate::{
     catalog::{record::small_file_sha256, stamp::Stamp},
     library::{
         hash::{
-            entry_hashes::EntryHashes,
+            entry_hashes::{EntryHashes, without},
             hasher::{HashResult, hash_many},
             observer::HashObserver,
             open::BaseFolder,
         },
         problems::{MAX_PROBLEMS, Refused, changed_while_hashing, share_cancelled, single_refusal},
-        scan::snapshot::{EntryKind, FileStat, Snapshot},
+        scan::{
+            omissions::OmissionKind,
+            snapshot::{EntryKind, FileStat, Snapshot},
+        },
     },
 };
 
@@ -36,6 +39,8 @@ pub(crate) struct HashedFolder {
     pub(crate) hashes: EntryHashes,
     /// Meaningless for entries that are not files.
     ids: Vec<FileId>,
+    /// Files that can no longer be read, and why.
+    lost: BTreeMap<u32, Problem>,
 }
 
 /// A folder whose files are being hashed.
@@ -56,6 +61,40 @@ impl HashedFolder {
             self.hashes.sha256s.insert(index as u32, sha256);
         }
     }
+
+    /// Refuses the folder if files can no longer be read.
+    ///
+    /// # Errors
+    /// The problem of each such file, up to a limit.
+    pub(crate) fn refuse_lost(&self, root: &Path, snapshot: &Snapshot) -> Result<(), Vec<Refused>> {
+        let lost = self.lost.iter().take(MAX_PROBLEMS);
+        let refused: Vec<_> = lost
+            .map(|(&index, problem)| (root.join(snapshot.path(index as usize)), problem.clone()))
+            .collect();
+        match refused.is_empty() {
+            true => Ok(()),
+            false => Err(refused),
+        }
+    }
+
+    /// Leaves out the files that can no longer be read, here and in the snapshot.
+    pub(crate) fn leave_out_lost(&mut self, root: &Path, snapshot: &mut Snapshot) {
+        let lost = std::mem::take(&mut self.lost);
+        if lost.is_empty() {
+            return;
+        }
+        let indexes: Vec<u32> = lost.keys().copied().collect();
+        for (index, problem) in lost {
+            let path = root.join(snapshot.path(index as usize));
+            let kind = OmissionKind::of_unreadable(problem.reason);
+            snapshot
+                .omitted
+                .add(kind.unwrap_or(OmissionKind::Unreadable), path, problem);
+        }
+        snapshot.remove(&indexes);
+        self.ids = without(&self.ids, &indexes);
+        self.hashes.remove(&indexes);
+    }
 }
 
 /// Returns the record of a file that was hashed before, by path and stamp.
@@ -63,8 +102,11 @@ pub(crate) type KnownFile<'a> = dyn Fn(&Path, &Stamp) -> Option<FileRecord> + Sy
 
 /// Hashes the files that are not `known`. Stores the `stat` of files that had none in `snapshot`.
 ///
+/// Files that were removed meanwhile, or may not be read, are only noted: see
+/// [`HashedFolder::leave_out_lost`].
+///
 /// # Errors
-/// Everything that cannot be read or changed meanwhile, up to a limit; `CANCELLED`.
+/// Everything else that cannot be read or changed meanwhile, up to a limit; `CANCELLED`.
 pub(crate) fn hash_snapshot(
     root: &Path,
     snapshot: &Snapshot,
@@ -75,6 +117,7 @@ pub(crate) fn hash_snapshot(
     let mut hashed = HashedFolder {
         hashes: EntryHashes::new(snapshot.len()),
         ids: vec![FileId([0; 32]); snapshot.len()],
+        lost: BTreeMap::new(),
     };
     let base = BaseFolder::at(root).map_err(|problem| single_refusal(root, problem))?;
     let mut unknown: Vec<u32> = Vec::new();
@@ -127,6 +170,10 @@ pub(crate) fn hash_snapshot(
                 // The stamp differs from the snapshot: the file was replaced, maybe by a link out
                 // of the folder.
                 Ok(_) => changed_while_hashing(),
+                Err(problem) if OmissionKind::of_unreadable(problem.reason).is_some() => {
+                    hashing.hashed.lost.insert(index, problem);
+                    continue;
+                }
                 Err(problem) => problem,
             };
             if hashing.problems.len() < MAX_PROBLEMS {
@@ -166,6 +213,7 @@ impl HashedFolder {
                 },
                 EntryKind::EmptyFolder => EntryContent::EmptyDirectory,
                 EntryKind::Link(target) => EntryContent::Link { target },
+                EntryKind::Vanished => EntryContent::EmptyDirectory,
             };
             let path = RelPath::parse(path).inspect_err(|error| unsafe_path = Some(*error));
             path.ok().map(|path| ManifestEntry { path, content })

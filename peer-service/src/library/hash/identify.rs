@@ -10,12 +10,12 @@ use potluck_core::{
 };
 
 use crate::{
-    catalog::record::record_of,
+    catalog::{record::record_of, share_options::ShareOptions},
     fs::modes::may_lack_modes,
     library::{
         hash::{folder::hash_snapshot, hasher::hash_one, observer::HashObserver},
         problems::{Refused, not_a_regular_file, single_refusal, unreadable},
-        scan::walk::walk,
+        scan::{omissions::Omissions, rules::WalkRules, walk::walk},
     },
 };
 
@@ -33,6 +33,8 @@ pub struct Identified {
     pub manifest: Option<Manifest>,
     /// Whether the file system supports execute bits.
     pub has_modes: bool,
+    /// The entries that a share would leave out.
+    pub omitted: Omissions,
     /// Whether the file system may lack links.
     may_lack_links: bool,
 }
@@ -72,7 +74,7 @@ fn without_mode(entry: ManifestEntry<'_>) -> ManifestEntry<'_> {
     }
 }
 
-/// Hashes the file or folder at `path`. Blocks: call it off the async threads.
+/// Hashes the file or folder at `path`, as a share with these options would. Blocks: call it off the async threads.
 ///
 /// `on_size` receives bytes that will be hashed, `on_hashed` bytes that were; both are called from
 /// any thread. `is_cancelled` is polled often; true stops the hashing.
@@ -82,6 +84,7 @@ fn without_mode(entry: ManifestEntry<'_>) -> ManifestEntry<'_> {
 /// true.
 pub fn identify(
     path: &Path,
+    options: &ShareOptions,
     threads: usize,
     on_size: &(dyn Fn(u64) + Sync),
     on_hashed: &(dyn Fn(u64) + Sync),
@@ -95,10 +98,12 @@ pub fn identify(
     };
     let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
     if metadata.is_dir() {
-        let mut snapshot = walk(path, threads)?;
+        let rules = WalkRules::new(options, None).map_err(refuse)?;
+        let mut snapshot = walk(path, &rules, threads)?;
         snapshot.stat_if_many(path, threads)?;
         (observer.on_size)(snapshot.size());
-        let hashed = hash_snapshot(path, &snapshot, None, threads, observer)?;
+        let mut hashed = hash_snapshot(path, &snapshot, None, threads, observer)?;
+        hashed.leave_out_lost(path, &mut snapshot);
         let manifest = hashed.manifest(path, &snapshot)?;
         return Ok(Identified {
             record: record_of(&hash_bytes(manifest.bytes()), FileKind::Collection),
@@ -106,6 +111,7 @@ pub fn identify(
             content_size: manifest.content_size(),
             manifest: Some(manifest),
             has_modes: snapshot.has_modes(),
+            omitted: snapshot.omitted,
             may_lack_links: may_lack_modes(path),
         });
     }
@@ -120,6 +126,7 @@ pub fn identify(
         content_size: done.tree.size,
         manifest: None,
         has_modes: true,
+        omitted: Omissions::default(),
         may_lack_links: false,
     })
 }
@@ -131,7 +138,7 @@ mod tests {
     use super::*;
 
     fn of(path: &Path) -> Identified {
-        identify(path, 2, &|_| {}, &|_| {}, &|| false).unwrap()
+        identify(path, &ShareOptions::default(), 2, &|_| {}, &|_| {}, &|| false).unwrap()
     }
 
     #[test]
@@ -152,11 +159,12 @@ mod tests {
     #[test]
     fn a_refusal_has_the_reason() {
         let dir = tempfile::tempdir().unwrap();
-        let refused =
-            identify(&dir.path().join("none"), 1, &|_| {}, &|_| {}, &|| false).unwrap_err();
+        let options = ShareOptions::default();
+        let missing = dir.path().join("none");
+        let refused = identify(&missing, &options, 1, &|_| {}, &|_| {}, &|| false).unwrap_err();
         assert_eq!(refused[0].1.reason, Reason::NotFound);
         std::fs::write(dir.path().join("x"), "1").unwrap();
-        let refused = identify(dir.path(), 1, &|_| {}, &|_| {}, &|| true).unwrap_err();
+        let refused = identify(dir.path(), &options, 1, &|_| {}, &|_| {}, &|| true).unwrap_err();
         assert_eq!(refused[0].1.reason, Reason::Cancelled);
     }
 }

@@ -42,10 +42,7 @@ use crate::{
         },
         problems::{Refused, not_a_regular_file, single_refusal, unreadable},
         reconcile::{IDLE_BEFORE_HASH, Reconciler, is_idle},
-        scan::{
-            snapshot::{Snapshot, fingerprint, is_same, latest_change},
-            walk::walk,
-        },
+        scan::snapshot::{Snapshot, fingerprint, is_same, latest_change},
         share::builder::{ItemBuilder, file_item},
     },
 };
@@ -337,7 +334,7 @@ impl FolderScanner {
                 return None;
             }
             let fingerprint = fingerprint(&snapshot);
-            match share_folder(scan, &path, &snapshot) {
+            match share_folder(scan, &path, snapshot) {
                 Ok(()) => {
                     self.pending.remove(&path);
                     self.rejected.remove(&path);
@@ -541,12 +538,7 @@ fn inspect(scan: &FilesFolderScan, path: &Path) -> Option<FolderCandidate> {
         }
     };
     if metadata.is_dir() {
-        let threads = scan.builder.hash_threads();
-        let snapshot = walk(path, threads).and_then(|mut snapshot| {
-            snapshot.stat_all(path, threads)?;
-            Ok(snapshot)
-        });
-        match snapshot {
+        match scan.builder.walk_and_stat(path) {
             Ok(snapshot) => match &known_body {
                 Some(ItemBody::Collection(folder))
                     if !is_stale
@@ -573,15 +565,19 @@ fn inspect(scan: &FilesFolderScan, path: &Path) -> Option<FolderCandidate> {
 fn share_folder(
     scan: &FilesFolderScan,
     path: &Path,
-    snapshot: &Snapshot,
+    snapshot: Snapshot,
 ) -> Result<(), Vec<Refused>> {
     let is_cancelled = || scan.shutdown.is_cancelled();
     let observer = HashObserver::silent(&is_cancelled);
     scan.builder
         .check_location(path)
         .map_err(|problem| single_refusal(path, problem))?;
-    let item = scan.builder.build_collection(path, snapshot, &observer)?;
-    for result in scan.catalog.put_items(vec![item], PutCause::InFilesFolder) {
+    let options = scan.builder.options_of(path);
+    let built = scan
+        .builder
+        .build_collection(path, &options, snapshot, &observer)?;
+    built.omitted.warn(path);
+    for result in scan.catalog.put_items(vec![built.item], PutCause::InFilesFolder) {
         match result {
             Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
             Ok(item) => {

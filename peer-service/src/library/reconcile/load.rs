@@ -30,6 +30,7 @@ use crate::{
         item::{ItemBody, Location, NewItem, SharedCollection},
         record::record_of,
         row::{EntryIndex, ItemRow, Members, RowBody, WHOLE_ITEM},
+        share_options::ShareOptions,
         stamp::stamp_of,
     },
     fs::parallel::map_ranges,
@@ -173,10 +174,12 @@ impl Loader<'_> {
         let Some((record, body)) = known.filter(|(record, _)| record.id == row.id) else {
             return catalog.put_stale(number, row);
         };
-        let state = state.unwrap_or_else(|| self.state_of_folder(&path, &body, probe));
+        let options = row.options.as_deref().cloned().unwrap_or_default();
+        let state = state.unwrap_or_else(|| self.state_of_folder(&path, &body, &options, probe));
         let item = NewItem {
             is_unrequested: row.is_unrequested,
             label: row.label,
+            options: row.options,
             sha256s,
             ..NewItem::new(path.clone(), record, body)
         };
@@ -197,11 +200,17 @@ impl Loader<'_> {
         }
     }
 
-    fn state_of_folder(&self, path: &Arc<Path>, body: &ItemBody, probe: &PathProbe) -> PathState {
+    fn state_of_folder(
+        &self,
+        path: &Arc<Path>,
+        body: &ItemBody,
+        options: &ShareOptions,
+        probe: &PathProbe,
+    ) -> PathState {
         match (probe.check(path, Path::metadata), body) {
             (Err(error), _) if is_gone(&error) => PathState::Gone,
             (_, ItemBody::Collection(folder)) => {
-                PathState::Present(changed_entries(path, folder, self.threads))
+                PathState::Present(changed_entries(path, folder, options, self.threads))
             }
             (_, ItemBody::File(_)) => PathState::Present(vec![WHOLE_ITEM]),
         }

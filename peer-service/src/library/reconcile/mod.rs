@@ -33,6 +33,7 @@ use crate::{
     catalog::{
         item::{ItemBody, Location},
         row::{EntryIndex, WHOLE_ITEM},
+        share_options::ShareOptions,
         stamp::stamp_of,
     },
     fs::blocking::blocking_until_shutdown,
@@ -41,7 +42,7 @@ use crate::{
         files_folder::FilesFolder,
         hash::observer::HashObserver,
         problems::{Refused, is_gone, warn_offline},
-        scan::{changed_entries::changed_entries, snapshot::latest_change, walk::walk},
+        scan::{changed_entries::changed_entries, snapshot::latest_change},
         share::builder::ItemBuilder,
     },
 };
@@ -201,9 +202,10 @@ impl Reconciler {
         let observer = HashObserver::silent(&is_cancelled);
         match self
             .builder
-            .build_and_put(&path, PutCause::Changed(number), &observer)
+            .build_and_put(&path, None, PutCause::Changed(number), &observer)
         {
-            Ok(item) => {
+            Ok((item, omitted)) => {
+                omitted.warn(&path);
                 let message = match was_offline {
                     true => "a path that was offline is shared again",
                     false => "a path that changed is hashed and shared again",
@@ -236,12 +238,8 @@ impl Reconciler {
         if !metadata.is_dir() {
             return is_idle(stamp_of(metadata).ctime);
         }
-        let threads = self.builder.hash_threads();
-        let snapshot = walk(path, threads).and_then(|mut snapshot| {
-            snapshot.stat_all(path, threads)?;
-            Ok(latest_change(&snapshot))
-        });
-        snapshot.map_or(true, is_idle)
+        let snapshot = self.builder.walk_and_stat(path);
+        snapshot.map_or(true, |snapshot| is_idle(latest_change(&snapshot)))
     }
 
     /// Withdraws a changed copy; its item is checked again in the background. `seen` is the item as
@@ -288,15 +286,15 @@ impl Reconciler {
 
     /// The path of a collection if all its files are unchanged. Withdraws the changed ones.
     pub(crate) fn unchanged_folder(&self, number: u64) -> Option<PathBuf> {
-        let (root, body) = {
+        let (root, body, options) = {
             let catalog = self.catalog.read();
             let item = catalog.item(number)?;
-            (item.path.clone(), item.body.clone())
+            (item.path.clone(), item.body.clone(), item.options())
         };
         let ItemBody::Collection(folder) = &body else {
             return None;
         };
-        let changed = changed_entries(&root, folder, self.builder.hash_threads());
+        let changed = changed_entries(&root, folder, &options, self.builder.hash_threads());
         self.withdraw_entries(number, &changed, &body);
         changed.is_empty().then(|| root.to_path_buf())
     }
@@ -368,7 +366,7 @@ impl Reconciler {
     /// Checks all items by `stat`, and withdraws every copy that changed.
     pub(crate) fn check_all(&self) {
         let mut last = None;
-        while let Some((number, path, body)) = self.trusted_item_after(last) {
+        while let Some((number, path, body, options)) = self.trusted_item_after(last) {
             if self.shutdown.is_cancelled() {
                 return;
             }
@@ -381,7 +379,7 @@ impl Reconciler {
                         false => vec![WHOLE_ITEM],
                     }
                 }
-                ItemBody::Collection(folder) => changed_entries(&path, folder, 1),
+                ItemBody::Collection(folder) => changed_entries(&path, folder, &options, 1),
             };
             let is_damaged = self.catalog.read().is_damaged(number);
             if is_damaged {
@@ -408,11 +406,14 @@ impl Reconciler {
     }
 
     /// The next item that is not stale.
-    fn trusted_item_after(&self, last: Option<u64>) -> Option<(u64, Arc<Path>, ItemBody)> {
+    fn trusted_item_after(
+        &self,
+        last: Option<u64>,
+    ) -> Option<(u64, Arc<Path>, ItemBody, ShareOptions)> {
         let catalog = self.catalog.read();
         let mut items = catalog.items_after(last);
         let (number, item) = items.find(|(number, _)| !catalog.is_stale(*number))?;
-        Some((number, item.path.clone(), item.body.clone()))
+        Some((number, item.path.clone(), item.body.clone(), item.options()))
     }
 }
 

@@ -5,15 +5,22 @@ use std::path::Path;
 use potluck_core::collection::manifest::EntryContent;
 
 use crate::{
-    catalog::{item::SharedCollection, row::EntryIndex, stamp::stamp_of},
+    catalog::{
+        item::SharedCollection,
+        row::EntryIndex,
+        share_options::{LinkPolicy, ShareOptions},
+        stamp::stamp_of,
+    },
     fs::parallel::map_ranges,
 };
 
-/// The entries of a collection whose files changed. Calls `stat` on this number of threads, because
+/// The entries of a collection whose files changed. The files may be behind links if `options` say
+/// that links are followed. Calls `stat` on this number of threads, because
 /// it takes most of the time at start.
 pub(crate) fn changed_entries(
     root: &Path,
     folder: &SharedCollection,
+    options: &ShareOptions,
     threads: usize,
 ) -> Vec<EntryIndex> {
     let stamps = &folder.members.stamps;
@@ -23,7 +30,11 @@ pub(crate) fn changed_entries(
         let (Some(known), Some(entry)) = (known, entry) else {
             return false;
         };
-        let stamp = || root.join(entry.path.as_str()).symlink_metadata().ok();
+        let path = root.join(entry.path.as_str());
+        let stamp = || match options.links {
+            LinkPolicy::Follow => path.metadata().ok(),
+            LinkPolicy::Keep | LinkPolicy::Skip => path.symlink_metadata().ok(),
+        };
         matches!(entry.content, EntryContent::File { .. })
             && stamp().map(|metadata| stamp_of(&metadata)) != Some(*known)
     };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use potluck_core::{
-    Problem,
+    Problem, Reason,
     collection::{
         limits::MAX_ENTRIES,
         manifest::{EntryContent, Manifest},
@@ -19,7 +19,10 @@ use potluck_core::{
 use crate::{
     catalog::stamp::{Stamp, stamp_of},
     fs::parallel::map_slices,
-    library::problems::{MAX_PROBLEMS, Refused, changed_while_hashing, unreadable},
+    library::{
+        problems::{MAX_PROBLEMS, Refused, changed_while_hashing, unreadable},
+        scan::omissions::{OmissionKind, Omissions},
+    },
 };
 
 /// In a folder with more entries than this, `stat` is called on all files before hashing, so that
@@ -33,8 +36,12 @@ const MAX_LAZY_STATS: usize = 128 * 1024;
 pub(crate) struct Snapshot {
     text: String,
     entries: Vec<SnapshotEntry>,
+    /// The entries of the folder that are left out.
+    pub(crate) omitted: Omissions,
     /// Whether the file system may support neither modes nor links.
     may_lack_modes: bool,
+    /// Whether files may be behind links.
+    follows_links: bool,
 }
 
 /// An entry of a folder.
@@ -53,6 +60,8 @@ pub(crate) enum EntryKind {
     File(OnceLock<FileStat>),
     EmptyFolder,
     Link(Box<str>),
+    /// A file that was removed since it was listed. Removed from the snapshot at once.
+    Vanished,
 }
 
 /// The `stat` of a file.
@@ -88,9 +97,11 @@ impl SnapshotEntry {
 }
 
 impl Snapshot {
-    /// Sets whether the file system may lack modes and links.
-    pub(crate) const fn with_may_lack_modes(mut self, may_lack_modes: bool) -> Self {
+    /// Sets whether the file system may lack modes and links, and whether files may be behind
+    /// links.
+    pub(crate) const fn with_source(mut self, may_lack_modes: bool, follows_links: bool) -> Self {
         self.may_lack_modes = may_lack_modes;
+        self.follows_links = follows_links;
         self
     }
 
@@ -186,9 +197,10 @@ impl Snapshot {
     }
 
     /// Adds all entries of another snapshot; false if the snapshot is full.
-    pub(crate) fn append(&mut self, other: Self) -> bool {
+    pub(crate) fn append(&mut self, mut other: Self) -> bool {
+        self.omitted.append(std::mem::take(&mut other.omitted));
         if self.entries.is_empty() {
-            *self = other;
+            (self.text, self.entries) = (other.text, other.entries);
             return self.len() <= MAX_ENTRIES;
         }
         let Ok(before) = u32::try_from(self.text.len()) else {
@@ -231,12 +243,23 @@ impl Snapshot {
         }
     }
 
-    /// Calls `stat` for each file, on this number of threads.
+    /// Leaves out the entries at these indexes, which ascend.
+    pub(crate) fn remove(&mut self, indexes: &[u32]) {
+        let (mut at, mut removed) = (0, indexes.iter().peekable());
+        self.entries.retain(|_| {
+            let is_kept = removed.next_if(|index| **index == at).is_none();
+            at += 1;
+            is_kept
+        });
+    }
+
+    /// Calls `stat` for each file, on this number of threads. Leaves out files that were removed
+    /// meanwhile.
     ///
     /// # Errors
     /// As [`walk`](super::walk::walk).
     pub(crate) fn stat_all(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
-        let text = &self.text;
+        let (text, follows_links) = (&self.text, self.follows_links);
         let mut problems = map_slices(&mut self.entries, threads, |entries| {
             let mut problems = Vec::new();
             let files = entries
@@ -244,8 +267,11 @@ impl Snapshot {
                 .filter(|entry| matches!(entry.kind, EntryKind::File(_)));
             for entry in files {
                 let path = root.join(entry.path(text));
-                match stat_entry(&path) {
+                match stat_entry(&path, follows_links) {
                     Ok(file) => entry.kind = file,
+                    Err(problem) if problem.reason == Reason::NotFound => {
+                        entry.kind = EntryKind::Vanished
+                    }
                     Err(problem) if problems.len() < MAX_PROBLEMS => problems.push((path, problem)),
                     Err(_) => {}
                 }
@@ -253,6 +279,15 @@ impl Snapshot {
             problems
         });
         problems.truncate(MAX_PROBLEMS);
+        self.entries.retain(|entry| {
+            let is_vanished = entry.kind == EntryKind::Vanished;
+            if is_vanished {
+                let problem = Problem::new(Reason::NotFound, "it was removed");
+                let path = root.join(entry.path(text));
+                self.omitted.add(OmissionKind::Vanished, path, problem);
+            }
+            !is_vanished
+        });
         match problems.is_empty() {
             true => Ok(()),
             false => Err(problems),
@@ -269,6 +304,7 @@ pub(crate) fn fingerprint(snapshot: &Snapshot) -> u64 {
             EntryKind::File(stat) => (0, stat.get()).hash(&mut hasher),
             EntryKind::EmptyFolder => 1.hash(&mut hasher),
             EntryKind::Link(target) => (2, target).hash(&mut hasher),
+            EntryKind::Vanished => 3.hash(&mut hasher),
         }
     }
     hasher.finish()
@@ -311,8 +347,12 @@ pub(crate) fn latest_change(snapshot: &Snapshot) -> i64 {
 }
 
 /// Calls `stat` for a file. It must still be a regular file.
-fn stat_entry(path: &Path) -> Result<EntryKind, Problem> {
-    let metadata = path.symlink_metadata().map_err(|error| unreadable(&error))?;
+fn stat_entry(path: &Path, follows_links: bool) -> Result<EntryKind, Problem> {
+    let metadata = match follows_links {
+        true => path.metadata(),
+        false => path.symlink_metadata(),
+    };
+    let metadata = metadata.map_err(|error| unreadable(&error))?;
     match metadata.is_file() {
         true => Ok(EntryKind::File(FileStat::from_metadata(&metadata).into())),
         false => Err(changed_while_hashing()),

@@ -16,13 +16,13 @@ use potluck_core::{Problem, Reason};
 use tokio::sync::mpsc;
 
 use crate::{
-    catalog::item::{Item, NewItem},
+    catalog::{item::Item, share_options::ShareOptions},
     library::{
         catalog_store::{CatalogStore, PutCause},
         hash::observer::HashObserver,
         problems::{Refused, single_refusal},
-        scan::resolve::resolve,
-        share::builder::ItemBuilder,
+        scan::{omissions::Omissions, resolve::resolve},
+        share::builder::{BuiltItem, ItemBuilder},
     },
 };
 
@@ -37,6 +37,13 @@ pub enum ShareEvent {
         done: u64,
         /// Bytes found so far.
         total: u64,
+    },
+    /// Entries of a folder that is shared next are left out.
+    Omitted {
+        /// The folder.
+        path: PathBuf,
+        /// The entries.
+        omitted: Omissions,
     },
     /// A path is shared.
     Shared(Item),
@@ -62,12 +69,13 @@ const BATCH_TIME: Duration = Duration::from_millis(200);
 const FIRST_DESCRIPTOR_WAIT: Duration = Duration::from_millis(125);
 const LAST_DESCRIPTOR_WAIT: Duration = Duration::from_secs(2);
 
-/// Shares paths in order, in batches. Stops early if `events` is closed or `is_stopping` returns
+/// Shares paths with these options, in order, in batches. Stops early if `events` is closed or `is_stopping` returns
 /// true.
 pub(crate) fn share_all(
     catalog: &CatalogStore,
     builder: &ItemBuilder,
     paths: Vec<PathBuf>,
+    options: &ShareOptions,
     events: &mpsc::Sender<ShareEvent>,
     is_stopping: &(dyn Fn() -> bool + Sync),
 ) {
@@ -103,6 +111,7 @@ pub(crate) fn share_all(
     let mut batch = ShareBatch {
         catalog,
         builder,
+        options,
         events,
         observer,
         items: Vec::new(),
@@ -112,7 +121,7 @@ pub(crate) fn share_all(
         if is_cancelled() {
             break;
         }
-        match build_with_retries(builder, &path, &observer) {
+        match build_with_retries(builder, &path, options, &observer) {
             Ok(item) => batch.push(item),
             Err(refused) => {
                 // Results are sent in the order of the paths.
@@ -128,15 +137,16 @@ pub(crate) fn share_all(
 struct ShareBatch<'a> {
     catalog: &'a CatalogStore,
     builder: &'a ItemBuilder,
+    options: &'a ShareOptions,
     events: &'a mpsc::Sender<ShareEvent>,
     observer: HashObserver<'a>,
-    items: Vec<NewItem>,
+    items: Vec<BuiltItem>,
     /// When the first of them was added.
     since: Instant,
 }
 
 impl ShareBatch<'_> {
-    fn push(&mut self, item: NewItem) {
+    fn push(&mut self, item: BuiltItem) {
         if self.items.is_empty() {
             self.since = Instant::now();
         }
@@ -149,19 +159,34 @@ impl ShareBatch<'_> {
     /// Puts the items into the library and sends the results.
     fn put(&mut self) {
         let items = std::mem::take(&mut self.items);
-        let paths: Vec<_> = items.iter().map(|item| item.path.clone()).collect();
+        let (items, facts): (Vec<_>, Vec<_>) = items
+            .into_iter()
+            .map(|BuiltItem { item, omitted }| {
+                let path = item.path.clone();
+                (item, (path, omitted))
+            })
+            .unzip();
         let results = self.catalog.put_items(items, PutCause::Requested);
-        for (path, result) in paths.into_iter().zip(results) {
+        for ((path, omitted), result) in facts.into_iter().zip(results) {
             let result = match result {
                 Err(problem) if problem.reason == Reason::Busy => {
-                    let cause = PutCause::Requested;
-                    self.builder.build_and_put(&path, cause, &self.observer)
+                    let (options, cause) = (Some(self.options), PutCause::Requested);
+                    self.builder.build_and_put(&path, options, cause, &self.observer)
                 }
-                result => result.map_err(|problem| single_refusal(&path, problem)),
+                result => result
+                    .map(|item| (item, omitted))
+                    .map_err(|problem| single_refusal(&path, problem)),
             };
             match result {
-                // An error means that the caller is gone.
-                Ok(item) => drop(self.events.blocking_send(ShareEvent::Shared(item))),
+                Ok((item, omitted)) => {
+                    let path = item.path.clone();
+                    let omitted =
+                        (!omitted.is_empty()).then_some(ShareEvent::Omitted { path, omitted });
+                    for event in omitted.into_iter().chain([ShareEvent::Shared(item)]) {
+                        // An error means that the caller is gone.
+                        let _ = self.events.blocking_send(event);
+                    }
+                }
                 Err(refused) => send_refused(refused, self.events),
             }
         }
@@ -173,12 +198,13 @@ impl ShareBatch<'_> {
 fn build_with_retries(
     builder: &ItemBuilder,
     path: &Path,
+    options: &ShareOptions,
     observer: &HashObserver<'_>,
-) -> Result<NewItem, Vec<Refused>> {
+) -> Result<BuiltItem, Vec<Refused>> {
     let mut wait = FIRST_DESCRIPTOR_WAIT;
     loop {
         let built = match resolve(path) {
-            Ok(resolved) => builder.build(&resolved, observer),
+            Ok(resolved) => builder.build(&resolved, options, observer),
             Err(problem) => Err(single_refusal(path, problem)),
         };
         let is_shortage = |(_, problem): &Refused| problem.reason == Reason::TooManyOpenFiles;

@@ -1,8 +1,8 @@
 //! Builds an item from a path: calls `stat`, hashes new files, makes the manifest.
 //!
-//! A folder is shared whole or not at all. If it contains anything that cannot be shared, it is
-//! refused, and every problem is reported, up to a limit. A collection that silently lacks a file
-//! would be worse than none.
+//! Entries of a folder that cannot be shared are left out and reported, or refuse the folder if its
+//! [`ShareOptions`] are strict. A file that changes while it is read, or that the disk cannot read,
+//! always refuses it: a collection that silently lacks a file would be worse than none.
 //!
 //! Invariant: a file whose path and stamp are in the catalog is not hashed again.
 //!
@@ -21,9 +21,10 @@ use potluck_core::{
 
 use crate::{
     catalog::{
-        item::{Item, ItemBody, NewItem, SharedCollection},
+        item::{Item, ItemBody, NewItem, SharedCollection, SharedItem},
         record::record_of,
         row::Members,
+        share_options::ShareOptions,
         stamp::{Stamp, stamp_of},
     },
     library::{
@@ -36,6 +37,8 @@ use crate::{
         },
         problems::{Refused, not_a_regular_file, share_cancelled, single_refusal, unreadable},
         scan::{
+            omissions::Omissions,
+            rules::WalkRules,
             snapshot::{Snapshot, is_same},
             walk::walk,
         },
@@ -44,6 +47,13 @@ use crate::{
 
 /// How many times an item is built again because files that it relied on were unshared meanwhile.
 const MAX_ATTEMPTS: usize = 3;
+
+/// An item to put into the catalog, and what is left out of it.
+#[derive(Debug)]
+pub(crate) struct BuiltItem {
+    pub(crate) item: NewItem,
+    pub(crate) omitted: Omissions,
+}
 
 /// Builds items, and reuses what the catalog knows.
 #[derive(Debug)]
@@ -65,22 +75,52 @@ impl ItemBuilder {
         self.hash_threads
     }
 
-    /// Builds the item at a resolved path and puts it into the library.
+    /// How the item at a path is shared; the defaults if there is none.
+    pub(crate) fn options_of(&self, path: &Path) -> ShareOptions {
+        let catalog = self.catalog.read();
+        let item = catalog.item_at(path).and_then(|number| catalog.item(number));
+        item.map(SharedItem::options).unwrap_or_default()
+    }
+
+    /// Walks the folder at a path as its item is shared, and calls `stat` on all its files.
+    ///
+    /// # Errors
+    /// As [`walk`].
+    pub(crate) fn walk_and_stat(&self, path: &Path) -> Result<Snapshot, Vec<Refused>> {
+        let rules = self.rules(&self.options_of(path));
+        let rules = rules.map_err(|problem| single_refusal(path, problem))?;
+        let mut snapshot = walk(path, &rules, self.hash_threads)?;
+        snapshot.stat_all(path, self.hash_threads)?;
+        Ok(snapshot)
+    }
+
+    /// The rules of a walk with these options.
+    ///
+    /// # Errors
+    /// As [`WalkRules::new`].
+    pub(crate) fn rules(&self, options: &ShareOptions) -> Result<WalkRules, Problem> {
+        WalkRules::new(options, Some(self.catalog.store().folder()))
+    }
+
+    /// Builds the item at a resolved path and puts it into the library. Without options, those of
+    /// the item at the path apply.
     ///
     /// # Errors
     /// Every problem that prevents sharing it.
     pub(crate) fn build_and_put(
         &self,
         path: &Path,
+        options: Option<&ShareOptions>,
         cause: PutCause,
         observer: &HashObserver<'_>,
-    ) -> Result<Item, Vec<Refused>> {
+    ) -> Result<(Item, Omissions), Vec<Refused>> {
         let mut last = None;
         for _ in 0..MAX_ATTEMPTS {
-            let item = self.build(path, observer)?;
+            let options = options.cloned().unwrap_or_else(|| self.options_of(path));
+            let BuiltItem { item, omitted } = self.build(path, &options, observer)?;
             if let Some(result) = self.catalog.put_items(vec![item], cause).pop() {
                 match result {
-                    Ok(item) => return Ok(item),
+                    Ok(item) => return Ok((item, omitted)),
                     Err(problem) if problem.reason == Reason::Busy => last = Some(problem),
                     Err(problem) => return Err(single_refusal(path, problem)),
                 }
@@ -96,26 +136,28 @@ impl ItemBuilder {
     pub(crate) fn build(
         &self,
         path: &Path,
+        options: &ShareOptions,
         observer: &HashObserver<'_>,
-    ) -> Result<NewItem, Vec<Refused>> {
+    ) -> Result<BuiltItem, Vec<Refused>> {
         let refuse = |problem| single_refusal(path, problem);
         let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
         self.check_location(path).map_err(refuse)?;
         if metadata.is_dir() {
-            let mut snapshot = walk(path, self.hash_threads)?;
+            let rules = self.rules(options).map_err(refuse)?;
+            let mut snapshot = walk(path, &rules, self.hash_threads)?;
             let is_shared = self.catalog.read().folder_at(path).is_some();
             match is_shared {
                 // The stamps show whether it is unchanged.
                 true => snapshot.stat_all(path, self.hash_threads)?,
                 false => snapshot.stat_if_many(path, self.hash_threads)?,
             }
-            self.build_collection(path, &snapshot, observer)
+            self.build_collection(path, options, snapshot, observer)
         } else if metadata.is_file() {
             let size = metadata.len();
             (observer.on_size)(size);
             if let Some(item) = self.reuse_file(path, &stamp_of(&metadata)) {
                 (observer.on_progress)(&|| path.to_owned(), size);
-                return Ok(item);
+                return Ok(whole(item));
             }
             let hashed = hash_one(
                 path,
@@ -123,7 +165,9 @@ impl ItemBuilder {
                 observer.on_progress,
                 observer.is_cancelled,
             );
-            hashed.map(|hashed| file_item(path, hashed)).map_err(refuse)
+            hashed
+                .map(|hashed| whole(file_item(path, hashed)))
+                .map_err(refuse)
         } else {
             Err(refuse(not_a_regular_file(metadata.file_type())))
         }
@@ -158,26 +202,40 @@ impl ItemBuilder {
         Some(NewItem::new(path, record, ItemBody::File(*stamp)))
     }
 
-    /// Builds the collection of a folder.
+    /// Builds the collection of a folder whose snapshot was made with these options.
     pub(crate) fn build_collection(
         &self,
         root: &Path,
-        snapshot: &Snapshot,
+        options: &ShareOptions,
+        mut snapshot: Snapshot,
         observer: &HashObserver<'_>,
-    ) -> Result<NewItem, Vec<Refused>> {
+    ) -> Result<BuiltItem, Vec<Refused>> {
+        let stored = (*options != ShareOptions::default()).then(|| Arc::new(options.clone()));
+        let built = |item: NewItem, snapshot: Snapshot| BuiltItem {
+            item: NewItem {
+                options: stored.clone(),
+                ..item
+            },
+            omitted: snapshot.omitted,
+        };
         (observer.on_size)(snapshot.size());
-        if let Some(item) = self.reuse_folder(root, snapshot) {
+        if let Some(item) = self.reuse_folder(root, &snapshot) {
             (observer.on_progress)(&|| root.to_owned(), snapshot.size());
-            return Ok(item);
+            return Ok(built(item, snapshot));
         }
         let known = |path: &Path, stamp: &Stamp| self.catalog.read().known_file(path, stamp);
         let may_know = self.catalog.read().may_know(root, snapshot.len());
         let known = may_know.then_some(&known as _);
-        let hashed = hash_snapshot(root, snapshot, known, self.hash_threads, observer)?;
+        let mut hashed = hash_snapshot(root, &snapshot, known, self.hash_threads, observer)?;
+        if options.is_strict {
+            hashed.refuse_lost(root, &snapshot)?;
+        }
+        hashed.leave_out_lost(root, &mut snapshot);
         // The manifest is in the order of `snapshot`, as are the stamps.
-        let manifest = hashed.manifest(root, snapshot)?;
+        let manifest = hashed.manifest(root, &snapshot)?;
         let stamps = snapshot.all_stamps();
         self.collection_item(root, Arc::new(manifest), stamps, hashed.hashes)
+            .map(|item| built(item, snapshot))
             .map_err(|problem| single_refusal(root, problem))
     }
 
@@ -217,6 +275,14 @@ impl ItemBuilder {
             layers,
             ..NewItem::new(root, record, ItemBody::Collection(Arc::new(folder)))
         })
+    }
+}
+
+/// An item that lacks nothing.
+fn whole(item: NewItem) -> BuiltItem {
+    BuiltItem {
+        item,
+        omitted: Omissions::default(),
     }
 }
 

@@ -7,7 +7,7 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use potluck_core::FileId;
-use potluck_peer::library::{identify, stored_manifest};
+use potluck_peer::library::{ShareOptions, identify, stored_manifest};
 use potluck_testkit::{
     content::{MIB, bytes, manifest, write_file},
     services::PeerPair,
@@ -112,7 +112,8 @@ async fn reports_entries_that_the_target_cannot_store() {
         "{not_kept}"
     );
     assert_eq!(done.not_kept.len(), 2);
-    let there = || identify(&target, 1, &|_| {}, &|_| {}, &|| false).unwrap();
+    let there =
+        || identify(&target, &ShareOptions::default(), 1, &|_| {}, &|_| {}, &|| false).unwrap();
     assert_ne!(there().record.id, id);
     let home = peers.dir.path().join("peer");
     wait_until("the library has it", async || {
@@ -141,7 +142,8 @@ async fn a_folder_of_plain_files_keeps_its_id() {
     let done = peers.download(id, &target).await;
     assert_done(&done);
     assert_eq!(done.not_kept, [""; 0]);
-    let there = identify(&target, 1, &|_| {}, &|_| {}, &|| false).unwrap();
+    let there =
+        identify(&target, &ShareOptions::default(), 1, &|_| {}, &|_| {}, &|| false).unwrap();
     assert_eq!(there.record.id, id);
     peers.peer.stop().await;
 }

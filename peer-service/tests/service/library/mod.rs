@@ -1,4 +1,5 @@
 //! The library on real folders.
 
 mod damage;
+mod omissions;
 mod sharing;

@@ -20,7 +20,7 @@ use potluck_core::{
 };
 use potluck_peer::{
     content::ContentSource as _,
-    library::{EntryHashes, UnshareTarget, stamp_of, stamps_at},
+    library::{EntryHashes, ShareOptions, UnshareTarget, stamp_of, stamps_at},
 };
 use potluck_testkit::{
     content::{bytes, id_of, sparse_file},
@@ -220,15 +220,18 @@ async fn names_every_path_that_cannot_be_shared() {
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
     let peer = LibraryPeer::open(&dir.path().join("home")).await;
     let missing = dir.path().join("missing");
-    let results = peer
-        .share(&[
-            &root,
-            &missing,
-            &root.join("pipe"),
-            peer.home.path(),
-            &root.join("a/one"),
-        ])
-        .await;
+    let strict = ShareOptions {
+        is_strict: true,
+        ..ShareOptions::default()
+    };
+    let paths: [&Path; 5] = [
+        &root,
+        &missing,
+        &root.join("pipe"),
+        peer.home.path(),
+        &root.join("a/one"),
+    ];
+    let (results, _) = peer.share_with(&paths, strict).await;
     let failures: Vec<_> = results
         .iter()
         .filter_map(|result| result.as_ref().err())

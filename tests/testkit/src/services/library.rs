@@ -1,6 +1,7 @@
 //! The library of a peer and its open port, without the rest of the peer.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,7 +17,7 @@ use potluck_peer::{
     announce::set::AnnounceSet,
     content::ContentSource,
     home::Home,
-    library::{Item, Library, ShareEvent},
+    library::{Item, Library, OmissionKind, ShareEvent, ShareOptions},
     limits::Limits,
     store::Store,
     upload::{EvictableConnection, PeerApi, SendScheduler, UploadCounters},
@@ -101,6 +102,17 @@ impl LibraryPeer {
 
     /// Shares paths; returns the result of each.
     pub async fn share(&self, paths: &[&Path]) -> Vec<Result<Item, (PathBuf, Problem)>> {
+        self.share_with(paths, ShareOptions::default()).await.0
+    }
+
+    /// Shares paths with these options; returns the result of each, and the number of omissions of
+    /// each kind over all of them.
+    pub async fn share_with(
+        &self,
+        paths: &[&Path],
+        options: ShareOptions,
+    ) -> (Vec<Result<Item, (PathBuf, Problem)>>, BTreeMap<OmissionKind, u64>) {
+        let mut counts = BTreeMap::new();
         let (sender, mut events) = mpsc::channel(16);
         let paths = paths.iter().map(|path| path.to_path_buf()).collect();
         let mut results = Vec::new();
@@ -108,13 +120,18 @@ impl LibraryPeer {
             while let Some(event) = events.recv().await {
                 match event {
                     ShareEvent::Progress { done, total, .. } => assert!(done <= total),
+                    ShareEvent::Omitted { omitted, .. } => {
+                        for (kind, count) in omitted.counts() {
+                            *counts.entry(kind).or_default() += count;
+                        }
+                    }
                     ShareEvent::Shared(item) => results.push(Ok(item)),
                     ShareEvent::Failed { path, problem } => results.push(Err((path, problem))),
                 }
             }
         };
-        tokio::join!(self.library.share(paths, sender), collect);
-        results
+        tokio::join!(self.library.share(paths, options, sender), collect);
+        (results, counts)
     }
 
     /// Shares one path.
