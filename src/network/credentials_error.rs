@@ -108,13 +108,13 @@ pub enum CredentialsError {
     /// A certificate is not valid yet.
     #[error(
         "the certificate {} is valid only in {}: set this machine's clock", path.display(),
-        time(in_)
+        time(starts_in)
     )]
     NotYetValid {
         /// The certificate.
         path: PathBuf,
         /// How long until it is valid.
-        in_: Duration,
+        starts_in: Duration,
     },
     /// A list of revocations was refused.
     #[error(transparent)]

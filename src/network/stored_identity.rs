@@ -209,7 +209,7 @@ fn verify(
         }),
         Err(webpki::Error::CertNotValidYet { .. }) => Err(CredentialsError::NotYetValid {
             path: path.to_owned(),
-            in_: info.not_before.duration_since(now).unwrap_or_default(),
+            starts_in: info.not_before.duration_since(now).unwrap_or_default(),
         }),
         Err(_) => Err(other()),
     }
