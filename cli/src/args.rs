@@ -59,7 +59,7 @@ pub(crate) enum Verb {
     Share(commands::share::ShareArgs),
     Search(commands::search::SearchArgs),
     Query(commands::query::QueryArgs),
-    Get(commands::get::GetArgs),
+    Get(Box<commands::get::GetArgs>),
     #[command(visible_alias = "unregister")]
     Unshare(commands::unshare::UnshareArgs),
     #[command(visible_alias = "list")]

@@ -3,12 +3,16 @@
 //! The data path only adds to byte counters. `ActivityWatch` compares two readings of them.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use parking_lot::RwLock;
+use potluck_core::FileId;
 
 /// Time without transferred bytes after which the peer counts as idle: longer than the gaps within
 /// a running download.
@@ -21,6 +25,30 @@ pub struct Activity {
     pub uploaded: Arc<AtomicU64>,
     /// Verified bytes downloaded.
     pub downloaded: Arc<AtomicU64>,
+    /// Bytes sent of some files.
+    pub tallies: UploadTallies,
+}
+
+/// Counts the bytes that are sent of some files. Cheap to clone; all clones share the counters.
+#[derive(Debug, Clone, Default)]
+pub struct UploadTallies(Arc<RwLock<HashMap<FileId, Arc<AtomicU64>>>>);
+
+impl UploadTallies {
+    /// Adds the bytes sent of these files to `counter` from now on.
+    pub(crate) fn watch(&self, files: Vec<FileId>, counter: &Arc<AtomicU64>) {
+        let mut counters = self.0.write();
+        counters.extend(files.into_iter().map(|id| (id, Arc::clone(counter))));
+    }
+
+    /// No longer counts for `counter`.
+    pub(crate) fn forget(&self, counter: &Arc<AtomicU64>) {
+        self.0.write().retain(|_, other| !Arc::ptr_eq(other, counter));
+    }
+
+    /// The counter of a file, if its bytes are counted.
+    pub(crate) fn find(&self, id: &FileId) -> Option<Arc<AtomicU64>> {
+        self.0.read().get(id).cloned()
+    }
 }
 
 impl Activity {

@@ -9,6 +9,10 @@
 //!
 //! - **Rarest first.** Rarity counts what other peers have and what they are fetching; ties are
 //!   broken at random. A crowd therefore requests each unit from its seed about once.
+//! - **In order, for a reader.** A download that is read while it arrives requests the earliest
+//!   missing unit first, and nothing beyond a window that moves with the reader
+//!   ([`Swarm::in_order`]). Within the window the rules of the endgame hold, so a slow peer does not
+//!   keep the reader waiting.
 //! - **Pipeline depth follows the link.** The bytes outstanding at a peer follow its throughput
 //!   times its latency. In a crowd nothing is queued beyond that, since a queue at one peer delays
 //!   all the others.
@@ -34,7 +38,7 @@
 //! # Invariants, checked in debug builds
 //!
 //! - Each unit is exactly one of missing (and then in the picking order), in flight (with at least
-//!   one request), or verified.
+//!   one request), verified, or beyond the window of a reader.
 //! - A banned peer has no requests.
 //! - While units are missing and nothing is in flight, every peer that claims one of them has a
 //!   timer: no download waits forever for bytes that are available.

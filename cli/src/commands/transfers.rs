@@ -177,6 +177,7 @@ fn row(transfer: &Transfer, ids: IdFormat) -> Vec<String> {
                 text::percent(transfer.done, total)
             )
         }
+        _ if transfer.is_seeding => "seeding".to_owned(),
         _ => transfer.state.word().to_owned(),
     };
     vec![

@@ -20,8 +20,11 @@ use tonic::{
     transport::Channel,
 };
 
+use crate::arguments::seed::Seed;
+
 use self::model::{
-    CheckEvent, Explanation, Item, Limits, LimitsUpdate, Registration, ShareEvent, Status, Transfer,
+    CheckEvent, Explanation, Item, Limits, LimitsUpdate, ReadEvent, Registration, ShareEvent,
+    Status, Transfer,
 };
 
 /// Timeout of a call, or of the start of a stream. The peer answers from memory.
@@ -53,6 +56,8 @@ pub(crate) struct DownloadRequest {
     pub(crate) include: Vec<String>,
     /// Globs of the paths in a collection to leave out.
     pub(crate) exclude: Vec<String>,
+    /// How long the finished download is served. `None`: as long as the peer shares it.
+    pub(crate) seed: Option<Seed>,
     /// Bytes per second; 0: no limit. `None`: no limit, or the limit of the transfer that this
     /// request joins.
     pub(crate) limit: Option<u64>,
@@ -270,6 +275,7 @@ impl ControlClient {
             allow_expansion: request.allow_expansion,
             include: request.include.clone(),
             exclude: request.exclude.clone(),
+            seed: request.seed.map(model::seed_limit),
             max_bytes_per_second: request.limit,
             priority: request.priority,
         };
@@ -277,6 +283,25 @@ impl ControlClient {
             .call(CALL_TIMEOUT, self.client.clone().start_transfer(message))
             .await?;
         Ok(self.events(messages, |message| model::transfer(message.transfer)))
+    }
+
+    /// Streams the bytes of a file in order, and the status of the transfer. Ignores the target,
+    /// the name and the globs of the request.
+    pub(crate) async fn read_file(
+        &self,
+        request: &DownloadRequest,
+    ) -> Result<impl Stream<Item = Result<ReadEvent, Problem>> + Send, Problem> {
+        let message = v1::ReadFileRequest {
+            file_id: request.file.to_bytes(),
+            sha256: request.sha256.map(Sha256::to_bytes).unwrap_or_default(),
+            providers: request.providers.iter().map(Into::into).collect(),
+            max_bytes_per_second: request.limit,
+            priority: request.priority,
+        };
+        let messages = self
+            .call(CALL_TIMEOUT, self.client.clone().read_file(message))
+            .await?;
+        Ok(self.events(messages, ReadEvent::try_from))
     }
 
     /// Lists running, paused, and recently ended transfers.

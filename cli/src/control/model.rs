@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
     model::{Address, FileKind, FileRecord},
@@ -9,6 +10,8 @@ use potluck_core::{
 };
 use potluck_peer::library::OmissionKind;
 use serde::Serialize;
+
+use crate::arguments::seed::Seed;
 
 /// An item that the peer shares.
 #[derive(Debug, Clone)]
@@ -169,6 +172,10 @@ pub(crate) struct Transfer {
     pub(crate) state: TransferState,
     /// Number of chosen files, and of all files in the collection; `None` if all are downloaded.
     pub(crate) chosen_files: Option<(u64, u64)>,
+    /// Whether the finished download is served until a limit is reached.
+    pub(crate) is_seeding: bool,
+    /// Bytes sent to others, if that limit is a ratio.
+    pub(crate) uploaded: u64,
     pub(crate) done: u64,
     /// `None` until known.
     pub(crate) total: Option<u64>,
@@ -416,6 +423,38 @@ impl TryFrom<v1::CheckResponse> for CheckEvent {
     }
 }
 
+/// Converts how long a finished download is served.
+pub(super) fn seed_limit(seed: Seed) -> v1::SeedLimit {
+    use v1::seed_limit::Limit;
+    let limit = match seed {
+        Seed::No => Limit::Seconds(0),
+        Seed::For(time) => Limit::Seconds(time.as_secs()),
+        Seed::Ratio(thousandths) => Limit::Thousandths(thousandths),
+    };
+    v1::SeedLimit { limit: Some(limit) }
+}
+
+/// An event of a file that is read.
+#[derive(Debug)]
+pub(crate) enum ReadEvent {
+    /// The state of the transfer.
+    Progress(Box<Transfer>),
+    /// The next bytes.
+    Data(Bytes),
+}
+
+impl TryFrom<v1::ReadFileResponse> for ReadEvent {
+    type Error = Problem;
+
+    fn try_from(response: v1::ReadFileResponse) -> Result<Self, Problem> {
+        use v1::read_file_response::Event;
+        Ok(match response.event.ok_or_else(|| missing_field("an event"))? {
+            Event::Transfer(state) => Self::Progress(Box::new(state.try_into()?)),
+            Event::Data(data) => Self::Data(data),
+        })
+    }
+}
+
 impl From<v1::TransferState> for TransferState {
     fn from(state: v1::TransferState) -> Self {
         use v1::TransferState as Wire;
@@ -472,6 +511,8 @@ impl TryFrom<v1::Transfer> for Transfer {
             file: potluck_core::convert::file_id(&transfer.file_id, "transfer.file_id")?,
             name: transfer.name,
             path: transfer.path,
+            is_seeding: transfer.is_seeding,
+            uploaded: transfer.uploaded_bytes,
             chosen_files: Some((transfer.chosen_files, transfer.collection_files))
                 .filter(|&(_, all)| all > 0),
             done: transfer.bytes_done,

@@ -138,14 +138,14 @@ async fn follow_events(
 
 /// Tracks how long a transfer has been stalled, and which reason was reported.
 #[derive(Debug, Default)]
-struct StallWatch {
+pub(super) struct StallWatch {
     since: Option<tokio::time::Instant>,
     done: u64,
     reported: Option<Reason>,
 }
 
 impl StallWatch {
-    fn update(&mut self, context: &CommandContext, transfer: &Transfer, wait: Duration) {
+    pub(super) fn update(&mut self, context: &CommandContext, transfer: &Transfer, wait: Duration) {
         let is_stalled = transfer.state == TransferState::Waiting && transfer.done <= self.done;
         // A disk that hangs may recover: report it, but do not time out.
         let hangs = transfer
@@ -172,7 +172,7 @@ impl StallWatch {
     }
 
     /// Completes when there was no progress for `wait`.
-    async fn timed_out(&self, wait: Duration) {
+    pub(super) async fn timed_out(&self, wait: Duration) {
         match self.since.and_then(|since| since.checked_add(wait)) {
             Some(deadline) => tokio::time::sleep_until(deadline).await,
             None => std::future::pending().await,

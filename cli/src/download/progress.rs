@@ -170,6 +170,8 @@ mod tests {
             path: String::new(),
             state: TransferState::Running,
             chosen_files: None,
+            is_seeding: false,
+            uploaded: 0,
             done: 123_456_789,
             total: Some(987_654_321),
             resumed: 0,

@@ -18,6 +18,8 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
         "kind": transfer.kind,
         "path": transfer.path,
         "state": transfer.state,
+        "seeding": transfer.is_seeding,
+        "uploaded_bytes": transfer.uploaded,
         "chosen_files": transfer.chosen_files.map(|(chosen, _)| chosen),
         "collection_files": transfer.chosen_files.map(|(_, all)| all),
         "bytes": transfer.done,

@@ -15,6 +15,8 @@ mod offline;
 mod prompt;
 mod registration;
 mod sandbox;
+mod seeding;
 mod share_and_get;
+mod standard_output;
 mod transfer;
 mod untrusted_input;

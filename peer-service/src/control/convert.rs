@@ -2,13 +2,14 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use potluck_core::{Problem, Reason, Sha256, collection::path::Label, convert, proto::v1};
 
 use crate::{
     download::{
+        seeding::SeedLimit,
         selection::PathFilter,
         status::{
             DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, MissingUnits, PeerState,
@@ -104,8 +105,29 @@ impl TryFrom<v1::StartTransferRequest> for DownloadSpec {
             detach: request.detach,
             allow_expansion: request.allow_expansion,
             filter: PathFilter::new(request.include, request.exclude)?,
+            seed: request.seed.and_then(|seed| seed.limit).map(|limit| match limit {
+                v1::seed_limit::Limit::Seconds(0) => SeedLimit::Never,
+                v1::seed_limit::Limit::Seconds(time) => SeedLimit::For(Duration::from_secs(time)),
+                v1::seed_limit::Limit::Thousandths(ratio) => SeedLimit::Ratio(ratio),
+            }),
             limits: update,
         })
+    }
+}
+
+impl TryFrom<v1::ReadFileRequest> for DownloadSpec {
+    type Error = Problem;
+
+    fn try_from(request: v1::ReadFileRequest) -> Result<Self, Problem> {
+        v1::StartTransferRequest {
+            file_id: request.file_id,
+            sha256: request.sha256,
+            providers: request.providers,
+            max_bytes_per_second: request.max_bytes_per_second,
+            priority: request.priority,
+            ..Default::default()
+        }
+        .try_into()
     }
 }
 
@@ -313,6 +335,8 @@ impl From<&DownloadStatus> for v1::Transfer {
             copied_bytes: status.copied_bytes,
             not_kept: status.not_kept.clone(),
             chosen_files: status.chosen_files.map_or(0, |(chosen, _)| chosen),
+            is_seeding: status.is_seeding,
+            uploaded_bytes: status.uploaded_bytes,
             collection_files: status.chosen_files.map_or(0, |(_, all)| all),
         }
     }

@@ -31,6 +31,7 @@ use crate::{
         context::DownloadContext,
         manager::{DownloadManager, DownloadWatch},
         status::{DownloadSpec, LimitsUpdate},
+        task::reading::FileReader,
     },
     library::{CheckTarget, UnshareTarget},
     upload::UploadCounters,
@@ -150,10 +151,36 @@ fn status_stream(
     )
 }
 
+/// Streams the chunks of a file, and its status every [`STATUS_INTERVAL`].
+fn read_stream(
+    reader: FileReader,
+) -> impl Stream<Item = Result<v1::ReadFileResponse, Status>> + Send {
+    use v1::read_file_response::Event;
+    let interval = tokio::time::interval(STATUS_INTERVAL);
+    stream::unfold(Some((reader, interval)), |state| async move {
+        let (mut reader, mut interval) = state?;
+        // Cancel-safe: a channel and a timer lose nothing if the other completes.
+        let event = tokio::select! {
+            chunk = reader.chunks.recv() => match chunk {
+                Some(Ok(data)) => Event::Data(data),
+                Some(Err(problem)) => return Some((Err(problem.into()), None)),
+                None => {
+                    let last = Event::Transfer((&*reader.status.borrow()).into());
+                    return Some((Ok(v1::ReadFileResponse { event: Some(last) }), None));
+                }
+            },
+            _ = interval.tick() => Event::Transfer((&*reader.status.borrow()).into()),
+        };
+        let response = v1::ReadFileResponse { event: Some(event) };
+        Some((Ok(response), Some((reader, interval))))
+    })
+}
+
 #[tonic::async_trait]
 impl ControlService for ControlApi {
     type ShareStream = ResponseStream<v1::ShareResponse>;
     type StartTransferStream = ResponseStream<v1::StartTransferResponse>;
+    type ReadFileStream = ResponseStream<v1::ReadFileResponse>;
     type CheckStream = ResponseStream<v1::CheckResponse>;
 
     async fn share(
@@ -261,6 +288,15 @@ impl ControlService for ControlApi {
         let spec = DownloadSpec::try_from(request.into_inner())?;
         let watching = self.transfers.start_download(spec).await?;
         Ok(Response::new(self.until_shutdown(status_stream(watching))))
+    }
+
+    async fn read_file(
+        &self,
+        request: Request<v1::ReadFileRequest>,
+    ) -> Result<Response<Self::ReadFileStream>, Status> {
+        let spec = DownloadSpec::try_from(request.into_inner())?;
+        let reader = self.transfers.read(spec);
+        Ok(Response::new(self.until_shutdown(read_stream(reader))))
     }
 
     async fn list_transfers(

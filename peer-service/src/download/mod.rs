@@ -8,6 +8,7 @@
 //! | `task` | one run of a download, step by step |
 //! | [`engine`] | the data path: driver, requests, assembly, verification |
 //! | `peers` | discovery of peers, connections and calls to them |
+//! | [`seeding`] | how long a finished download is served |
 //! | [`selection`] | chooses files of a collection by globs |
 //! | `storage` | target path, part file, resume state, finalizing |
 //! | [`status`] | the request for a download, and its status |
@@ -22,7 +23,8 @@ pub mod engine;
 pub mod manager;
 pub mod outgoing;
 mod peers;
+pub mod seeding;
 pub mod selection;
 pub mod status;
 pub(crate) mod storage;
-mod task;
+pub(crate) mod task;

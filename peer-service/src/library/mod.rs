@@ -347,6 +347,19 @@ impl Library {
         blocking(move || library.catalog.unshare(&target, &library.files_folder)).await?
     }
 
+    /// Stops sharing the download at this path, unless its owner asked to share it.
+    ///
+    /// # Errors
+    /// `DISK_FULL`, `STORE_UNAVAILABLE`: the change could not be stored.
+    pub async fn unshare_download(&self, path: PathBuf) -> Result<(), Problem> {
+        let library = self.clone();
+        blocking(move || {
+            let path = resolve(&path)?;
+            library.catalog.unshare_download(path, &library.files_folder)
+        })
+        .await?
+    }
+
     /// Keeps the scan of the files folder from sharing this path, as if its owner had unshared it.
     /// Does nothing if the path is elsewhere, or is shared.
     ///

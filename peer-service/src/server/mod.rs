@@ -220,6 +220,7 @@ pub async fn start(
     let downloads = DownloadManager::new(Arc::clone(&context), signals.stop_work.child_token());
     let counters = Arc::new(UploadCounters {
         uploaded_bytes: Arc::clone(&library.activity().uploaded),
+        tallies: library.activity().tallies.clone(),
     });
     let peer_api = PeerApi::new(
         vec![Arc::new(library.clone()), Arc::new(downloads.clone())],

@@ -7,6 +7,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 use potluck_core::{FileId, PeerId, Problem, grpc::limiter::PerAddressLimiter};
 
 use crate::{
+    activity::UploadTallies,
     content::{Content, ContentSource},
     limits::Limits,
     upload::{
@@ -26,6 +27,8 @@ const MAX_HASH_STREAMS: usize = 128;
 pub struct UploadCounters {
     /// Bytes queued for sending to other peers.
     pub uploaded_bytes: Arc<AtomicU64>,
+    /// Bytes queued of some files.
+    pub tallies: UploadTallies,
 }
 
 /// The state that all calls share.

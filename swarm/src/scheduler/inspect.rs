@@ -54,10 +54,12 @@ impl Swarm {
         self.peers.iter().map(|(&key, peer)| self.peer_view(key, peer))
     }
 
-    /// The missing units, in runs with the same number of providers.
+    /// The missing units, in runs with the same number of providers; without those beyond a reader's
+    /// window.
     pub fn missing(&self) -> Vec<MissingRun> {
         let mut runs: Vec<MissingRun> = Vec::new();
-        for unit in (0..self.have.len()).filter(|&unit| !self.have.get(unit)) {
+        let end = self.window_end.unwrap_or(self.have.len());
+        for unit in (0..end).filter(|&unit| !self.have.get(unit)) {
             let providers = self.complete_peers + self.partial_providers[unit as usize];
             let in_flight = self.fetching.get(unit);
             let state = (providers, in_flight);
@@ -78,7 +80,9 @@ impl Swarm {
     /// The reason why nothing is in flight. `None` if something is in flight, if `poll_action` can
     /// make a request, or if the download is finished.
     pub fn stuck_reason(&self) -> Option<StuckReason> {
-        if self.is_finished() || !self.requests.is_empty() {
+        // Without missing units, a reader keeps the download waiting.
+        let is_waiting_for_reader = self.rarity.is_empty();
+        if self.is_finished() || !self.requests.is_empty() || is_waiting_for_reader {
             return None;
         }
         let joined = || {

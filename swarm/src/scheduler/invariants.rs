@@ -33,7 +33,8 @@ impl Swarm {
     /// claims one, every banned peer has a timer.
     #[track_caller]
     pub(crate) fn check_liveness(&self) {
-        if self.is_finished() || !self.requests.is_empty() {
+        let is_waiting_for_reader = self.rarity.is_empty();
+        if self.is_finished() || !self.requests.is_empty() || is_waiting_for_reader {
             return;
         }
         let claims = |peer: &Peer| peer.is_availability_known && self.useful_units(peer) > 0;
@@ -51,7 +52,13 @@ impl Swarm {
     fn check_units(&self) {
         for unit in 0..self.have.len() {
             let in_flight = self.unit_requests.contains_key(&unit);
-            let states = [self.have.get(unit), in_flight, self.rarity.contains(unit)];
+            let is_beyond_window = self.window_end.is_some_and(|end| unit >= end);
+            let states = [
+                self.have.get(unit),
+                in_flight,
+                self.rarity.contains(unit),
+                is_beyond_window && !self.have.get(unit),
+            ];
             assert_eq!(
                 states.iter().filter(|&&is| is).count(),
                 1,

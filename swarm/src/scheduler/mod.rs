@@ -40,6 +40,8 @@ pub struct Swarm {
     /// Units in flight.
     fetching: Bitfield,
     rarity: RarityOrder,
+    /// For a download that is read in order: the end of the window. Later units are not missing yet.
+    window_end: Option<u32>,
     /// How many partial peers have each unit.
     partial_providers: Vec<u32>,
 
@@ -104,6 +106,7 @@ impl Swarm {
             longest_unit: unit_lens.iter().copied().max().unwrap_or(0),
             fetching: Bitfield::new(have.len()),
             rarity,
+            window_end: None,
             partial_providers: vec![0; unit_lens.len()],
             unit_lens,
             have,
@@ -135,6 +138,36 @@ impl Swarm {
         };
         swarm.announce_finish();
         swarm
+    }
+
+    /// Makes this the download of a reader: units are requested in order, and only those before
+    /// `end`, until [`Swarm::extend_window`] moves it. Call it before the first event.
+    #[must_use]
+    pub fn in_order(mut self, end: u32) -> Self {
+        let end = end.min(self.have.len());
+        for unit in end..self.have.len() {
+            if self.rarity.contains(unit) {
+                self.rarity.remove(unit);
+            }
+        }
+        self.window_end = Some(end);
+        self
+    }
+
+    /// Moves the end of the reader's window; it never moves back. No effect on a download that is
+    /// not read in order.
+    pub fn extend_window(&mut self, end: u32) {
+        let end = end.min(self.have.len());
+        if let Some(old) = self.window_end.filter(|&old| old < end) {
+            self.window_end = Some(end);
+            for unit in old..end {
+                if !self.have.get(unit) {
+                    self.mark_missing(unit);
+                }
+            }
+            self.wake_blocked();
+        }
+        self.after_event();
     }
 
     /// A peer became reachable; [`Swarm::availability`] reports what it has. The failures and

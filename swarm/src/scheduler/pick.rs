@@ -96,7 +96,7 @@ impl Swarm {
         }
     }
 
-    /// The rarest missing unit that the peer has. Outside a crowd, the unit after its last one is
+    /// The rarest missing unit that the peer has, or the first one for a reader. Outside a crowd, the unit after its last one is
     /// preferred if it is equally rare: the driver can request both in one call, and the peer reads
     /// sequentially.
     pub(crate) fn pick_missing(&self, key: PeerKey) -> Option<u32> {
@@ -104,7 +104,11 @@ impl Swarm {
         if !peer.is_availability_known || self.requestable_units(peer) == 0 {
             return None;
         }
-        let unit = self.rarity.rarest().find(|&unit| peer.serves(unit))?;
+        let mut served = self.rarity.rarest().filter(|&unit| peer.serves(unit));
+        if self.window_end.is_some() {
+            return served.min();
+        }
+        let unit = served.next()?;
         let next = peer.cursor.map(|cursor| cursor + 1).filter(|&next| {
             !self.is_crowd()
                 && peer.serves(next)

@@ -211,7 +211,7 @@ impl Swarm {
     }
 
     /// The unit becomes missing: any peer that has it may get a request.
-    fn mark_missing(&mut self, unit: u32) {
+    pub(crate) fn mark_missing(&mut self, unit: u32) {
         self.rarity.insert(unit, &mut self.rng);
         self.adjust_useful_units(unit, 1);
     }

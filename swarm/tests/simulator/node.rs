@@ -34,6 +34,9 @@ pub(crate) struct Spec {
     pub(crate) flaps: Option<f64>,
     /// When it joins.
     pub(crate) joins: f64,
+    /// Reads in order while it downloads: the number of units that it may be ahead, and how long
+    /// it takes to read one.
+    pub(crate) reads: Option<(u32, f64)>,
     /// Announces the units that it is sending to others as being fetched.
     pub(crate) announces_uploads: bool,
 }
@@ -62,6 +65,7 @@ impl Spec {
             dies: None,
             flaps: None,
             joins: 0.0,
+            reads: None,
             announces_uploads: false,
         }
     }
@@ -105,6 +109,9 @@ pub(crate) struct Node {
     pub(crate) wake: Option<u64>,
     pub(crate) finished: Option<u64>,
     pub(crate) banned: Vec<usize>,
+    /// Number of units that it has read, and whether it is reading one.
+    pub(crate) read_units: u32,
+    pub(crate) is_reading: bool,
     /// Number of requests that it made.
     pub(crate) requests_made: u64,
 }

@@ -37,6 +37,7 @@ pub(crate) enum Event {
     Refuse(usize, bool),
     Wake(usize),
     Announce(usize),
+    UnitRead(usize),
     Readmit(usize, usize),
     Announcement {
         from: usize,
@@ -111,7 +112,11 @@ impl World {
             }
             let swarm = spec.downloads.then(|| {
                 let config = setup.config.clone();
-                Swarm::new(config, setup.units.clone(), have.clone(), rng.random())
+                let swarm = Swarm::new(config, setup.units.clone(), have.clone(), rng.random());
+                match spec.reads {
+                    Some((window, _)) => swarm.in_order(window),
+                    None => swarm,
+                }
             });
             let neighbours = neighbours(index, &setup, count, &mut rng);
             nodes.push(Node {
@@ -134,6 +139,8 @@ impl World {
                 wake: None,
                 finished: None,
                 banned: Vec::new(),
+                read_units: 0,
+                is_reading: false,
                 requests_made: 0,
             });
         }
@@ -237,6 +244,13 @@ impl World {
                 }
             }
             Event::Announce(node) => self.announce(node),
+            Event::UnitRead(node) => {
+                let reader = &mut self.nodes[node];
+                (reader.read_units, reader.is_reading) = (reader.read_units + 1, false);
+                let (window, _) = reader.spec.reads.expect("it is a reader");
+                let end = reader.read_units + window;
+                self.notify_swarm(node, |swarm, _| swarm.extend_window(end));
+            }
             Event::Announcement {
                 from,
                 to,
@@ -364,6 +378,10 @@ impl World {
         {
             match action {
                 Action::Request { id, peer, unit } => {
+                    let node = &self.nodes[index];
+                    if let Some((window, _)) = node.spec.reads {
+                        assert!(unit < node.read_units + window, "unit {unit} is in the window");
+                    }
                     self.request(index, id, peer.0 as usize, unit);
                 }
                 Action::Cancel { id } => {
@@ -394,6 +412,7 @@ impl World {
                 Action::Finished => self.nodes[index].finished = Some(self.now),
             }
         }
+        self.read(index);
         let node = &mut self.nodes[index];
         let Some(swarm) = &node.swarm else { return };
         if let Some(at) = swarm.poll_timeout() {
@@ -408,6 +427,18 @@ impl World {
             && (*swarm.have() != node.announced.0 || *swarm.fetching() != node.announced.1)
         {
             self.announce_soon(index, self.setup.announce_interval);
+        }
+    }
+
+    /// Begins to read the next unit, if the node is a reader and has it.
+    fn read(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let (Some((_, seconds)), Some(swarm)) = (node.spec.reads, &node.swarm) else {
+            return;
+        };
+        if !node.is_reading && swarm.have().get(node.read_units) {
+            node.is_reading = true;
+            self.after(seconds, Event::UnitRead(index));
         }
     }
 

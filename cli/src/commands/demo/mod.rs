@@ -129,6 +129,7 @@ async fn run_on(
         allow_expansion: false,
         include: Vec::new(),
         exclude: Vec::new(),
+        seed: None,
         limit,
         priority: None,
     };

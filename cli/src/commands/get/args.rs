@@ -9,7 +9,7 @@ use potluck_core::{
     units::{parse_duration, parse_rate},
 };
 
-use crate::arguments::{file_query::FileQuery, limits::priority};
+use crate::arguments::{file_query::FileQuery, limits::priority, seed::Seed};
 
 /// Default wait without progress: long enough for a peer to restart.
 pub(crate) const DEFAULT_WAIT: &str = "60s";
@@ -21,12 +21,13 @@ Examples:
   potluck get sha256:e3b0… -o /tmp/x.bin  by SHA-256, checked at the end
   potluck get photos -o ~/                a folder, saved as ~/photos
   potluck get a.bin b.bin -o models/      several at once, into one folder
+  potluck get backup.tar -o - | tar x     in order, while it arrives
   potluck get model --include '*.json'    only these files of a folder
 
 A download that was interrupted resumes when you run the command again. A file
 that exists already is verified and left as it is; another file is never
 overwritten. A running peer saves into its files folder; without one, files are
-saved in the current folder.";
+saved in the current folder, and --seed keeps the command running to serve them.";
 
 /// Download files or folders from all peers that have them
 #[derive(Debug, Args)]
@@ -36,7 +37,8 @@ pub(crate) struct GetArgs {
     #[arg(value_name = "ID|NAME|sha256:HEX", required = true)]
     pub(crate) queries: Vec<FileQuery>,
 
-    /// Where to save it: a new path, or a folder; a folder for several files
+    /// Where to save it: a new path, or a folder; a folder for several files; - writes one file to
+    /// standard output, in order, and keeps nothing
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
 
@@ -64,6 +66,11 @@ pub(crate) struct GetArgs {
     /// Leave out files of a folder whose path matches; repeatable
     #[arg(long, value_name = "GLOB")]
     pub(crate) exclude: Vec<String>,
+
+    /// How long to serve it to others afterwards: `no` (nor meanwhile), a time such as 10m, or until
+    /// this many times its size was sent, such as 1.5 [default: while the peer runs]
+    #[arg(long, value_name = "no|TIME|RATIO")]
+    pub(crate) seed: Option<Seed>,
 
     /// Let the running peer download, and return at once
     #[arg(short, long)]

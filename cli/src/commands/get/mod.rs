@@ -5,17 +5,19 @@
 //! | [`args`] | the arguments |
 //! | [`resolve`] | finds the files that an argument stands for |
 //! | [`one`] | downloads the file of one argument |
+//! | [`to_stdout`] | writes the file of one argument to standard output |
 //! | [`several`] | downloads the files of several arguments side by side |
 
 mod args;
 mod one;
 mod resolve;
 mod several;
+mod to_stdout;
 
 use crate::{
     arguments::file_query::FileQuery,
     context::{CommandContext, PeerHandle},
-    download::{ReportDetail, SingleDisplay, report},
+    download::{ReportDetail, SingleDisplay, report, seed},
     error::CommandError,
 };
 
@@ -29,7 +31,9 @@ pub(crate) async fn run(context: &CommandContext, args: GetArgs) -> Result<(), C
         return Err(CommandError::usage("--detach needs a running peer")
             .hint("start one with `potluck peer`"));
     }
+    let to_stdout = to_stdout::is_requested(context, &args, &queries)?;
     match &queries[..] {
+        [query] if to_stdout => run_to_stdout(context, running, &args, query).await,
         [query] => run_one(context, running, &args, query).await,
         _ => several::run(context, running, &args, &queries).await,
     }
@@ -54,8 +58,35 @@ async fn run_one(
     };
     let mut display = SingleDisplay::new(context.out.bars());
     let done = one::download(&mut display, context, &peer, args, query, candidates).await;
-    let done =
-        done.and_then(|transfer| report(context, &transfer, args.detach, ReportDetail::Peers));
+    let reported = match &done {
+        Ok(transfer) => report(context, transfer, args.detach, ReportDetail::Peers),
+        Err(_) => Ok(()),
+    };
+    if let Ok(transfer) = &done {
+        seed(context, &peer, transfer).await;
+    }
+    peer.close().await;
+    done.and(reported)
+}
+
+async fn run_to_stdout(
+    context: &CommandContext,
+    running: Option<PeerHandle>,
+    args: &GetArgs,
+    query: &FileQuery,
+) -> Result<(), CommandError> {
+    let candidates = context
+        .stoppable(resolve::candidates(context, running.as_deref(), args, query))
+        .await?;
+    let peer = match running {
+        Some(peer) => peer,
+        None => {
+            context
+                .stoppable(context.start_peer(args.listen, args.plaintext))
+                .await?
+        }
+    };
+    let done = to_stdout::run(context, &peer, args, candidates).await;
     peer.close().await;
     done
 }

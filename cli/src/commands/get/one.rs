@@ -47,6 +47,7 @@ pub(crate) async fn download(
             allow_expansion: args.allow_expansion,
             include: args.include.clone(),
             exclude: args.exclude.clone(),
+            seed: args.seed,
             limit: args.limit,
             priority: args.priority,
         };
@@ -83,7 +84,7 @@ pub(crate) async fn download(
 }
 
 /// Why the next candidate may succeed after this error; `None` if it cannot.
-const fn reason_to_try_next(error: &CommandError) -> Option<&'static str> {
+pub(crate) const fn reason_to_try_next(error: &CommandError) -> Option<&'static str> {
     match error.exit() {
         Some(ExitStatus::Verification) => Some("does not have the requested SHA-256"),
         Some(ExitStatus::NotFound | ExitStatus::Unreachable) => Some("has no running peer"),
@@ -120,6 +121,7 @@ fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
         ("-o", output.collect()),
         ("--include", args.include.clone()),
         ("--exclude", args.exclude.clone()),
+        ("--seed", flag_value(args.seed)),
         ("--from", args.from.iter().map(ToString::to_string).collect()),
         ("--limit", flag_value(args.limit.map(rate_argument))),
         ("--priority", flag_value(args.priority)),

@@ -14,7 +14,8 @@ use crate::{
         resolve::{self, Candidate},
     },
     context::{CommandContext, PeerHandle},
-    download::{ReportDetail, TransferBoard, report},
+    control::model::Transfer,
+    download::{ReportDetail, TransferBoard, report, seed},
     error::{CommandError, ExitStatus},
     output::text,
 };
@@ -130,13 +131,13 @@ async fn download_all(
         let done = one::download(&mut display, context, peer, args, query, candidates).await;
         let reported = done.and_then(|transfer| {
             report(context, &transfer, args.detach, ReportDetail::Brief)?;
-            Ok(transfer.done)
+            Ok(transfer)
         });
         reported
             .map_err(|error| results.fail(position, query, error))
             .ok()
     });
-    let sizes: Vec<Option<u64>> = stream::iter(downloads)
+    let done: Vec<Option<Transfer>> = stream::iter(downloads)
         .buffer_unordered(MAX_DOWNLOADS)
         .collect()
         .await;
@@ -146,10 +147,14 @@ async fn download_all(
     }
     context.out.note(format_args!(
         "{} of {count} done, {} in {}",
-        sizes.iter().flatten().count(),
-        text::size(sizes.iter().flatten().sum()),
+        done.iter().flatten().count(),
+        text::size(done.iter().flatten().map(|transfer| transfer.done).sum()),
         text::duration(start.elapsed()),
     ));
+    // All are served at the same time, so waiting for one after the other is enough.
+    for transfer in done.iter().flatten() {
+        seed(context, peer, transfer).await;
+    }
 }
 
 /// Fails unless the path is a folder, or will be created as one.

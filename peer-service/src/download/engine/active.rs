@@ -104,6 +104,11 @@ impl ActiveDownload {
         }
     }
 
+    /// Changes whenever the availability changes.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
     /// The units verified so far.
     pub(crate) fn have(&self) -> Bitfield {
         self.availability().have.clone()

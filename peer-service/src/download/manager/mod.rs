@@ -5,6 +5,8 @@
 //! | `table` | the list of downloads |
 //! | `tasks` | starts the task of a download, and records how it ended |
 //! | `commands` | pause, resume, adjust, cancel |
+//! | `reading` | runs that send a file to their caller and keep nothing |
+//! | `seeding` | serves finished downloads until their limit is reached |
 //! | `persistence` | keeps the store in step with the list |
 //!
 //! Invariants:
@@ -17,6 +19,8 @@
 
 mod commands;
 mod persistence;
+mod reading;
+mod seeding;
 mod table;
 mod tasks;
 #[cfg(test)]
@@ -117,8 +121,12 @@ impl DownloadManager {
                 continue;
             };
             let must_resume = saved.running && saved.spec.detach;
-            let persisted = Some(saved.running);
+            let (persisted, seeding) = (Some(saved.running), saved.seeding);
             self.table().insert(number, saved, persisted);
+            if let Some(seeding) = seeding {
+                self.resume_seeding(number, seeding);
+                continue;
+            }
             if must_resume {
                 // The store already has this download, so storing it cannot fail.
                 let _ = self.start_task(number, RestartPolicy::UnlessEnded).await;
@@ -171,6 +179,7 @@ impl DownloadManager {
             Some(entry) => {
                 entry.spec.detach |= spec.detach;
                 entry.spec.allow_expansion |= spec.allow_expansion;
+                entry.spec.seed = spec.seed.or(entry.spec.seed);
                 entry.apply_limits(spec.limits);
                 for address in spec.providers {
                     if !entry.spec.providers.contains(&address) {
@@ -187,6 +196,7 @@ impl DownloadManager {
                     running: true,
                     name: String::new(),
                     path: None,
+                    seeding: None,
                     created_at: Some(SystemTime::now()),
                 };
                 table.insert(number, saved, None)

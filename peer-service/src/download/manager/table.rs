@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::download::{
     engine::active::ActiveDownload,
+    seeding::Seeding,
     status::{DownloadLimits, DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate},
     storage::persisted::PersistedDownload,
 };
@@ -48,6 +49,8 @@ pub(super) struct DownloadEntry {
     /// Whether the user cancelled the download: the running task must delete the downloaded data
     /// when it stops.
     pub(super) is_cancelled: bool,
+    /// For a finished download that is served until a limit is reached: how far it is.
+    pub(super) seeding: Option<Seeding>,
     /// How the store must have the download. `None`: not stored. `Some(true)`: stored as running.
     /// `Some(false)`: stored as not running.
     pub(super) persisted: Option<bool>,
@@ -108,6 +111,7 @@ impl DownloadTable {
             task: None,
             watchers: 0,
             is_cancelled: false,
+            seeding: None,
             persisted,
         };
         self.downloads.entry(number).or_insert(entry)
@@ -120,6 +124,7 @@ impl DownloadTable {
         Some(PersistedDownload {
             spec: entry.spec.clone(),
             running: entry.persisted?,
+            seeding: entry.seeding,
             name: status.name.clone(),
             path: Some(status.path.clone()).filter(|path| !path.as_os_str().is_empty()),
             created_at: status.created_at,
@@ -131,6 +136,7 @@ impl DownloadTable {
         let ended = |entry: &DownloadEntry| {
             let state = entry.status.borrow().state;
             entry.watchers == 0
+                && entry.seeding.is_none()
                 && matches!(
                     state,
                     DownloadState::Done | DownloadState::Cancelled | DownloadState::Failed

@@ -188,6 +188,7 @@ impl DownloadManager {
     ) {
         let pruned = loop {
             let stored = match ended {
+                RunEnd::Done if self.begin_seeding(number) => self.persist(number, false).await,
                 RunEnd::Done => self.forget(number).await,
                 _ if is_cancelled => self.discard(number).await,
                 RunEnd::Stopped if self.shared.shutdown.is_cancelled() => Ok(()),
@@ -202,6 +203,9 @@ impl DownloadManager {
             }
         };
         task.ended.cancel();
+        if matches!(ended, RunEnd::Done) {
+            self.spawn_seeding(number);
+        }
         for number in pruned {
             // A failed write is retried later.
             let _ = self.forget(number).await;
@@ -229,6 +233,7 @@ impl DownloadManager {
                 });
                 match ended {
                     RunEnd::Done => {
+                        status.is_seeding = entry.seeding.is_some();
                         status.bytes_done = status.bytes_total;
                         status.units_done = status.units_total;
                         status.missing.clear();

@@ -15,7 +15,10 @@ use potluck_core::{
     model::{Address, FileKind},
 };
 
-use crate::{download::selection::PathFilter, limits::Priority};
+use crate::{
+    download::{seeding::SeedLimit, selection::PathFilter},
+    limits::Priority,
+};
 
 /// The limits of a download; they may change while it runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -73,6 +76,8 @@ pub struct DownloadSpec {
     pub allow_expansion: bool,
     /// The files of a collection to download.
     pub filter: PathFilter,
+    /// When the finished download stops being served; `None`: when its owner unshares it.
+    pub seed: Option<SeedLimit>,
     /// The limits; unset ones have their default, or stay unchanged if the request joins a
     /// download.
     pub limits: LimitsUpdate,
@@ -90,6 +95,7 @@ impl DownloadSpec {
             detach: false,
             allow_expansion: false,
             filter: PathFilter::default(),
+            seed: None,
             limits: LimitsUpdate::default(),
         }
     }
@@ -202,6 +208,10 @@ pub struct DownloadStatus {
     /// Number of files that were chosen, and of all files in the collection; `None` if all are
     /// downloaded.
     pub chosen_files: Option<(u64, u64)>,
+    /// Whether the finished download is served until a limit is reached.
+    pub is_seeding: bool,
+    /// Bytes sent to others of a finished download whose limit is a ratio.
+    pub uploaded_bytes: u64,
     /// Bytes verified and kept.
     pub bytes_done: u64,
     /// Total bytes; 0 until known.
@@ -249,6 +259,8 @@ impl DownloadStatus {
             state: DownloadState::Preparing,
             limits: spec.limits.applied_to(DownloadLimits::default()),
             chosen_files: None,
+            is_seeding: false,
+            uploaded_bytes: 0,
             bytes_done: 0,
             bytes_total: 0,
             resumed_bytes: 0,

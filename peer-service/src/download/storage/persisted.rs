@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     download::{
+        seeding::{SeedLimit, Seeding},
         selection::PathFilter,
         status::{DownloadSpec, LimitsUpdate},
     },
@@ -31,6 +32,8 @@ pub(crate) struct PersistedDownload {
     pub(crate) name: String,
     /// The final path, once known.
     pub(crate) path: Option<PathBuf>,
+    /// For a finished download that is served until a limit is reached: how far it is.
+    pub(crate) seeding: Option<Seeding>,
     /// When it was requested, to the second; `None` if an earlier version stored it.
     pub(crate) created_at: Option<SystemTime>,
 }
@@ -48,6 +51,10 @@ struct PersistedJson {
     detach: bool,
     #[serde(default)]
     allow_expansion: bool,
+    #[serde(default)]
+    seed: Option<SeedJson>,
+    #[serde(default)]
+    seeding: Option<SeedingJson>,
     #[serde(default)]
     include: Vec<String>,
     #[serde(default)]
@@ -67,6 +74,43 @@ struct PersistedJson {
     created_at: u64,
 }
 
+#[derive(Serialize, Deserialize)]
+enum SeedJson {
+    Never,
+    Milliseconds(u64),
+    Thousandths(u64),
+}
+
+#[derive(Serialize, Deserialize)]
+struct SeedingJson {
+    /// Seconds since 1970.
+    since: u64,
+    size: u64,
+    uploaded: u64,
+}
+
+impl From<SeedLimit> for SeedJson {
+    fn from(limit: SeedLimit) -> Self {
+        match limit {
+            SeedLimit::Never => Self::Never,
+            SeedLimit::For(time) => {
+                Self::Milliseconds(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+            }
+            SeedLimit::Ratio(thousandths) => Self::Thousandths(thousandths),
+        }
+    }
+}
+
+impl From<SeedJson> for SeedLimit {
+    fn from(limit: SeedJson) -> Self {
+        match limit {
+            SeedJson::Never => Self::Never,
+            SeedJson::Milliseconds(time) => Self::For(Duration::from_millis(time)),
+            SeedJson::Thousandths(thousandths) => Self::Ratio(thousandths),
+        }
+    }
+}
+
 impl PersistedDownload {
     /// Encodes the download for the store.
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -83,6 +127,12 @@ impl PersistedDownload {
                 .collect(),
             detach: spec.detach,
             allow_expansion: spec.allow_expansion,
+            seed: spec.seed.map(Into::into),
+            seeding: self.seeding.map(|seeding| SeedingJson {
+                since: unix_seconds(seeding.since),
+                size: seeding.size,
+                uploaded: seeding.uploaded,
+            }),
             include: spec.filter.include().to_vec(),
             exclude: spec.filter.exclude().to_vec(),
             max_bytes_per_second: spec.limits.max_bytes_per_second.unwrap_or_default(),
@@ -119,6 +169,7 @@ impl PersistedDownload {
                     .collect(),
                 detach: record.detach,
                 allow_expansion: record.allow_expansion,
+                seed: record.seed.map(Into::into),
                 filter: PathFilter::new(record.include, record.exclude).ok()?,
                 limits: LimitsUpdate {
                     max_bytes_per_second: Some(record.max_bytes_per_second),
@@ -128,6 +179,13 @@ impl PersistedDownload {
             running: record.running,
             name: record.label,
             path: path(record.path)?,
+            seeding: record.seeding.and_then(|seeding| {
+                Some(Seeding {
+                    since: UNIX_EPOCH.checked_add(Duration::from_secs(seeding.since))?,
+                    size: seeding.size,
+                    uploaded: seeding.uploaded,
+                })
+            }),
             created_at: match record.created_at {
                 0 => None,
                 seconds => UNIX_EPOCH.checked_add(Duration::from_secs(seconds)),
@@ -169,6 +227,7 @@ mod tests {
                 }],
                 detach: true,
                 allow_expansion: true,
+                seed: Some(SeedLimit::Ratio(1500)),
                 filter: PathFilter::new(vec!["*.json".into()], vec!["a/**".into()]).unwrap(),
                 limits: LimitsUpdate {
                     max_bytes_per_second: Some(u64::MAX),
@@ -179,6 +238,11 @@ mod tests {
             running: true,
             name: "label".into(),
             path: None,
+            seeding: Some(Seeding {
+                since: UNIX_EPOCH + Duration::from_secs(1_796_000_001),
+                size: 7,
+                uploaded: 8,
+            }),
             created_at: Some(UNIX_EPOCH + Duration::from_secs(1_796_000_000)),
         };
         assert_eq!(PersistedDownload::decode(&saved.encode()), Some(saved));

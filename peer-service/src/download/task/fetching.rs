@@ -42,6 +42,7 @@ pub(crate) async fn run_swarm(
     let tracker = TaskTracker::new();
     let signals = DriverSignals {
         candidates: candidates.clone(),
+        window: None,
         stop: stop.clone(),
     };
     let limits = ActiveLimits::new(context.channels.limits.clone(), &context.peer.resources);
@@ -72,6 +73,33 @@ pub(crate) async fn run_swarm(
         AttemptOutcome::Complete if !download.have().is_full() => Ok(AttemptOutcome::Stopped),
         outcome => Ok(outcome),
     }
+}
+
+/// Runs the swarm of a download that is read in order. `window` has the end of the units that may be
+/// requested.
+///
+/// # Errors
+/// If units cannot be written and waiting does not help.
+pub(crate) async fn run_reader(
+    context: &RunContext,
+    download: &Arc<ActiveDownload>,
+    known_peers: KnownPeers,
+    candidates: watch::Receiver<PeerCandidates>,
+    window: watch::Receiver<u32>,
+    ended: &CancellationToken,
+) -> Result<AttemptOutcome, Problem> {
+    let signals = DriverSignals {
+        candidates: candidates.clone(),
+        window: Some(window),
+        stop: ended.clone(),
+    };
+    let limits = ActiveLimits::new(context.channels.limits.clone(), &context.peer.resources);
+    let plan = download.part_file.plan();
+    let tracker = TaskTracker::new();
+    let driver =
+        DownloadDriver::new(&context.peer, download, known_peers, limits, signals, tracker)
+            .report_to(|view| context.reporter.show_swarm(plan, view, &candidates.borrow()));
+    driver.run().await
 }
 
 /// Allocates the part file in the background.

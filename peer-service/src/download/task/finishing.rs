@@ -46,7 +46,7 @@ pub(crate) async fn finish(
     context: &RunContext,
     download: &Arc<ActiveDownload>,
     collection: Option<CollectionManifest>,
-    announcement: PartialAnnouncement,
+    announcement: Option<PartialAnnouncement>,
 ) -> Result<AttemptOutcome, Problem> {
     let RunContext { reporter, spec, .. } = context;
     if !reporter.start_finishing() {
@@ -75,6 +75,7 @@ pub(crate) async fn finish(
         sha256: spec.sha256,
         stamps,
         collection,
+        is_shared: context.shares(),
         stop: context.stop.clone(),
         status: context.channels.status.clone(),
         label: Label::sanitize(&download.name),
@@ -115,6 +116,8 @@ struct Adoption {
     sha256: Option<Sha256>,
     stamps: FinalStamps,
     collection: Option<CollectionManifest>,
+    /// Whether the content is shared once it is complete.
+    is_shared: bool,
     stop: CancellationToken,
     status: watch::Sender<DownloadStatus>,
     /// The name that others use; the target path stays private.
@@ -126,6 +129,7 @@ impl Adoption {
     async fn run(&self) {
         let path = self.download.part_file.target().path.clone();
         let adopted = match &self.collection {
+            _ if !self.is_shared => self.context.library.keep_unshared(path.clone()).await,
             None => self.adopt_file(path.clone()).await.map(drop),
             Some(collection) => self.adopt_folder(collection, path.clone()).await,
         };

@@ -13,6 +13,7 @@
 //! | `fetching` | runs the swarm |
 //! | `checkpoints` | writes the resume state at intervals |
 //! | `finishing` | gives the content its name and shares it |
+//! | [`reading`] | another kind of run: sends the bytes of a file in order and keeps nothing |
 
 mod checkpoints;
 mod fetching;
@@ -22,6 +23,7 @@ mod piece_layers;
 mod planning;
 mod preexisting;
 mod preparation;
+pub(crate) mod reading;
 mod recovery;
 pub(crate) mod run;
 pub(crate) mod run_context;

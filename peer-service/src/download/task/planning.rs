@@ -108,7 +108,16 @@ pub(crate) async fn plan(
             let plan = Plan::of_file(spec.id, record.size)
                 .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?;
             reporter.set_plan(record.kind, &plan, 0);
-            if preexisting::is_file_complete(peer, spec.id, &target.path, label, reporter).await? {
+            if preexisting::is_file_complete(
+                peer,
+                spec.id,
+                &target.path,
+                label,
+                context.shares(),
+                reporter,
+            )
+            .await?
+            {
                 return Ok(None);
             }
             (plan, None)
@@ -149,7 +158,16 @@ async fn plan_collection(
         }
     };
     reporter.set_plan(FileKind::Collection, &Plan::of_collection(manifest), 0);
-    let found = preexisting::examine_folder(peer, path, manifest, &chosen, label, reporter).await?;
+    let found = preexisting::examine_folder(
+        peer,
+        path,
+        manifest,
+        &chosen,
+        label,
+        context.shares(),
+        reporter,
+    )
+    .await?;
     let existing = match found {
         FolderState::Complete => return Ok(None),
         FolderState::Incomplete(existing) => existing,
@@ -215,7 +233,8 @@ async fn is_early_target_complete(context: &RunContext) -> Result<bool, Problem>
         (None, Some(_)) => Some(metadata::fallback_name(spec.id)),
         (None, None) => None,
     };
-    preexisting::is_file_complete(peer, spec.id, &target.path, label, reporter).await
+    preexisting::is_file_complete(peer, spec.id, &target.path, label, context.shares(), reporter)
+        .await
 }
 
 async fn resolve_target(

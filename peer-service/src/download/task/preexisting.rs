@@ -93,8 +93,8 @@ pub(crate) fn resolve_target(
     DownloadTarget::resolve(requested, name, files)
 }
 
-/// Whether the file is already at `path`. A verified file is shared like a download, under this
-/// label.
+/// Whether the file is already at `path`. If `shares`, a verified file is shared like a download,
+/// under this label.
 ///
 /// # Errors
 /// `TARGET_EXISTS` if something else is at the path, and the reason of the I/O error if the path
@@ -104,6 +104,7 @@ pub(crate) async fn is_file_complete(
     id: FileId,
     path: &Path,
     label: Option<Label>,
+    shares: bool,
     reporter: &StatusReporter,
 ) -> Result<bool, Problem> {
     let (library, owned) = (context.library.clone(), path.to_owned());
@@ -141,7 +142,7 @@ pub(crate) async fn is_file_complete(
         return Ok(false);
     };
     reporter.set_preexisting(FileKind::File, size);
-    if let Some((tree, stamp)) = hashed
+    if let Some((tree, stamp)) = hashed.filter(|_| shares)
         && let Err(problem) = context
             .library
             .adopt_file(path.to_owned(), tree, stamp, None, label)
@@ -168,8 +169,8 @@ pub(crate) enum FolderState {
     Incomplete(Bitfield),
 }
 
-/// Examines the folder at `path`. A folder that matches the whole manifest is shared like a
-/// download, under this label.
+/// Examines the folder at `path`. If `shares`, a folder that matches the whole manifest is shared
+/// like a download, under this label.
 ///
 /// # Errors
 /// `TARGET_EXISTS` if something is there that does not belong to the collection, and the reason of
@@ -180,6 +181,7 @@ pub(crate) async fn examine_folder(
     manifest: &Arc<Manifest>,
     chosen: &Chosen,
     label: Option<Label>,
+    shares: bool,
     reporter: &StatusReporter,
 ) -> Result<FolderState, Problem> {
     let (owned, expected) = (path.to_owned(), Arc::clone(manifest));
@@ -200,7 +202,8 @@ pub(crate) async fn examine_folder(
     match found.await?? {
         // Hashes all files.
         FolderState::Complete => {
-            let there = is_folder_complete(context, path, manifest, label, reporter).await?;
+            let there =
+                is_folder_complete(context, path, manifest, label, shares, reporter).await?;
             Ok(if there {
                 FolderState::Complete
             } else {
@@ -308,8 +311,8 @@ fn existing_entries(
     Ok(there)
 }
 
-/// Whether the folder at `path` matches the manifest completely. A matching folder is shared like a
-/// download, under this label.
+/// Whether the folder at `path` matches the manifest completely. If `shares`, a matching folder is
+/// shared like a download, under this label.
 ///
 /// # Errors
 /// `TARGET_EXISTS` if something else is at the path, and the reason of the I/O error if the path
@@ -319,6 +322,7 @@ async fn is_folder_complete(
     path: &Path,
     manifest: &Arc<Manifest>,
     label: Option<Label>,
+    shares: bool,
     reporter: &StatusReporter,
 ) -> Result<bool, Problem> {
     let (owned, expected) = (path.to_owned(), Arc::clone(manifest));
@@ -346,6 +350,9 @@ async fn is_folder_complete(
         return Ok(false);
     };
     reporter.set_preexisting(FileKind::Collection, size);
+    if !shares {
+        return Ok(true);
+    }
     let adopted = context
         .library
         .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes, label)

@@ -97,7 +97,7 @@ pub(crate) async fn recover_units(
     Ok(Some(have).filter(|_| !context.stop.is_cancelled()))
 }
 
-/// Makes the download available to uploads.
+/// Makes the download available to uploads, unless it is not shared.
 ///
 /// # Errors
 /// If the temporary file for a manifest cannot be written.
@@ -117,7 +117,9 @@ pub(crate) async fn publish(
         ActiveDownload::new(record, name, part_file, verifier, manifest, have)
     });
     let download = Arc::new(download.await?.map_err(|error| temporary_file_problem(&error))?);
-    context.channels.active.send_replace(Some(Arc::clone(&download)));
+    if context.shares() {
+        context.channels.active.send_replace(Some(Arc::clone(&download)));
+    }
     Ok(download)
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use potluck_core::{bitfield::Bitfield, read_buffer::ReadBuffer};
+use potluck_core::{bitfield::Bitfield, collection::plan::Plan, read_buffer::ReadBuffer};
 use rand::seq::IteratorRandom as _;
 
 use crate::{
@@ -145,7 +145,7 @@ pub(crate) fn copy_local(
         if have.get(unit) {
             continue;
         }
-        if let Some(data) = local_unit(library, part, unit)
+        if let Some(data) = local_unit(library, part.plan(), unit)
             && verifier.verify(unit, &data)
         {
             part.write(unit, &data)?;
@@ -156,8 +156,8 @@ pub(crate) fn copy_local(
     Ok(())
 }
 
-fn local_unit(library: &Library, part: &PartFile, unit: u32) -> Option<ChunkList> {
-    let plan = part.plan();
+/// The bytes of a unit from the library, if it has all of them. Not verified.
+pub(crate) fn local_unit(library: &Library, plan: &Plan, unit: u32) -> Option<ChunkList> {
     let mut contents = Vec::new();
     for span in plan.spans(unit) {
         contents.push((library.find(&span.id)?, span));
@@ -177,7 +177,7 @@ fn local_unit(library: &Library, part: &PartFile, unit: u32) -> Option<ChunkList
 mod tests {
     use std::sync::Arc;
 
-    use potluck_core::{collection::plan::Plan, identity::hash::hash_bytes};
+    use potluck_core::identity::hash::hash_bytes;
     use tokio_util::sync::CancellationToken;
 
     use super::*;

@@ -123,10 +123,12 @@ impl DownloadRun {
         let download = preparation::publish(context, &planned, part_file, verifier, have).await?;
         // Announced before the first unit is verified, so that peers that download the same file
         // find each other early and know of each other's download.
-        let announcement = context.peer.announce_set.announce_partial(Registration {
-            file: download.record,
-            names: vec![download.name.clone()],
-            is_complete: false,
+        let announcement = context.shares().then(|| {
+            context.peer.announce_set.announce_partial(Registration {
+                file: download.record,
+                names: vec![download.name.clone()],
+                is_complete: false,
+            })
         });
         let may_be_collection = !kind_doubted && planning::may_be_manifest(&planned.plan);
         let known_peers = pool.into_known_peers();
@@ -175,7 +177,7 @@ impl DownloadRun {
 }
 
 /// Keeps a list of candidates up to date until `stop`.
-fn start_discovery(
+pub(super) fn start_discovery(
     context: &RunContext,
     stop: CancellationToken,
 ) -> watch::Receiver<PeerCandidates> {

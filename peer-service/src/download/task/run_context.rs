@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::download::{
     context::DownloadContext,
     engine::active::ActiveDownload,
+    seeding::SeedLimit,
     status::{
         DownloadLimits, DownloadSpec, DownloadState, DownloadStatus, reporter::StatusReporter,
     },
@@ -57,6 +58,11 @@ impl RunContext {
             channels,
             stop,
         }
+    }
+
+    /// Whether the content is announced and shared.
+    pub(crate) fn shares(&self) -> bool {
+        self.spec.seed != Some(SeedLimit::Never)
     }
 
     /// Shows the reason why the run cannot continue now.

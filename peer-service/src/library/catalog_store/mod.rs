@@ -332,6 +332,33 @@ impl CatalogStore {
         })
     }
 
+    /// Removes the item at this path, unless its owner asked to share it. A path in the files folder
+    /// gets a tombstone.
+    ///
+    /// # Errors
+    /// `DISK_FULL`, `STORE_UNAVAILABLE`: the change could not be stored.
+    pub(crate) fn unshare_download(
+        &self,
+        path: PathBuf,
+        files_folder: &FilesFolder,
+    ) -> Result<(), Problem> {
+        let ((), stored) = self.writer().apply(|catalog, delta| {
+            let number = catalog.item_at(&path);
+            let is_unrequested = |number: &u64| {
+                let item = catalog.item(*number);
+                item.is_some_and(|item| item.is_unrequested)
+            };
+            let Some(number) = number.filter(is_unrequested) else {
+                return;
+            };
+            catalog.remove(number, delta);
+            if files_folder.has_item_at(&path) {
+                catalog.add_tombstone(path, Some(delta));
+            }
+        });
+        stored.map_err(|error| unshare_not_stored(&error))
+    }
+
     /// Adds a tombstone for a path in the files folder that is not shared.
     ///
     /// # Errors

@@ -4,7 +4,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -90,6 +93,9 @@ struct UploadStream {
     slot: Arc<UploadSlot>,
     /// When the receiver must have taken everything.
     deadline: Instant,
+    /// Counts the bytes of this content, if that is needed. A request is of one download, so its
+    /// first file stands for all.
+    tally: Option<Arc<AtomicU64>>,
 }
 
 /// Streams the messages that answer a request. Reads the first batch before returning, so that
@@ -104,6 +110,8 @@ pub(crate) async fn stream(
     connection: ConnectionHandle,
 ) -> Result<impl Stream<Item = Result<Bytes, Problem>> + Send + use<>, Problem> {
     let slot = Arc::new(slot);
+    let first = requested.first();
+    let tally = first.and_then(|first| service.counters.tallies.find(&first.id));
     let max = batch_size(&service.limits, &connection);
     let (reader, first, guard) = match read_from_cache(&service, &requested, max, &connection)? {
         Some(cached) => cached,
@@ -129,6 +137,7 @@ pub(crate) async fn stream(
         connection,
         slot,
         deadline: Instant::now() + TOTAL_TIMEOUT,
+        tally,
     };
     Ok(stream::unfold(Some(download), |download| async {
         let mut download = download?;
@@ -208,6 +217,9 @@ impl UploadStream {
             .counters
             .uploaded_bytes
             .fetch_add(batch.data, Ordering::Relaxed);
+        if let Some(tally) = &self.tally {
+            tally.fetch_add(batch.data, Ordering::Relaxed);
+        }
         Ok(Some(permit.attach_guard(batch.bytes, Arc::clone(&self.slot))))
     }
 

@@ -74,6 +74,7 @@ impl FakeControl {
 impl ControlService for FakeControl {
     type ShareStream = Answers<v1::ShareResponse>;
     type StartTransferStream = Answers<v1::StartTransferResponse>;
+    type ReadFileStream = Answers<v1::ReadFileResponse>;
     type CheckStream = Answers<v1::CheckResponse>;
 
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
@@ -104,6 +105,10 @@ impl ControlService for FakeControl {
             true => Box::pin(states.chain(stream::pending())),
             false => Box::pin(states),
         }))
+    }
+
+    async fn read_file(&self, _: Request<v1::ReadFileRequest>) -> Answer<Self::ReadFileStream> {
+        Err(Status::unimplemented("not part of the script"))
     }
 
     async fn pause_transfer(

@@ -39,6 +39,8 @@ pub(super) enum DriverEvent {
     Candidates(Arc<Vec<PeerCandidate>>),
     /// The limits or the budget changed.
     LimitsChanged,
+    /// The reader's window ends at this unit now.
+    WindowMoved(u32),
     /// It is time to update the status.
     ReportDue,
     /// It is time to check the full disk.
@@ -59,6 +61,8 @@ pub(super) struct Deadlines {
 pub(crate) struct DriverSignals {
     /// The candidates that discovery finds.
     pub(crate) candidates: watch::Receiver<PeerCandidates>,
+    /// For a download that is read in order: the end of the window, in units.
+    pub(crate) window: Option<watch::Receiver<u32>>,
     /// Stops the download.
     pub(crate) stop: CancellationToken,
 }
@@ -116,6 +120,7 @@ impl DriverEvents {
                 DriverEvent::Candidates(self.candidates())
             }
             () = limits.changed() => DriverEvent::LimitsChanged,
+            end = next_window(&mut self.signals.window) => DriverEvent::WindowMoved(end),
             _ = self.report.tick() => DriverEvent::ReportDue,
             () = sleep_until(deadlines.disk) => DriverEvent::DiskCheckDue,
             () = sleep_until(deadlines.swarm) => DriverEvent::SwarmTimeout,
@@ -130,6 +135,16 @@ impl DriverEvents {
         let (peer, event) = self.peers.try_recv().ok()?;
         Some(DriverEvent::Peer(peer, event))
     }
+}
+
+/// The next end of the reader's window, if there is a reader.
+async fn next_window(window: &mut Option<watch::Receiver<u32>>) -> u32 {
+    if let Some(window) = window
+        && window.changed().await.is_ok()
+    {
+        return *window.borrow_and_update();
+    }
+    std::future::pending().await
 }
 
 async fn sleep_until(at: Option<Instant>) {

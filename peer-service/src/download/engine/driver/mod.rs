@@ -130,6 +130,10 @@ impl<'a> DownloadDriver<'a> {
         let plan = download.part_file.plan();
         let unit_lens = (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect();
         let swarm = Swarm::new(SwarmConfig::default(), unit_lens, download.have(), rand::random());
+        let swarm = match &signals.window {
+            Some(window) => swarm.in_order(*window.borrow()),
+            None => swarm,
+        };
         let disk = context.resources.disk_pools.pool(download.part_file.device());
         let stop: CancellationToken = signals.stop.clone();
         let (events, senders) = DriverEvents::new(signals);
@@ -238,6 +242,7 @@ impl<'a> DownloadDriver<'a> {
             DriverEvent::Candidates(list) => self.peers.update_candidates(&list),
             // The loop reads the new budget.
             DriverEvent::LimitsChanged => {}
+            DriverEvent::WindowMoved(end) => self.swarm.extend_window(end),
             DriverEvent::ReportDue => {
                 self.adjust_connections();
                 self.report(self.disk_wait.problem());

@@ -200,6 +200,47 @@ impl PartFile {
         }
     }
 
+    /// A part without a name in this folder: nothing remains of it once it is closed. It has no
+    /// resume state.
+    ///
+    /// # Errors
+    /// As [`PartFile::open`].
+    pub(crate) fn temporary(id: FileId, folder: &Path, plan: Arc<Plan>) -> Result<Self, Problem> {
+        let failed = |error: io::Error| target::target_problem(folder, &error);
+        let file = tempfile::tempfile_in(folder).map_err(failed)?;
+        file.set_len(plan.total()).map_err(failed)?;
+        let storage = PartStorage::File(Arc::new(file));
+        Ok(Self {
+            id,
+            target: DownloadTarget {
+                path: folder.to_owned(),
+            },
+            plan,
+            unlisted: None,
+            never_waits: storage.never_waits(),
+            device: storage.device().map_err(failed)?,
+            storage,
+            has_valid_resume_state: AtomicBool::new(false),
+            sync_error: OnceLock::new(),
+        })
+    }
+
+    /// Frees the disk space of a unit of a plain file that is no longer needed. Without support of
+    /// the file system, the space stays in use until the part is closed.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn release(&self, unit: u32) {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        for span in self.plan.spans(unit) {
+            if let Ok(file) = self.file(span.file) {
+                let _ = rustix::fs::fallocate(file, punch, span.offset, span.len);
+            }
+        }
+    }
+
+    /// Does nothing: this system cannot free part of a file.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn release(&self, _unit: u32) {}
+
     /// Whether the part can be the one that the state describes: not a copy, which may be
     /// truncated, and not shorter or incomplete.
     fn matches_state(&self, before: &Metadata, state: &ResumeState) -> bool {
