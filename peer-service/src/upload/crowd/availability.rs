@@ -30,7 +30,7 @@ const MAX_COALESCE: Duration = Duration::from_millis(250);
 /// Target rate of messages to all watchers together. Each message costs a packet and a task wake-up
 /// at both ends; if a crowd announced every piece to every peer immediately, these costs would
 /// leave no time for the pieces.
-const MESSAGES_PER_SECOND: u32 = 500;
+const MESSAGES_PER_SECOND: u32 = 200;
 
 /// Maximum units in one message.
 const MAX_UNITS: usize = 64 * 1024;
