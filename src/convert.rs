@@ -10,7 +10,7 @@ use crate::{
     identity::{id::IdError, layout::MAX_FILE_SIZE, merkle::EMPTY_ROOT},
     model::{
         Address, FileKind, FileRecord, IndexStats, IndexedFile, Provider, ProviderEvent,
-        Registration,
+        Reachability, Registration,
     },
     proto::v1,
 };
@@ -42,6 +42,34 @@ impl From<v1::FileKind> for FileKind {
         match kind {
             v1::FileKind::Unspecified | v1::FileKind::File => Self::File,
             v1::FileKind::Collection => Self::Collection,
+        }
+    }
+}
+
+impl Reachability {
+    /// Converts a message; `None` for a value that is unset or unknown.
+    pub const fn from_message(reachability: v1::Reachability) -> Option<Self> {
+        Some(match reachability {
+            v1::Reachability::Unspecified => return None,
+            v1::Reachability::Reachable => Self::Reachable,
+            v1::Reachability::Refused => Self::Refused,
+            v1::Reachability::TimedOut => Self::TimedOut,
+            v1::Reachability::NotThisPeer => Self::NotThisPeer,
+            v1::Reachability::Unreachable => Self::Unreachable,
+            v1::Reachability::NotChecked => Self::NotChecked,
+        })
+    }
+}
+
+impl From<Reachability> for v1::Reachability {
+    fn from(reachability: Reachability) -> Self {
+        match reachability {
+            Reachability::Reachable => Self::Reachable,
+            Reachability::Refused => Self::Refused,
+            Reachability::TimedOut => Self::TimedOut,
+            Reachability::NotThisPeer => Self::NotThisPeer,
+            Reachability::Unreachable => Self::Unreachable,
+            Reachability::NotChecked => Self::NotChecked,
         }
     }
 }

@@ -78,6 +78,8 @@ reasons! {
     /// A file whose reported length is not its real length, as in `/proc`, so that changes cannot
     /// be detected.
     UnsizedFile = "UNSIZED_FILE", "unsized_file", FailedPrecondition;
+    /// The peer only downloads, and serves nobody.
+    DownloadOnly = "DOWNLOAD_ONLY", "download_only", FailedPrecondition;
     /// A host that this caller may not register.
     AddressRefused = "ADDRESS_REFUSED", "address_refused", PermissionDenied;
     /// The caller did not prove that it is the owner.

@@ -219,6 +219,22 @@ impl CommandContext {
         }
     }
 
+    /// The index that commands use together with `peer`; `None` if the user or the peer's owner wants
+    /// none.
+    ///
+    /// # Errors
+    /// As [`Self::index_endpoint`].
+    pub(crate) fn index_in_use(
+        &self,
+        peer: Option<&ConnectedPeer>,
+    ) -> Result<Option<IndexClient>, CommandError> {
+        let has_none = peer.is_some_and(|peer| peer.status.index.is_none());
+        if self.no_index || (has_none && self.index.is_none()) {
+            return Ok(None);
+        }
+        self.index_for(peer).map(Some)
+    }
+
     /// The index for lookups: the one given, else the running peer's, else the default.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ impl From<ExitStatus> for ExitCode {
 
 impl ExitStatus {
     /// The exit code for a reason.
-    const fn of(reason: Reason) -> Self {
+    pub(crate) const fn of(reason: Reason) -> Self {
         match reason {
             Reason::InvalidArgument
             | Reason::InvalidId

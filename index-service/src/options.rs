@@ -167,6 +167,16 @@ pub struct Options {
     )]
     pub no_reflection: bool,
 
+    /// Do not connect to peers that ask whether they can be reached. Give this behind a proxy:
+    /// the index then sees the proxy's address in place of the peer's
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_NO_REACHABILITY_CHECKS",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new()
+    )]
+    pub no_reachability_checks: bool,
+
     /// Limits per caller and for the whole index
     #[command(flatten)]
     pub limits: Limits,
@@ -201,6 +211,8 @@ pub struct Config {
     pub allowed_hosts: Vec<AllowedHost>,
     /// Whether gRPC reflection is enabled.
     pub reflection: bool,
+    /// Whether the index connects to peers that ask whether they can be reached.
+    pub reachability_checks: bool,
     /// Limits per caller and for the whole index.
     pub limits: Limits,
     /// How long the index lets calls finish on shutdown.
@@ -219,6 +231,7 @@ impl Default for Config {
             ttl: DEFAULT_TTL,
             allowed_hosts: Vec::new(),
             reflection: true,
+            reachability_checks: true,
             limits: Limits::default(),
             grace: DEFAULT_GRACE,
             tls: None,
@@ -301,6 +314,7 @@ cleanly.
             ttl: self.ttl,
             allowed_hosts: self.allow_host.clone(),
             reflection: !self.no_reflection,
+            reachability_checks: !self.no_reachability_checks,
             limits: self.limits.clone(),
             grace: DEFAULT_GRACE,
             tls,

@@ -51,6 +51,16 @@ impl RateLimiter {
         }
     }
 
+    /// Limits each source to `burst` at once, and then to one call per `interval`.
+    pub(crate) fn with_interval(interval: Duration, burst: u32) -> Self {
+        Self {
+            interval: Some(interval),
+            burst: interval.saturating_mul(burst),
+            full_at: HashMap::new(),
+            next_sweep: None,
+        }
+    }
+
     /// Takes `cost` calls from the budget of `source`. A call that costs more than a full budget is
     /// admitted once the budget is full.
     ///

@@ -39,6 +39,7 @@ use crate::{
         api::IndexApi,
         page_tokens::PageTokens,
         prechecked::{PrecheckedService, REGISTER, UNREGISTER, WATCH},
+        reachability::ReachabilityChecker,
     },
     limits::Limits,
     rate_limiter::RateLimiter,
@@ -247,6 +248,7 @@ impl RunningIndex {
             page_tokens: PageTokens::default(),
             allowed_hosts: config.allowed_hosts,
             ttl: config.ttl,
+            reachability: ReachabilityChecker::new(config.reachability_checks, config.tls.clone()),
             started: Instant::now(),
             store_kind,
         });

@@ -176,6 +176,17 @@ pub struct Options {
     )]
     pub advertise: Option<Address>,
 
+    /// Only download: listen on no port and register nothing, for a machine that others cannot or
+    /// must not connect to
+    #[arg(
+        long,
+        env = "POTLUCK_PEER_DOWNLOAD_ONLY",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new(),
+        conflicts_with_all = ["share", "share_list", "advertise"]
+    )]
+    pub download_only: bool,
+
     /// Address of the control service: unix:PATH, or HOST:PORT, at which it requires a token
     /// [default: control.sock in the home]
     #[arg(
@@ -500,6 +511,15 @@ pub fn default_home(port: u16) -> Result<PathBuf, Problem> {
                 "this user has no data folder for the peer's home: give --home DIR",
             )
         })
+}
+
+/// The port that names the default home of a peer that does not listen: the one that it would listen
+/// on.
+pub(crate) const fn home_port(listen: SocketAddr) -> u16 {
+    match listen.port() {
+        0 => DEFAULT_LISTEN.port(),
+        port => port,
+    }
 }
 
 /// Parses the index's URL; an empty text or `none` means no index. In a network, `https://` is

@@ -9,7 +9,9 @@ use crate::{
         transport::{self, Endpoint},
     },
     index_client::{limits::INSTANCE, responses::CountedResponse},
-    model::{Address, FilePage, IndexStats, Lease, ProviderEvent, QueryKey, Registration},
+    model::{
+        Address, FilePage, IndexStats, Lease, ProviderEvent, QueryKey, Reachability, Registration,
+    },
     proto::v1::{self, index_service_client::IndexServiceClient},
 };
 use futures_util::{Stream, StreamExt as _};
@@ -229,6 +231,24 @@ impl IndexClient {
             instance: self.instance.clone(),
         };
         Ok(self.call(self.service.clone().unregister(request)).await?.removed)
+    }
+
+    /// Lets the index connect to the caller at its registered address.
+    ///
+    /// # Errors
+    /// Those of `IndexService.CheckReachability`. [`Reason::NotPotluck`] if the index is too old to
+    /// know the call.
+    pub async fn check_reachability<'a>(
+        &self,
+        token: impl Into<Option<&'a Token>>,
+    ) -> Result<Reachability, Problem> {
+        let request = v1::CheckReachabilityRequest {
+            token: token_bytes(token.into()),
+        };
+        let answer = self
+            .call(self.service.clone().check_reachability(request))
+            .await?;
+        Ok(Reachability::from_message(answer.reachability()).unwrap_or(Reachability::NotChecked))
     }
 
     /// Finds files by an exact key, with their providers.

@@ -6,6 +6,7 @@ mod file;
 mod lease;
 mod provider;
 mod query;
+mod reachability;
 mod set_digest;
 mod stats;
 
@@ -15,6 +16,7 @@ pub use self::{
     lease::Lease,
     provider::{Provider, ProviderEvent},
     query::{FilePage, IndexedFile, QueryKey},
+    reachability::Reachability,
     set_digest::{RegistrationHash, SetDigest},
     stats::IndexStats,
 };

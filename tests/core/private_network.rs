@@ -97,6 +97,23 @@ async fn a_member_reaches_the_index_and_peers_by_their_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_index_recognizes_a_peer_although_the_peer_refuses_its_calls() {
+    let network = TestNetwork::create("kitchen");
+    let ann = network.join("ann", Role::Publisher);
+    let seed = network.start_peer(&ann, "seed").await;
+    let tls = network.index_tls();
+    let other = IdentityKey::generate().unwrap().peer_id();
+    for (peer, is_proven) in [(seed.running.peer_id, true), (other, false)] {
+        let address = seed.address.to_string();
+        let expected = ServerIdentity::Peer(peer);
+        let endpoint = Endpoint::parse_secured(&address, &tls, expected).unwrap();
+        assert_eq!(endpoint.proves_identity().await, is_proven);
+        assert!(endpoint.connect().await.is_err());
+    }
+    seed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_outsider_is_refused_by_a_peer() {
     let network = TestNetwork::create("kitchen");
     let ann = network.join("ann", Role::Publisher);

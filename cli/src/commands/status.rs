@@ -4,13 +4,17 @@ use std::{path::Path, time::Duration};
 
 use clap::Args;
 use console::style;
-use potluck_core::{Problem, grpc::transport::Endpoint, model::IndexStats};
+use potluck_core::{
+    Problem,
+    grpc::transport::Endpoint,
+    model::{IndexStats, Reachability},
+};
 use serde_json::{Value, json};
 
 use crate::{
     context::CommandContext,
     control::model::Status,
-    error::CommandError,
+    error::{CommandError, ExitStatus},
     output::text,
     peer::{CONTROL_SOCKET, LockOwner},
 };
@@ -34,7 +38,7 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
         Ok(peer) => (peer, None),
         Err(error) => (None, Some(error)),
     };
-    let index = context.index_for(peer.as_deref())?;
+    let index = context.index_in_use(peer.as_deref())?;
     let peer = match &peer {
         // Query again: in a prompt session, the status from connection time may be old.
         Some(peer) => Some((
@@ -44,19 +48,28 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
         )),
         None => None,
     };
-    let stats = index.stats().await;
-    let index = index.endpoint();
+    let stats = match &index {
+        Some(index) => Some((index.endpoint(), index.stats().await)),
+        None => None,
+    };
     if context.out.is_json() {
         context.out.print_object(&json!({
-            "index": index_object(index, &stats),
+            "index": stats.as_ref().map(|(index, stats)| index_object(index, stats)),
             "peer": peer.as_ref().map(|(status, control, _)| peer_object(status, control)),
         }))?;
     } else {
-        let mut lines = index_lines(index, &stats);
+        let mut lines = match &stats {
+            Some((index, stats)) => index_lines(index, stats),
+            None => vec![format!("{}  none", style("index").bold())],
+        };
         lines.push(String::new());
         lines.extend(match &peer {
             Some((status, control, is_in_process)) => {
-                peer_lines(status, control, *is_in_process, index)
+                let shown = stats.as_ref().map(|(endpoint, stats)| ShownIndex {
+                    endpoint,
+                    is_up: stats.is_ok(),
+                });
+                peer_lines(status, control, *is_in_process, shown.as_ref())
             }
             None => {
                 let none =
@@ -69,8 +82,12 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
     }
     match (peer_fail, stats) {
         (Some(error), _) => Err(error),
-        (None, Err(problem)) => Err(problem.into()),
-        (None, Ok(_)) => Ok(()),
+        (None, Some((_, Err(problem)))) => Err(match context.out.is_json() {
+            true => problem.into(),
+            // The lines above say why.
+            false => CommandError::AlreadyReported(ExitStatus::of(problem.reason)),
+        }),
+        (None, Some((_, Ok(_))) | None) => Ok(()),
     }
 }
 
@@ -105,6 +122,9 @@ fn peer_object(status: &Status, control: &Endpoint) -> Value {
         "index": status.index,
         "registered": status.registered,
         "index_error": status.index_error.as_ref().map(|problem| problem.reason.word()),
+        "reachable": status.reachability.and_then(Reachability::is_reachable),
+        "reachability": status.reachability,
+        "download_only": status.is_download_only,
         "items": status.items,
         "files": status.files,
         "bytes": status.bytes,
@@ -142,41 +162,42 @@ fn index_lines(endpoint: &Endpoint, stats: &Result<IndexStats, Problem>) -> Vec<
         ],
         Err(problem) => vec![
             format!("{head}  {endpoint}  {}", style("down").red()),
-            format!("  {}", text::escape(&problem.message)),
+            format!(
+                "  {}",
+                text::escape(&without_endpoint(&problem.message, endpoint))
+            ),
+            "  start one with `potluck index`, or choose one with --index HOST:PORT".to_owned(),
         ],
     }
 }
 
-/// The peer as text. `index` is the index that the command uses: it is shown already.
+/// The message without the address, which the line above shows.
+fn without_endpoint(message: &str, endpoint: &Endpoint) -> String {
+    message.replacen(&format!(" at {endpoint}"), "", 1)
+}
+
+/// The index that the command uses, which is shown before the peer.
+struct ShownIndex<'a> {
+    endpoint: &'a Endpoint,
+    is_up: bool,
+}
+
+/// The peer as text, without what is shown of the index already.
 fn peer_lines(
     status: &Status,
     control: &Endpoint,
     is_in_process: bool,
-    index: &Endpoint,
+    index: Option<&ShownIndex<'_>>,
 ) -> Vec<String> {
-    let address = status
-        .listening
-        .as_ref()
-        .map_or_else(|| "no address".to_owned(), ToString::to_string);
+    let address = match &status.listening {
+        Some(address) => address.to_string(),
+        None => "download-only".to_owned(),
+    };
     let mut lines = vec![
         format!("{}   {address}  {}", style("peer").bold(), style("up").green()),
         format!("  {}", registration_text(status, index)),
-        format!(
-            "  shares {} ({}, {})",
-            text::count(status.items, "item"),
-            text::count(status.files, "file"),
-            text::size(status.bytes),
-        ),
-        format!(
-            "  has {} running, {} paused",
-            text::count(status.transfers.saturating_sub(status.paused).into(), "transfer"),
-            status.paused
-        ),
-        format!(
-            "  sent {}, received {}",
-            text::size(status.uploaded),
-            text::size(status.downloaded)
-        ),
+        format!("  {}", library_text(status)),
+        format!("  {}", traffic_text(status)),
         format!(
             "  up for {}, version {}, peer id {}",
             text::duration(Duration::from_secs(status.uptime.as_secs())),
@@ -213,26 +234,100 @@ fn peer_lines(
     lines
 }
 
-/// Whether the peer is registered, with details that the other lines do not show.
-fn registration_text(status: &Status, index: &Endpoint) -> String {
+/// What the peer shares. Damaged items are part of the library, but not shared.
+fn library_text(status: &Status) -> String {
+    let verb = if status.is_download_only { "has" } else { "shares" };
+    match status.items {
+        0 => format!("{verb} no files"),
+        items => format!(
+            "{verb} {} ({}, {})",
+            text::count(items, "item"),
+            text::count(status.files, "file"),
+            text::size(status.bytes),
+        ),
+    }
+}
+
+/// Transfers and bytes since the start.
+fn traffic_text(status: &Status) -> String {
+    let running = status.transfers.saturating_sub(status.paused);
+    let mut parts = Vec::new();
+    if running > 0 {
+        parts.push(format!("{} running", text::count(running.into(), "transfer")));
+    }
+    if status.paused > 0 {
+        parts.push(format!(
+            "{} paused",
+            text::count(status.paused.into(), "transfer")
+        ));
+    }
+    if !status.is_download_only {
+        parts.push(format!("sent {}", text::size(status.uploaded)));
+    }
+    parts.push(format!("received {}", text::size(status.downloaded)));
+    parts.join(", ")
+}
+
+/// Whether the peer is registered and can be reached, without what other lines show.
+fn registration_text(status: &Status, index: Option<&ShownIndex<'_>>) -> String {
+    if status.is_download_only {
+        return "accepts no connections and registers nothing".to_owned();
+    }
     let Some(url) = &status.index else {
         return "runs without an index".to_owned();
     };
-    let at = match url.trim_end_matches('/') == index.to_string() {
-        true => String::new(),
-        false => format!(" at {}", text::escape(url)),
+    let shown = index.filter(|index| url.trim_end_matches('/') == index.endpoint.to_string());
+    let at = match shown {
+        Some(_) => String::new(),
+        None => format!(" at {}", text::escape(url)),
     };
     match (status.registered, &status.index_error) {
-        (true, _) => {
+        (true, problem) => {
             let advertised = status.advertised.as_ref();
             let other = advertised.filter(|&address| Some(address) != status.listening.as_ref());
             let name = other.map(|address| format!(" as {address}")).unwrap_or_default();
-            format!("{}{at}{name}", style("registered").green())
+            let registered = format!("{}{at}{name}", style("registered").green());
+            let refused = problem
+                .as_ref()
+                .map(|problem| {
+                    format!(
+                        "\n  {}: {}",
+                        style("but").yellow(),
+                        text::escape(&problem.message)
+                    )
+                })
+                .unwrap_or_default();
+            format!("{registered}{}{refused}", reachability_text(status))
+        }
+        (false, _) if shown.is_some_and(|index| !index.is_up) => {
+            format!("{} while the index is down", style("not registered").red())
         }
         (false, Some(error)) => {
             let message = text::escape(&error.message);
             format!("{}{at}: {message}", style("not registered").red())
         }
         (false, None) => format!("{}{at}", style("not registered yet").yellow()),
+    }
+}
+
+/// Whether the index can connect to the registered peer, and what to do if it cannot.
+fn reachability_text(status: &Status) -> String {
+    let Some(found) = status.reachability else {
+        return String::new();
+    };
+    match found.is_reachable() {
+        Some(true) => ", reachable from the index".to_owned(),
+        Some(false) => {
+            let port = status.advertised.as_ref().map_or(0, |address| address.port);
+            let finding = found
+                .finding()
+                .map(|finding| format!(" ({finding})"))
+                .unwrap_or_default();
+            format!(
+                "\n  {}{finding}: open TCP port {port} in the firewall, or start with --download-only",
+                style("not reachable").red()
+            )
+        }
+        None => String::new(),
     }
 }

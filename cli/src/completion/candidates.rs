@@ -150,7 +150,7 @@ async fn collect(
     let Some(peer) = context.running_peer().await? else {
         return Ok(());
     };
-    Ok(match source {
+    match source {
         Source::IndexedFiles => {}
         Source::SharedIds | Source::SharedPaths | Source::SharedItems => {
             shared_items(&peer.control, source, found).await?;
@@ -159,7 +159,8 @@ async fn collect(
         | Source::RunningTransfers
         | Source::StoppedTransfers
         | Source::UnfinishedTransfers => transfers(&peer.control, source, found).await?,
-    })
+    }
+    Ok(())
 }
 
 async fn indexed_files(index: &IndexClient, found: &Found<'_>) -> Result<(), Problem> {

@@ -118,7 +118,7 @@ fn completer(source: Source, find: Find) -> ArgValueCompleter {
             return Vec::new();
         };
         let found = find(source, word);
-        if found.is_empty() && source == Source::SharedPaths {
+        if found.is_empty() && matches!(source, Source::SharedPaths | Source::SharedItems) {
             return vec![local_files()];
         }
         let engine = |candidate: Candidate| {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
-    model::{Address, FileKind, FileRecord},
+    model::{Address, FileKind, FileRecord, Reachability},
     proto::v1,
 };
 use potluck_peer::library::OmissionKind;
@@ -297,6 +297,10 @@ pub(crate) struct Status {
     pub(crate) version: String,
     /// Items with files that no longer match their hashes.
     pub(crate) damaged_items: u64,
+    /// Whether the index can connect to the peer; `None` if it has not checked.
+    pub(crate) reachability: Option<Reachability>,
+    /// Whether the peer accepts no connections and registers nothing.
+    pub(crate) is_download_only: bool,
     /// The peer id that this home had before it was found on another machine at this start.
     pub(crate) previous_peer: Option<PeerId>,
 }
@@ -569,6 +573,8 @@ impl TryFrom<v1::GetStatusResponse> for Status {
 
     fn try_from(status: v1::GetStatusResponse) -> Result<Self, Problem> {
         Ok(Self {
+            reachability: Reachability::from_message(status.reachability()),
+            is_download_only: status.download_only,
             peer: PeerId::try_from(&status.peer_id[..]).map_err(|_| missing_field("a status"))?,
             listening: status.listening.map(address),
             advertised: status.advertised.map(address),

@@ -17,6 +17,9 @@ const MIN_BAR: usize = 8;
 /// Maximum width of the label left of a bar, in columns.
 const MAX_LABEL: usize = 28;
 
+/// Minimum width of the label, in columns, before the bar is dropped.
+const MIN_LABEL: usize = 8;
+
 /// A bar of `width` columns, filled to `part` of `whole`, with half-column resolution.
 pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
     let halves = match whole {
@@ -33,12 +36,14 @@ pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
     )
 }
 
-/// A label, a bar, and facts on the right, within `width` columns. If space is short, the bar is
-/// dropped first, then the label.
+/// A label, a bar, and facts on the right, within `width` columns. If space is short, the label
+/// loses its middle first; then the bar is dropped, then the label.
 pub(crate) fn bar_line(label: &str, part: u64, whole: u64, facts: &str, width: usize) -> String {
     let facts_width = measure_text_width(facts);
     let left = width.saturating_sub(facts_width + 2);
-    let label = truncate(label, MAX_LABEL.min(left));
+    let beside_bar = left.saturating_sub(2 + MIN_BAR);
+    let room = if beside_bar >= MIN_LABEL { beside_bar } else { left };
+    let label = text::shorten_middle(label, MAX_LABEL.min(room));
     let label_width = measure_text_width(&label);
     let bar_width = left.saturating_sub(label_width + 2).min(MAX_BAR);
     if bar_width >= MIN_BAR {
@@ -58,6 +63,18 @@ pub(crate) fn hashing_line(
     elapsed: Duration,
     width: usize,
 ) -> String {
+    work_line("hashing", name, done, total, elapsed, width)
+}
+
+/// The progress line for work on the bytes of a file.
+pub(crate) fn work_line(
+    verb: &str,
+    name: &str,
+    done: u64,
+    total: u64,
+    elapsed: Duration,
+    width: usize,
+) -> String {
     let facts = format!(
         "{:>3} %  {:>10} of {}  {:>12}",
         text::percent(done, total),
@@ -66,7 +83,7 @@ pub(crate) fn hashing_line(
         text::mean_rate(done, elapsed)
     );
     bar_line(
-        &format!("hashing {}", text::escape(name)),
+        &format!("{verb} {}", text::escape(name)),
         done,
         total,
         &facts,
@@ -100,6 +117,14 @@ mod tests {
         }
         assert_eq!(measure_text_width(&bar(u64::MAX, u64::MAX, 7)), 7);
         assert_eq!(measure_text_width(&bar(0, 0, 7)), 7);
+    }
+
+    #[test]
+    fn a_long_label_is_shortened_before_the_bar_is_dropped() {
+        let line = |width| bar_line("a-long-name.safetensors", 1, 2, " 50 %  1.00 MiB", width);
+        let plain = |width| console::strip_ansi_codes(&line(width)).into_owned();
+        assert_eq!(plain(40), "a-lo…ensors  ━━━━────   50 %  1.00 MiB");
+        assert_eq!(plain(30), "a-long…ensors   50 %  1.00 MiB");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod chosen_files;
+mod completion;
 mod concurrent_commands;
 mod demo;
 mod fakes;
@@ -18,5 +19,6 @@ mod sandbox;
 mod seeding;
 mod share_and_get;
 mod standard_output;
+mod status;
 mod transfer;
 mod untrusted_input;

@@ -115,6 +115,22 @@ fn ctrl_c_interrupts_a_start_that_hangs() {
 }
 
 #[test]
+fn tab_completes_a_name_from_the_index() {
+    let sandbox = Sandbox::new();
+    let _peer = sandbox.peer_in(&sandbox.default_home(), &[]);
+    let file = sandbox.file("new", 100, 1);
+    let path = sandbox.work().join("my file; x.bin");
+    fs::rename(file, &path).unwrap();
+    sandbox.run(&["share", path.to_str().unwrap()]).expect(0);
+    let mut prompt = Prompt::start(&mut sandbox.command());
+    prompt.types("query my\t");
+    prompt.shows(r"query my\ file\;\ x.bin");
+    prompt.shows("my file; x.bin");
+    prompt.types("quit");
+    assert_eq!(prompt.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn ends_although_the_index_hangs() {
     let sandbox = Sandbox::without_index();
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -25,8 +25,10 @@ use crate::{
     commit::{self, Committer},
     grpc::{
         page_tokens::PageTokens,
+        reachability::ReachabilityChecker,
         request::{
             ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch, ParsedUnregister, ParsedWatch,
+            read_token,
         },
     },
     leases::LeaseHolder,
@@ -75,6 +77,8 @@ pub(crate) struct IndexApi {
     pub(crate) allowed_hosts: Vec<AllowedHost>,
     /// Lease duration of a peer that requests none.
     pub(crate) ttl: Duration,
+    /// Connects to peers that ask whether they can be reached.
+    pub(crate) reachability: ReachabilityChecker,
     /// When the index started.
     pub(crate) started: Instant,
     /// The kind of store, for `GetStats`.
@@ -409,6 +413,21 @@ impl IndexService for IndexApi {
         ))))
     }
 
+    async fn check_reachability(
+        &self,
+        request: Request<v1::CheckReachabilityRequest>,
+    ) -> Result<Response<v1::CheckReachabilityResponse>, Status> {
+        let source = self.admit(&request, 1)?;
+        let token = read_token(&request.get_ref().token)?;
+        let peer = token.peer_id();
+        let registered = self.registry.catalog().address_of(&peer).cloned();
+        let registered = registered.ok_or_else(lease_unknown)?;
+        let found = self.reachability.check(peer, &registered, source).await?;
+        Ok(Response::new(v1::CheckReachabilityResponse {
+            reachability: v1::Reachability::from(found).into(),
+        }))
+    }
+
     async fn get_stats(
         &self,
         request: Request<v1::GetStatsRequest>,
@@ -490,6 +509,7 @@ pub(crate) mod tests {
             page_tokens: PageTokens::default(),
             allowed_hosts: Vec::new(),
             ttl: Duration::from_secs(60),
+            reachability: ReachabilityChecker::new(true, None),
             started: Instant::now(),
             store_kind: "memory",
         }

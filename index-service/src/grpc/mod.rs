@@ -4,4 +4,5 @@
 pub(crate) mod api;
 pub(crate) mod page_tokens;
 pub(crate) mod prechecked;
+pub(crate) mod reachability;
 pub(crate) mod request;

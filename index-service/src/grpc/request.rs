@@ -260,7 +260,7 @@ impl TryFrom<v1::WatchProvidersRequest> for ParsedWatch {
     }
 }
 
-fn read_token(bytes: &[u8]) -> Result<Token, Problem> {
+pub(crate) fn read_token(bytes: &[u8]) -> Result<Token, Problem> {
     Token::try_from(bytes).map_err(|error| invalid_token(&error))
 }
 

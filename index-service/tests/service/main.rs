@@ -4,6 +4,7 @@
 
 mod leases;
 mod limits;
+mod reachability;
 mod reflection;
 mod registrations;
 mod untrusted_input;

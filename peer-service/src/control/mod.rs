@@ -194,6 +194,11 @@ impl ControlService for ControlApi {
                 .field("paths")
                 .into());
         }
+        if self.context.local.address.is_none() {
+            let message = "this peer only downloads, and serves nobody: start it without \
+                           --download-only to share";
+            return Err(Problem::new(Reason::DownloadOnly, message).into());
+        }
         let paths: Vec<PathBuf> = paths
             .iter()
             .map(|path| convert::path(path, "paths"))
@@ -416,7 +421,7 @@ impl ControlService for ControlApi {
         let totals = context.library.totals();
         Ok(Response::new(v1::GetStatusResponse {
             peer_id: context.local.id.to_bytes(),
-            listening: Some((&context.local.address).into()),
+            listening: context.local.address.as_ref().map(Into::into),
             advertised: registrar.advertised.as_ref().map(Into::into),
             index: context
                 .index
@@ -436,6 +441,13 @@ impl ControlService for ControlApi {
             files_folder: context.files_folder.to_string_lossy().into_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            reachability: self
+                .registrar
+                .as_ref()
+                .and_then(Registrar::reachability)
+                .map_or(v1::Reachability::Unspecified, Into::into)
+                .into(),
+            download_only: context.local.address.is_none(),
             warnings: context.store.warning().into_iter().collect(),
             damaged_items: totals.damaged,
             previous_peer_id: self.previous_peer_id.map(|id| id.to_bytes()).unwrap_or_default(),

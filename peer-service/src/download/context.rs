@@ -44,8 +44,8 @@ pub struct DownloadContext {
 pub struct LocalPeer {
     /// The id of this peer.
     pub id: PeerId,
-    /// The address on which this peer listens.
-    pub address: Address,
+    /// The address on which this peer listens; `None` if it only downloads.
+    pub address: Option<Address>,
     /// How this peer opens connections to other peers.
     pub outgoing: Outgoing,
 }
@@ -53,7 +53,7 @@ pub struct LocalPeer {
 impl LocalPeer {
     /// Whether a provider with this id and address is this peer itself.
     pub(crate) fn is_self(&self, peer: Option<&PeerId>, address: &Address) -> bool {
-        peer == Some(&self.id) || *address == self.address
+        peer == Some(&self.id) || self.address.as_ref() == Some(address)
     }
 }
 

@@ -46,7 +46,7 @@ use crate::{
     library::{Library, ShareEvent, ShareOptions},
     limits::{Limits, budget::InFlightBudget},
     network::PeerNetwork,
-    options::{Config, Options},
+    options::{self, Config, Options},
     problem::cannot_listen,
     server::shutdown::{ShutdownSignals, Supervisor},
     store::Store,
@@ -65,8 +65,8 @@ pub type StartError = Problem;
 /// call [`Running::join`].
 #[derive(Debug)]
 pub struct Running {
-    /// The address of the open port.
-    pub local_addr: SocketAddr,
+    /// The address of the open port; `None` for a peer that only downloads.
+    pub local_addr: Option<SocketAddr>,
     /// The control endpoint.
     pub control: Endpoint,
     /// The token that the control service requires if it listens on TCP. Clients send it as
@@ -88,24 +88,30 @@ impl Running {
     }
 }
 
-/// Starts a peer that serves on `listener` until `shutdown` is cancelled.
+/// Starts a peer that serves on `listener` until `shutdown` is cancelled. Without a listener, the
+/// peer only downloads: it accepts no connections from other peers, and registers nothing.
 ///
 /// # Errors
 /// Fails if the home is in use or cannot be created, if the store cannot be opened, or if the
 /// control endpoint cannot be opened. The message says what to do.
 pub async fn start(
-    listener: TcpListener,
+    listener: impl Into<Option<TcpListener>>,
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<Running, StartError> {
-    let local_addr = listener.local_addr().map_err(|error| {
+    let listener = listener.into();
+    let local_addr = listener.as_ref().map(TcpListener::local_addr).transpose();
+    let local_addr = local_addr.map_err(|error| {
         Problem::new(
             Reason::Internal,
             format!("cannot determine the address on which the peer listens: {error}"),
         )
     })?;
     let has_tls = config.network.is_some() || config.own_pki.is_some();
-    if !local_addr.ip().to_canonical().is_loopback() && !has_tls {
+    let is_beyond = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
+    if let Some(local_addr) = local_addr.filter(is_beyond)
+        && !has_tls
+    {
         if !config.plaintext {
             return Err(beyond_loopback(local_addr));
         }
@@ -135,7 +141,9 @@ pub async fn start(
     };
     let (control_listener, control) =
         ControlListener::open(&config.control, config.plaintext, network.as_deref(), &home).await?;
-    warn_of_loopback(local_addr, &config);
+    if let Some(local_addr) = local_addr {
+        warn_of_loopback(local_addr, &config);
+    }
 
     let announce_set = AnnounceSet::new();
     if network.as_ref().and_then(|network| network.role()) == Some(Role::Reader) {
@@ -158,9 +166,11 @@ pub async fn start(
     let tls = network.as_ref().map(|network| network.tls().clone());
     let local = LocalPeer {
         id: peer_id,
-        address: local_addr.into(),
+        address: local_addr.map(Into::into),
         outgoing: Outgoing {
-            local_address: Some(local_addr.ip()).filter(|ip| !ip.is_unspecified()),
+            local_address: local_addr
+                .map(|address| address.ip())
+                .filter(|ip| !ip.is_unspecified()),
             tls: tls.clone(),
         },
     };
@@ -174,7 +184,7 @@ pub async fn start(
     };
     let index =
         index.map(|index| IndexClient::with_local_address(index, local.outgoing.local_address));
-    let registrar = index.clone().map(|client| {
+    let registrar = index.clone().zip(local_addr).map(|(client, local_addr)| {
         let address = config.advertise.clone();
         let connection = IndexConnection::new(
             client,
@@ -239,7 +249,11 @@ pub async fn start(
         shutdown: signals.stop_work.child_token(),
     };
 
-    let health = open_port::serve(listener, peer_api, &config, tls, &signals, &servers).await?;
+    let mut healths = Vec::new();
+    if let Some(listener) = listener {
+        let health = open_port::serve(listener, peer_api, &config, tls, &signals, &servers);
+        healths.push(health.await?);
+    }
     // Before the control service accepts new downloads, because those would reuse the restored
     // numbers.
     downloads.restore().await?;
@@ -249,15 +263,17 @@ pub async fn start(
         tasks.spawn(share_at_start(library, config.share, config.share_options));
     }
     tracing::info!(
-        peer = %peer_id.short(), %local_addr, %control, home = %home.path().display(),
+        peer = %peer_id.short(), listening = local_addr.map(tracing::field::display), %control,
+        home = %home.path().display(),
         "peer ready"
     );
     let home_path = home.path().to_owned();
+    healths.push(control_port.health);
     let supervisor = Supervisor {
         signals,
         servers,
         tasks,
-        health: [health, control_port.health],
+        healths,
         socket: control_port.socket,
         home,
     };
@@ -355,7 +371,8 @@ async fn share_at_start(library: Library, paths: Vec<PathBuf>, options: ShareOpt
 }
 
 /// Binds to the address in `options`, prints `listening on ADDR` to stdout when ready, and serves
-/// until `shutdown` is cancelled.
+/// until `shutdown` is cancelled. A peer that only downloads binds to nothing, and prints
+/// `ready to download`.
 ///
 /// # Errors
 /// Fails as [`start`] does, and with [`Reason::AddressInUse`], [`Reason::InvalidAddress`] or
@@ -363,11 +380,21 @@ async fn share_at_start(library: Library, paths: Vec<PathBuf>, options: ShareOpt
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), StartError> {
     let requested = options.listen;
     let failed = |error: std::io::Error| cannot_listen(requested, "--listen", &error);
-    let listener = TcpListener::bind(requested).await.map_err(failed)?;
-    let port = listener.local_addr().map_err(failed)?.port();
+    let (listener, port) = match options.download_only {
+        true => (None, options::home_port(requested)),
+        false => {
+            let listener = TcpListener::bind(requested).await.map_err(failed)?;
+            let port = listener.local_addr().map_err(failed)?.port();
+            (Some(listener), port)
+        }
+    };
     let running = start(listener, Config::from_options(options, port)?, shutdown.clone()).await?;
     let mut out = std::io::stdout();
-    let written = writeln!(out, "listening on {}", running.local_addr).and_then(|()| out.flush());
+    let written = match running.local_addr {
+        Some(address) => writeln!(out, "listening on {address}"),
+        None => writeln!(out, "ready to download"),
+    };
+    let written = written.and_then(|()| out.flush());
     if let Err(error) = written {
         shutdown.cancel();
         running.join().await;

@@ -47,7 +47,7 @@ pub(super) struct Supervisor {
     pub(super) servers: TaskTracker,
     /// All other tasks.
     pub(super) tasks: TaskTracker,
-    pub(super) health: [Health; 2],
+    pub(super) healths: Vec<Health>,
     /// The control socket, to be removed.
     pub(super) socket: Option<PathBuf>,
     /// Unlocked last.
@@ -59,7 +59,7 @@ impl Supervisor {
     pub(super) async fn run(self) {
         self.signals.requested.cancelled().await;
         tracing::info!("peer stopping");
-        for health in &self.health {
+        for health in &self.healths {
             health.set_not_serving().await;
         }
         self.signals.stop_work.cancel();

@@ -25,7 +25,7 @@ use crate::{
             BULK_RATE, CONNECT_TIMEOUT, CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
             MAX_BULK_WINDOW, MAX_FRAME, RESPONSE_TIMEOUT, STREAM_WINDOW,
         },
-        tls_client::{BULK_READ_BUFFER, READ_BUFFER, tls_connector},
+        tls_client::{self, BULK_READ_BUFFER, READ_BUFFER, tls_connector},
     },
     problem::is_from_potluck,
 };
@@ -52,6 +52,15 @@ impl Endpoint {
         let answer = health.check(HealthCheckRequest::default());
         let response = self.call("health service", RESPONSE_TIMEOUT, answer).await?;
         Ok(response.status() == ServingStatus::Serving)
+    }
+
+    /// Whether the server proves with its certificate that it is the expected one; `false` without
+    /// TLS. Calls nothing, so that a server that refuses this client can prove it, too.
+    pub async fn proves_identity(&self) -> bool {
+        match self {
+            Self::Tls(endpoint) => tls_client::connect(endpoint, None, READ_BUFFER).await.is_ok(),
+            Self::Http(_) | Self::LinkLocal(_) | Self::Unix(_) => false,
+        }
     }
 
     /// Opens a connection within `CONNECT_TIMEOUT`. Does not verify that the server speaks gRPC.

@@ -87,7 +87,7 @@ async fn run_on(
     file: Option<PathBuf>,
     fast: bool,
 ) -> Result<(), CommandError> {
-    print_network(context, network);
+    print_network(context);
     let original = match file {
         Some(path) => path,
         None => sample::make(context, network.folder()).await?,
@@ -109,7 +109,7 @@ async fn run_on(
     let limit = (!fast).then_some(rate);
     let note = match limit {
         Some(rate) => format!(
-            ", at {} so that you can watch (--fast: no limit)",
+            "\n   at {}, so that you can watch; --fast sets no limit",
             text::rate(rate)
         ),
         None => String::new(),
@@ -164,12 +164,10 @@ async fn run_on(
     ))
 }
 
-fn print_network(context: &CommandContext, network: &DemoNetwork) {
+fn print_network(context: &CommandContext) {
     context.out.note(format_args!(
-        "{} an index at {} and four peers at {}, all on this machine\n",
+        "{} an index and four peers, all on this machine\n",
         style("Potluck demo:").bold().for_stderr(),
-        network.index(),
-        network.addresses().join(", "),
     ));
 }
 
@@ -249,8 +247,8 @@ async fn wait_until_announced(network: &DemoNetwork, id: FileId) -> Result<(), C
 fn print_next_steps(context: &CommandContext, file: Option<&Path>) {
     let sample = file.map_or_else(|| "FILE".to_owned(), |path| path.to_string_lossy().into_owned());
     context.out.note(format_args!(
-        "\nThe demo's index and peers have stopped. To do the same yourself, run each in its own \
-         terminal:\n  \
+        "\nThe demo's index and peers have stopped. To do the same yourself, run each in\n\
+         its own terminal:\n  \
          potluck index\n  \
          potluck share {sample}\n  \
          potluck get NAME -o /tmp/copy"

@@ -86,22 +86,9 @@ impl DemoNetwork {
         self.peers[SHARERS].home.join("files")
     }
 
-    /// The index's address.
-    pub(crate) const fn index(&self) -> &Endpoint {
-        &self.index
-    }
-
     /// A client of the index.
     pub(crate) fn index_client(&self) -> IndexClient {
         IndexClient::new(self.index.clone())
-    }
-
-    /// The peers' addresses; the downloading peer is last.
-    pub(crate) fn addresses(&self) -> Vec<String> {
-        self.peers
-            .iter()
-            .map(|peer| peer.local_addr.to_string())
-            .collect()
     }
 
     /// The peers that share.

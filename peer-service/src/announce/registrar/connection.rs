@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use potluck_core::{
     FileId, Problem, Token,
     index_client::{INSTANCE, IndexClient},
-    model::{Address, Lease, Registration},
+    model::{Address, Lease, Reachability, Registration},
 };
 use rand::RngExt as _;
 
@@ -79,6 +79,11 @@ impl IndexConnection {
             network.take_revocations(revocations).await;
         }
         Ok(lease)
+    }
+
+    /// Lets the index connect to this peer; see [`IndexClient::check_reachability`].
+    pub(crate) async fn check_reachability(&self) -> Result<Reachability, Problem> {
+        self.client.check_reachability(self.caller.token()).await
     }
 
     /// Removes registrations; see [`IndexClient::unregister`].

@@ -6,6 +6,7 @@
 //! | `sync_state` | the part of the announce set that the index has |
 //! | `digest` | detects that the index has other registrations |
 //! | `refusal` | classifies refusals, and computes the backoff |
+//! | `reachability` | asks the index whether it can connect to this peer |
 //! | `connection` | the client of the index, and the data that every call carries |
 //! | `state` | the state that a registrar reports |
 //!
@@ -25,6 +26,7 @@
 
 mod connection;
 mod digest;
+mod reachability;
 mod refusal;
 mod state;
 mod sync_state;
@@ -34,11 +36,15 @@ mod tests;
 
 use std::time::Duration;
 
-use potluck_core::{Problem, Reason};
+use potluck_core::{Problem, Reason, model::Reachability};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::announce::{
-    registrar::task::{RegistrarReports, RegistrarTask},
+    registrar::{
+        reachability::ReachabilityTask,
+        task::{RegistrarReports, RegistrarTask},
+    },
     set::AnnounceSet,
 };
 
@@ -51,6 +57,7 @@ pub use self::{
 #[derive(Debug, Clone)]
 pub struct Registrar {
     reports: RegistrarReports,
+    reachability: watch::Receiver<Option<Reachability>>,
     announce_set: AnnounceSet,
 }
 
@@ -63,10 +70,18 @@ impl Registrar {
         shutdown: CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {
-        let (task, reports) = RegistrarTask::new(index, announce_set.subscribe());
+        let (task, reports) = RegistrarTask::new(index.clone(), announce_set.subscribe());
+        let (result, reachability) = watch::channel(None);
+        let checks = ReachabilityTask {
+            index,
+            status: reports.status.clone(),
+            result,
+        };
+        tracker.spawn(checks.run(shutdown.clone()));
         tracker.spawn(task.run(shutdown));
         Self {
             reports,
+            reachability,
             announce_set,
         }
     }
@@ -74,6 +89,11 @@ impl Registrar {
     /// The current state of the registration.
     pub fn status(&self) -> RegistrarStatus {
         self.reports.status.borrow().clone()
+    }
+
+    /// Whether the index can connect to this peer; `None` until it has checked.
+    pub fn reachability(&self) -> Option<Reachability> {
+        *self.reachability.borrow()
     }
 
     /// Waits until the index has acknowledged everything that is in the announce set now.

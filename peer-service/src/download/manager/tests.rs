@@ -66,7 +66,7 @@ impl ManagerFixture {
             files_folder: files,
             local: LocalPeer {
                 id: PeerId([1; 32]),
-                address: std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
+                address: Some(std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into()),
                 outgoing: crate::download::outgoing::Outgoing::default(),
             },
             resources: SharedResources {
@@ -450,7 +450,7 @@ async fn a_hanging_disk_is_reported_and_no_peer_is_blamed() {
     disk.submit(space, Path::new("/slow"), move || _ = released.recv());
     let until_reported = async || {
         let spec = DownloadSpec {
-            providers: vec![source.local_addr.into()],
+            providers: source.local_addr.into_iter().map(Into::into).collect(),
             detach: true,
             ..DownloadSpec::new(potluck_core::identity::hash::hash_bytes(&bytes).id())
         };
@@ -509,7 +509,7 @@ async fn peers_named_by_a_joining_request_are_asked() {
         })
         .await;
     let with_peer = DownloadSpec {
-        providers: vec![source.local_addr.into()],
+        providers: source.local_addr.into_iter().map(Into::into).collect(),
         ..without_peers
     };
     assert_eq!(

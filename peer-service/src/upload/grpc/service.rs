@@ -97,6 +97,15 @@ impl PeerService for PeerApi {
     type WatchAvailabilityStream = IdleTimeoutStream<v1::WatchAvailabilityResponse>;
     type DownloadStream = stream::Empty<Result<v1::DownloadResponse, Status>>;
 
+    async fn identify(
+        &self,
+        _: Request<v1::IdentifyRequest>,
+    ) -> Result<Response<v1::IdentifyResponse>, Status> {
+        Ok(Response::new(v1::IdentifyResponse {
+            peer_id: self.shared.peer_id.to_bytes(),
+        }))
+    }
+
     async fn describe(
         &self,
         request: Request<v1::DescribeRequest>,

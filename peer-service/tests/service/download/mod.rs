@@ -2,6 +2,7 @@
 
 mod collections;
 mod disk_full;
+mod download_only;
 mod file_systems;
 mod files;
 mod misbehaving_peers;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use potluck_core::{
     Problem, Reason, SetDigest,
     grpc::transport,
-    model::Registration,
+    model::{Reachability, Registration},
     proto::v1::{
         self,
         index_service_server::{IndexService, IndexServiceServer},
@@ -55,6 +55,9 @@ pub struct FakeIndexState {
     /// Another peer that uses the same token.
     pub conflicting_address: Option<v1::Address>,
 
+    /// The answer to a check of reachability; `None` for an index that does not know the call.
+    pub reachability: Option<Reachability>,
+
     /// The answer to every query and search.
     pub query_results: Vec<v1::QueryResult>,
     /// Number of empty search pages before the page with the files.
@@ -70,6 +73,8 @@ pub struct FakeIndexState {
     pub largest_batch: usize,
     /// Number of renewals.
     pub renew_calls: usize,
+    /// Number of checks of reachability.
+    pub reachability_checks: usize,
     /// Number of searches, one per page.
     pub search_calls: usize,
     /// Instance ids of the peer's runs.
@@ -279,6 +284,20 @@ impl IndexService for FakeIndex {
             files: files.collect(),
             next_page_token: String::new(),
         }))
+    }
+
+    async fn check_reachability(
+        &self,
+        _: Request<v1::CheckReachabilityRequest>,
+    ) -> Answer<v1::CheckReachabilityResponse> {
+        let mut state = self.checked()?;
+        state.reachability_checks += 1;
+        match state.reachability {
+            Some(found) => Ok(Response::new(v1::CheckReachabilityResponse {
+                reachability: v1::Reachability::from(found).into(),
+            })),
+            None => Err(Status::unimplemented("")),
+        }
     }
 
     async fn get_stats(&self, _: Request<v1::GetStatsRequest>) -> Answer<v1::GetStatsResponse> {

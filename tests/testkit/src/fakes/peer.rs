@@ -141,6 +141,10 @@ impl PeerService for FakePeerService {
         Ok(Response::new(v1::ReportBadPiecesResponse {}))
     }
 
+    async fn identify(&self, _: Request<v1::IdentifyRequest>) -> Answer<v1::IdentifyResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn describe(&self, _: Request<v1::DescribeRequest>) -> Answer<v1::DescribeResponse> {
         if self.does(Misbehavior::IsSilent) {
             std::future::pending::<()>().await;

@@ -18,7 +18,7 @@ pub struct TestPeer {
     pub running: Running,
     /// Its owner's calls.
     pub control: Control,
-    /// Its address for other peers.
+    /// Its address for other peers; port 0 if it only downloads.
     pub address: Address,
     shutdown: CancellationToken,
 }
@@ -48,12 +48,15 @@ impl TestPeer {
     }
 
     /// A peer on this listener.
-    pub async fn serve(listener: TcpListener, config: Config) -> Self {
+    pub async fn serve(listener: impl Into<Option<TcpListener>>, config: Config) -> Self {
         let shutdown = CancellationToken::new();
         let running = start(listener, config, shutdown.clone()).await.unwrap();
         Self {
             control: Control::connect(&running.control).await,
-            address: running.local_addr.into(),
+            address: running
+                .local_addr
+                .unwrap_or_else(|| ([0, 0, 0, 0], 0).into())
+                .into(),
             running,
             shutdown,
         }
