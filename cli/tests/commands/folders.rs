@@ -2,12 +2,15 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink},
     path::Path,
     process::Command,
 };
 
 use crate::sandbox::Sandbox;
+
+/// Length of a sparse file, in bytes.
+const LARGE: u64 = 64 * 1024 * 1024;
 
 /// A pipe at this path.
 fn make_pipe(path: &Path) {
@@ -271,4 +274,36 @@ fn a_python_venv_runs_where_it_arrives() {
     let run = ["-c", "import dish, sys; print(dish.NAME, sys.prefix)"];
     let printed = output_of(&copy.join("bin/python"), &run, sandbox.work()).unwrap();
     assert_eq!(printed.trim(), format!("soup {}", copy.display()));
+}
+
+#[test]
+fn sparse_files_arrive_sparse() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.work().join("set")).unwrap();
+    for name in ["disk.img", "set/disk.img"] {
+        let file = fs::File::create(sandbox.work().join(name)).unwrap();
+        file.set_len(LARGE).unwrap();
+        file.write_all_at(name.as_bytes(), LARGE / 2).unwrap();
+    }
+    let peer = sandbox.peer("one", &[]);
+    for name in ["disk.img", "set"] {
+        let share = ["share", name, "--json", "--peer", &peer.control()];
+        let id = sandbox.run(&share).expect(0).object()["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        sandbox.eventually(&["query", &id]);
+        let target = format!("copies/{name}");
+        sandbox.run(&["get", &id, "-o", &target]).expect(0);
+        sandbox.run(&["verify", &id, &target]).expect(0);
+    }
+    for name in ["disk.img", "set/disk.img"] {
+        let copy = fs::metadata(sandbox.work().join("copies").join(name)).unwrap();
+        assert_eq!(copy.len(), LARGE);
+        assert!(
+            copy.blocks() * 512 < LARGE / 8,
+            "{name} takes {} blocks",
+            copy.blocks()
+        );
+    }
 }

@@ -11,11 +11,13 @@
 //! | module | purpose |
 //! |---|---|
 //! | `part_storage` | the file or folder that holds the data |
+//! | `holes` | runs of zeros, which take no space on the disk |
 //! | `removal` | the lock on a part, and the removal of parts |
 //!
 //! All calls block, so they run on blocking threads. Non-goals: the meaning of the data, its
 //! origin, and its final name ([`crate::download::storage::finalize`]).
 
+mod holes;
 mod part_storage;
 mod removal;
 #[cfg(test)]
@@ -36,6 +38,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use potluck_core::{
     FileId, Problem, Reason,
     bitfield::Bitfield,
@@ -61,6 +64,7 @@ use crate::{
     fs::{durable, page_cache},
 };
 
+use self::holes::Piece;
 pub(crate) use self::{part_storage::PartStorage, removal::remove};
 
 /// Bytes left free on the disk, because a full disk harms every other program.
@@ -87,6 +91,8 @@ pub(crate) struct PartFile {
     unlisted: Option<Bitfield>,
     /// Whether the resume state on disk can be trusted on the next open.
     has_valid_resume_state: AtomicBool,
+    /// Whether the file is allocated ahead. Locked while that happens, so that no hole is filled.
+    preallocates: Mutex<bool>,
     /// The first flush error.
     sync_error: OnceLock<io::Error>,
 }
@@ -169,6 +175,7 @@ impl PartFile {
             storage,
             device,
             has_valid_resume_state: AtomicBool::new(false),
+            preallocates: Mutex::new(false),
             sync_error: OnceLock::new(),
         };
         part.lock(&path)?;
@@ -322,8 +329,13 @@ impl PartFile {
         let disk = rustix::fs::fstatvfs(self.handle())?;
         let missing = match (&self.storage, found) {
             // `st_blocks` counts 512-byte blocks on every file system.
-            (PartStorage::File(file), _) => {
-                self.plan.total().saturating_sub(file.metadata()?.blocks() * 512)
+            (PartStorage::File(file), found) => {
+                let unallocated = self.plan.total().saturating_sub(file.metadata()?.blocks() * 512);
+                match found {
+                    // A unit may have holes.
+                    FoundPart::Resume(have) => unallocated.min(self.missing_bytes(have)),
+                    FoundPart::Created | FoundPart::Unverified => unallocated,
+                }
             }
             (PartStorage::Tree(tree), FoundPart::Resume(have)) => {
                 tree.room_needed(Some(have), disk.f_frsize)
@@ -339,15 +351,18 @@ impl PartFile {
         {
             return Err(ErrorKind::StorageFull.into());
         }
+        // An older part may have holes, which must not be filled.
+        *self.preallocates.lock() = *found == FoundPart::Created;
         match &self.storage {
             PartStorage::File(file) => file.set_len(self.plan.total()),
             PartStorage::Tree(_) => Ok(()),
         }
     }
 
-    /// Allocates the whole file, if the file system supports that, while `is_wanted` holds. Units
-    /// may be written concurrently. Skipped for files in memory: filling those with zeros costs
-    /// half as much as the download.
+    /// Allocates the whole file, if the file system supports that, while `is_wanted` holds and no
+    /// unit has a hole: a sparse file would take the space of a full one. Units may be written
+    /// concurrently. Skipped for a resumed part, and for files in memory: filling those with zeros
+    /// costs half as much as the download.
     ///
     /// # Errors
     /// The file system's error; the rest stays unallocated.
@@ -360,7 +375,8 @@ impl PartFile {
         }
         let total = self.plan.total();
         for offset in (0..total).step_by(PREALLOCATE as usize) {
-            if !is_wanted() {
+            let preallocates = self.preallocates.lock();
+            if !*preallocates || !is_wanted() {
                 return Ok(());
             }
             let len = PREALLOCATE.min(total - offset);
@@ -375,10 +391,7 @@ impl PartFile {
 
     /// Whether the disk has room for the missing units, or at least for several of them.
     pub(crate) fn has_room(&self, have: &Bitfield) -> bool {
-        let missing = (0..have.len())
-            .filter(|&unit| !have.get(unit))
-            .map(|unit| self.plan.unit_len(unit))
-            .sum::<u64>();
+        let missing = self.missing_bytes(have);
         rustix::fs::fstatvfs(self.handle()).is_ok_and(|disk| {
             disk.f_bavail.saturating_mul(disk.f_frsize) >= missing.min(RESERVE) + RESERVE
         })
@@ -389,6 +402,14 @@ impl PartFile {
         self.unlisted
             .as_ref()
             .is_some_and(|unlisted| unlisted.count() > 0)
+    }
+
+    /// The size of the units that are not in `have`, in bytes.
+    fn missing_bytes(&self, have: &Bitfield) -> u64 {
+        (0..have.len())
+            .filter(|&unit| !have.get(unit))
+            .map(|unit| self.plan.unit_len(unit))
+            .sum()
     }
 
     /// The plan of the download.
@@ -447,11 +468,14 @@ impl PartFile {
         let mut at = 0;
         for span in self.plan.spans(unit) {
             let file = self.storage.file_to_write(span.file)?;
-            let mut offset = span.offset;
-            for bytes in data.slices(at..at + span.len as usize) {
-                file.write_all_at(bytes, offset)?;
-                offset += bytes.len() as u64;
-            }
+            let slices = data.slices(at..at + span.len as usize);
+            holes::split(slices, span.offset, |piece| match piece {
+                Piece::Data(offset, bytes) => file.write_all_at(bytes, offset),
+                Piece::Hole(range) => {
+                    *self.preallocates.lock() = false;
+                    holes::punch(&file, range)
+                }
+            })?;
             at += span.len as usize;
         }
         Ok(())
