@@ -228,6 +228,8 @@ impl PartFile {
             device: storage.device().map_err(failed)?,
             storage,
             has_valid_resume_state: AtomicBool::new(false),
+            // Units are released soon, so only their own space is needed.
+            preallocates: Mutex::new(false),
             sync_error: OnceLock::new(),
         })
     }
