@@ -47,6 +47,7 @@ pub(crate) enum Command {
     Demo(commands::demo::DemoArgs),
     Index(commands::serve::IndexArgs),
     Peer(commands::serve::PeerArgs),
+    Network(commands::network::NetworkArgs),
     Completions(commands::completions::CompletionsArgs),
     #[command(hide = true)]
     Complete(commands::complete::CompleteArgs),

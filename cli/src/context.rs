@@ -1,10 +1,12 @@
 //! The environment of a command: the index, the peer, the output, and the stop token.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use potluck_core::{
-    Problem, Reason, grpc::transport::Endpoint, index_client::IndexClient,
-    network::tls::ServerIdentity,
+    Problem, Reason,
+    grpc::transport::Endpoint,
+    index_client::{self, IndexClient},
+    network::{credentials, credentials_error::CredentialsError, tls::ServerIdentity},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -149,6 +151,36 @@ impl CommandContext {
     /// The reason why its credentials cannot be used.
     pub(crate) fn network(&self) -> Result<Option<CommandNetwork>, CommandError> {
         Ok(CommandNetwork::find(&self.options)?)
+    }
+
+    /// The folder of this machine's credentials: the one given, or the default.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidArgument`] if this user has no configuration folder.
+    pub(crate) fn credentials_folder(&self) -> Result<PathBuf, CommandError> {
+        let given = self.options.credentials.clone();
+        given.or_else(credentials::default_folder).ok_or_else(|| {
+            CommandError::new(Reason::InvalidArgument, CredentialsError::NoFolder.to_string())
+        })
+    }
+
+    /// Renews the certificate of this machine's member if it is due. A running peer does so by
+    /// itself; this is for a machine that has none.
+    ///
+    /// # Errors
+    /// The reason why it was not renewed, if it has expired.
+    pub(crate) async fn renew_membership(&self) -> Result<(), CommandError> {
+        let credentials = self.options.credentials.as_deref();
+        let found = credentials::find(credentials, self.options.no_network);
+        if let Some(mut credentials) = found.map_err(Problem::from)? {
+            index_client::renew_member(&mut credentials).await?;
+        }
+        Ok(())
+    }
+
+    /// The index given by flag or environment.
+    pub(crate) fn given_index(&self) -> Option<&str> {
+        self.index.as_deref()
     }
 
     /// The index's address: the one given, that of the private network, or the default.

@@ -13,6 +13,7 @@
 //! | `registry` | keeps catalog, leases and watchers consistent |
 //! | `commit` | the one thread that makes changes, many per flush |
 //! | `search_queue` | runs searches and long listings on a few threads |
+//! | `network` | the members of a private network, their rights, and the audit log |
 //! | `grpc` | the gRPC service: parses requests, answers calls, pages results |
 //! | `problem` | maps errors to the problems that callers receive |
 //! | `server` | assembly: services, limits, shutdown |
@@ -26,6 +27,7 @@ mod commit;
 mod grpc;
 mod leases;
 mod limits;
+mod network;
 mod options;
 mod problem;
 mod rate_limiter;
@@ -38,6 +40,10 @@ mod watch;
 pub use crate::{
     address::{AllowedHost, AllowedHostError},
     limits::Limits,
+    network::{
+        admin::{MemberSummary, NetworkAdmin, NetworkAdminError, NewCode},
+        private_network::NetworkError,
+    },
     options::{Config, Options, OptionsError, StoreConfig, StoreKind},
     server::{RunError, ServeError, run, serve},
     store::FolderError,

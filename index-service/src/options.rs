@@ -6,16 +6,14 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use clap::builder::FalseyValueParser;
 use potluck_core::{
     grpc::transport::parse_listen,
     network::{
-        folder::{NetworkFolder, NetworkFolderError},
         own_pki::OwnPki,
-        revocations::RevocationList,
         tls::{TlsContext, TlsError, TlsMaterial},
     },
     process::LOG_HELP,
@@ -217,10 +215,12 @@ pub struct Config {
     pub limits: Limits,
     /// How long the index lets calls finish on shutdown.
     pub grace: Duration,
-    /// TLS; `None` for plaintext.
+    /// TLS; `None` for plaintext, or as the private network says.
     pub tls: Option<TlsContext>,
     /// Whether the index may listen beyond this machine without TLS.
     pub plaintext: bool,
+    /// The folder of the private network that the index serves.
+    pub network: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -236,6 +236,7 @@ impl Default for Config {
             grace: DEFAULT_GRACE,
             tls: None,
             plaintext: false,
+            network: None,
         }
     }
 }
@@ -246,9 +247,6 @@ pub enum OptionsError {
     /// `--data-dir` is missing, and the system has no default data directory for the user.
     #[error("this user has no data folder: give --data-dir DIR, or --store memory")]
     NoDataDir,
-    /// The folder of the private network cannot be used.
-    #[error(transparent)]
-    Network(#[from] NetworkFolderError),
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -286,7 +284,7 @@ cleanly.
     ///
     /// # Errors
     /// [`OptionsError::NoDataDir`] if the store needs a folder and none is known;
-    /// [`OptionsError::Network`] or [`OptionsError::Tls`] if the private network cannot be served.
+    /// [`OptionsError::Tls`] if the certificates of one's own PKI cannot be used.
     pub fn config(&self) -> Result<Config, OptionsError> {
         let store = match (self.store, &self.data_dir) {
             (StoreKind::Memory, _) => StoreConfig::Memory,
@@ -296,16 +294,10 @@ cleanly.
                 StoreConfig::Sled(base.data_dir().join("potluck").join("index"))
             }
         };
-        let tls = match (&self.network, self.own_pki()) {
-            (None, None) => None,
-            (None, Some(files)) => {
+        let tls = match self.own_pki() {
+            None => None,
+            Some(files) => {
                 let material = TlsMaterial::own_pki(&files).map_err(TlsError::from)?;
-                Some(TlsContext::new(material)?)
-            }
-            (Some(folder), _) => {
-                let folder = NetworkFolder::open(folder, SystemTime::now())?;
-                let material = TlsMaterial::index(&folder, &RevocationList::empty());
-                let material = material.map_err(NetworkFolderError::from)?;
                 Some(TlsContext::new(material)?)
             }
         };
@@ -318,6 +310,7 @@ cleanly.
             limits: self.limits.clone(),
             grace: DEFAULT_GRACE,
             tls,
+            network: self.network.clone(),
             plaintext: self.plaintext,
         })
     }

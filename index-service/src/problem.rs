@@ -10,6 +10,7 @@ use crate::{
     catalog::TermsError,
     commit::{self, CommitError},
     grpc::page_tokens::PageTokenError,
+    network::{membership::MembershipError, private_network::NetworkError},
     rate_limiter::RateExceeded,
     watch::{SubscriptionEnd, WatchError},
 };
@@ -92,6 +93,42 @@ impl From<SubscriptionEnd> for Problem {
             )
             .retry_after(SHORT_DELAY),
             SubscriptionEnd::Closed => WatchError::Closed.into(),
+        }
+    }
+}
+
+impl From<MembershipError> for Problem {
+    fn from(error: MembershipError) -> Self {
+        let reason = match error {
+            MembershipError::InvalidCode => Reason::InvalidCode,
+            MembershipError::Revoked => Reason::Revoked,
+            MembershipError::UnknownMember => Reason::NotAMember,
+            MembershipError::Expired => Reason::CertificateExpired,
+            MembershipError::RoleRequired { .. } | MembershipError::PeerOfAnotherMember => {
+                Reason::RoleRequired
+            }
+            MembershipError::NoSuchMember => Reason::NotFound,
+            MembershipError::OutOfRange(_) => Reason::InvalidArgument,
+            MembershipError::TooMany(_) => Reason::QuotaExceeded,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+impl From<NetworkError> for Problem {
+    /// Only a refusal is the caller's business; anything else is for the log of the index.
+    fn from(error: NetworkError) -> Self {
+        match error {
+            NetworkError::Refused(refused) => refused.into(),
+            other => {
+                tracing::error!(error = %other, "an operation on the network's members failed");
+                Self::new(
+                    Reason::StoreUnavailable,
+                    "the index cannot change its members at the moment: try again later, and check \
+                     the index's log",
+                )
+                .retry_after(LONG_DELAY)
+            }
         }
     }
 }

@@ -65,14 +65,18 @@ pub struct RestoredPeers {
 impl RestoredPeers {
     /// Adds one peer.
     pub fn add(&mut self, StoredPeer { record, mut files }: StoredPeer) {
-        self.catalog.set_peer(record.id, &record.address);
+        if record.holds_bindings() {
+            self.catalog.add_binder(record.id, &record.address);
+        } else {
+            self.catalog.set_peer(record.id, &record.address);
+            self.leases.push((record.id, record.ttl));
+        }
         // Neighbours in sorted order share words, so the catalog's entries for them are still in
         // the processor's cache.
         files.sort_unstable_by(|a, b| a.names.cmp(&b.names));
         for file in &files {
             self.catalog.put(&record.id, file);
         }
-        self.leases.push((record.id, record.ttl));
     }
 }
 
@@ -234,6 +238,10 @@ impl Registry {
     }
 
     fn set_peer(&self, peer: &PeerRecord, instance: &[u8], now: Instant) {
+        if peer.holds_bindings() {
+            self.change_catalog(|catalog| catalog.add_binder(peer.id, &peer.address));
+            return;
+        }
         let moved = self.change_catalog(|catalog| {
             let moved = catalog.set_peer(peer.id, &peer.address);
             self.open_lease(peer, instance, now);
@@ -294,10 +302,13 @@ impl Registry {
         let mut removed = 0;
         for files in files.chunks(MAX_SLICE) {
             self.change_catalog(|catalog| {
+                let is_binder = catalog.is_binder(peer);
                 for file in files {
                     if catalog.remove(peer, file) {
                         removed += 1;
-                        self.notify_left(peer, file);
+                        if !is_binder {
+                            self.notify_left(peer, file);
+                        }
                     }
                 }
             });
@@ -308,6 +319,7 @@ impl Registry {
     /// Removes a peer and its lease; it becomes invisible immediately. Returns its number of files.
     /// The files of a large peer use memory until [`Self::clear_hidden`] has removed them.
     pub(crate) fn forget(&self, peer: &PeerId) -> u64 {
+        let is_binder = self.catalog().is_binder(peer);
         let hidden = self.change_catalog(|catalog| {
             let slot = catalog.hide(peer);
             self.leases().close(peer);
@@ -318,7 +330,9 @@ impl Registry {
         };
         let catalog = self.catalog();
         let count = catalog.file_count_at(slot);
-        self.for_each_watched_at(&catalog, slot, |file| self.notify_left(peer, file));
+        if !is_binder {
+            self.for_each_watched_at(&catalog, slot, |file| self.notify_left(peer, file));
+        }
         drop(catalog);
         if count > MAX_SLICE as u64
             || !self.change_catalog(|catalog| catalog.clear(slot, MAX_SLICE))
@@ -343,9 +357,12 @@ impl Registry {
         !to_clear.is_empty()
     }
 
-    /// The lease duration of a peer, if it has a lease.
-    pub(crate) fn ttl(&self, peer: &PeerId) -> Option<Duration> {
-        self.leases().ttl(peer)
+    /// The lease duration of a peer, if it has a lease; zero for bindings.
+    pub(crate) fn ttl(&self, catalog: &Catalog, peer: &PeerId) -> Option<Duration> {
+        match catalog.is_binder(peer) {
+            true => Some(Duration::ZERO),
+            false => self.leases().ttl(peer),
+        }
     }
 
     /// Removes up to `max` expired leases and returns their peers, which the caller must forget

@@ -27,7 +27,9 @@ use potluck_core::{
     },
     network::tls::follow_files,
     process,
-    proto::v1::index_service_server::IndexServiceServer,
+    proto::v1::{
+        index_service_server::IndexServiceServer, network_service_server::NetworkServiceServer,
+    },
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -36,12 +38,15 @@ use crate::{
     Config, Options, OptionsError, StoreConfig,
     commit::Committer,
     grpc::{
+        access_layer::AccessLayer,
         api::IndexApi,
+        network_api::NetworkApi,
         page_tokens::PageTokens,
         prechecked::{PrecheckedService, REGISTER, UNREGISTER, WATCH},
         reachability::ReachabilityChecker,
     },
     limits::Limits,
+    network::private_network::{NetworkError, PrivateNetwork},
     rate_limiter::RateLimiter,
     registry::{Registry, RestoredPeers},
     search_queue::SearchQueue,
@@ -77,6 +82,9 @@ pub enum ServeError {
     /// The data folder cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// The private network cannot be served.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The system cannot start a thread.
     #[error("cannot start the committer's thread: {0}")]
     Thread(std::io::Error),
@@ -143,7 +151,8 @@ pub async fn serve(
 /// [`RunError`]; its message says what the user can do.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), RunError> {
     let config = options.config()?;
-    if config.tls.is_some() {
+    let is_private = config.tls.is_some() || config.network.is_some();
+    if is_private {
         process::protect_memory();
     }
     let listen = |source: std::io::Error| match source.kind() {
@@ -155,7 +164,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ru
     };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
-    if !address.ip().to_canonical().is_loopback() && config.tls.is_none() {
+    if !address.ip().to_canonical().is_loopback() && !is_private {
         if !config.plaintext {
             return Err(RunError::BeyondLoopback(address));
         }
@@ -183,12 +192,15 @@ struct RunningIndex {
     committer: Committer,
     committer_thread: JoinHandle<()>,
     store_kind: &'static str,
+    network: Option<Arc<PrivateNetwork>>,
 }
 
 impl RunningIndex {
     async fn open(config: Config) -> Result<Self, ServeError> {
         let opened = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
+            let network = config.network.as_deref().map(PrivateNetwork::open);
+            let network = network.transpose()?.map(Arc::new);
             let (store, restored): (Box<dyn IndexStore>, RestoredPeers) = match &config.store {
                 StoreConfig::Memory => (Box::new(MemoryStore::default()), RestoredPeers::default()),
                 StoreConfig::Sled(folder) => {
@@ -221,6 +233,7 @@ impl RunningIndex {
                 committer,
                 committer_thread,
                 store_kind,
+                network,
             })
         });
         opened.await.map_err(|_| ServeError::Opening)?
@@ -237,7 +250,12 @@ impl RunningIndex {
             committer,
             committer_thread,
             store_kind,
+            network,
         } = self;
+        let tls = network
+            .as_ref()
+            .map(|network| network.tls().clone())
+            .or_else(|| config.tls.clone());
         let service = Arc::new(IndexApi {
             registry: Arc::clone(&registry),
             committer: committer.clone(),
@@ -248,9 +266,18 @@ impl RunningIndex {
             page_tokens: PageTokens::default(),
             allowed_hosts: config.allowed_hosts,
             ttl: config.ttl,
-            reachability: ReachabilityChecker::new(config.reachability_checks, config.tls.clone()),
+            reachability: ReachabilityChecker::new(config.reachability_checks, tls.clone()),
             started: Instant::now(),
             store_kind,
+            network: network.clone(),
+            is_private: tls.is_some(),
+        });
+        let network_service = network.as_ref().map(|network| {
+            let api =
+                NetworkApi::new(Arc::clone(network), Arc::clone(&registry), committer.clone());
+            NetworkServiceServer::new(api)
+                .max_decoding_message_size(transport::admission::SMALL_REQUEST)
+                .max_encoding_message_size(transport::MAX_MESSAGE)
         });
         let charged = Arc::clone(&service);
         let admission = Admission::with_rate_limiter(BUDGETS, call_kind, move |source, cost| {
@@ -260,17 +287,27 @@ impl RunningIndex {
             .max_decoding_message_size(transport::admission::SMALL_REQUEST)
             .max_encoding_message_size(transport::MAX_MESSAGE);
         let prechecked = PrecheckedService::new(service, generated);
-        let (health, routes) = with_health_and_reflection(prechecked, config.reflection).await?;
+        let (health, mut routes) =
+            with_health_and_reflection(prechecked, config.reflection).await?;
+        if let Some(service) = network_service {
+            routes = routes.add_service(service);
+        }
 
         let stop_reporting = CancellationToken::new();
         let health_reports =
             report_health(health.clone(), committer.store_works(), stop_reporting.clone());
         let health_reports = tokio::spawn(health_reports);
+        let access = AccessLayer {
+            network: network.clone(),
+            is_private: tls.is_some(),
+        };
+        let stop_following = stop_reporting.clone();
+        let following = network.map(|network| tokio::spawn(network.maintain(stop_following)));
         let address = listener.local_addr().ok();
         let close_connections = CancellationToken::new();
         let incoming = connections(
             listener,
-            config.tls.clone(),
+            tls,
             connection_limiter(&config.limits),
             close_connections.clone(),
         );
@@ -284,6 +321,7 @@ impl RunningIndex {
             .timeout(CALL_TIMEOUT)
             .trace_fn(call_span)
             .layer(admission)
+            .layer(access)
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, stop_accepting.clone().cancelled_owned());
         tokio::pin!(server);
@@ -300,6 +338,11 @@ impl RunningIndex {
         stop_reporting.cancel();
         if let Err(error) = health_reports.await {
             tracing::error!(%error, "the task that reports the index's health panicked");
+        }
+        if let Some(following) = following
+            && let Err(error) = following.await
+        {
+            tracing::error!(%error, "the task that follows the network's members panicked");
         }
         health.set_not_serving().await;
         registry.watch_hub().close();

@@ -79,6 +79,17 @@ pub struct Options {
     )]
     pub index: Option<String>,
 
+    /// Join the network of the code in this file first, unless there are credentials already; `-` for
+    /// standard input
+    #[arg(
+        long,
+        env = "POTLUCK_PEER_JOIN_FILE",
+        hide_env_values = true,
+        value_name = "FILE",
+        conflicts_with = "no_network"
+    )]
+    pub join_file: Option<PathBuf>,
+
     /// Folder with the credentials of a private network [default: the network that this machine
     /// joined, if any]
     #[arg(

@@ -1,11 +1,16 @@
 //! Client of the index: domain types in and out, and a deadline for every call.
 
 mod client;
+mod join;
 mod limits;
 mod membership;
 mod responses;
 
 pub use self::{
     client::IndexClient,
+    join::{
+        join, join_once, machine_name, member_context, read_code, renew_certificate, renew_member,
+    },
     limits::{INSTANCE, MAX_BATCH},
+    membership::{Enrolled, ListedMember},
 };

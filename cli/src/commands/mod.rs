@@ -9,6 +9,7 @@ pub(crate) mod health;
 pub(crate) mod id;
 pub(crate) mod limits;
 pub(crate) mod ls;
+pub(crate) mod network;
 pub(crate) mod query;
 pub(crate) mod search;
 pub(crate) mod serve;
@@ -30,10 +31,14 @@ use crate::{
 /// Runs a command from the shell.
 pub(crate) async fn run(context: &CommandContext, command: Command) -> Result<(), CommandError> {
     match command {
-        Command::Verb(verb) => run_verb(context, verb).await,
+        Command::Verb(verb) => {
+            context.stoppable(context.renew_membership()).await?;
+            run_verb(context, verb).await
+        }
         Command::Demo(args) => demo::run(context, args).await,
         Command::Index(args) => serve::index(context, args).await,
         Command::Peer(args) => serve::peer(context, args).await,
+        Command::Network(args) => network::run(context, args).await,
         Command::Completions(args) => completions::run(&context.out, &args, &mut Cli::command()),
         Command::Complete(args) => complete::run(context, args, Cli::command()).await,
     }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use potluck_core::Reason;
-use potluck_index::RunError;
+use potluck_index::{RunError, ServeError};
 
 use crate::{context::CommandContext, error::CommandError};
 
@@ -31,6 +31,7 @@ pub(crate) async fn index(context: &CommandContext, args: IndexArgs) -> Result<(
                 RunError::AddressInUse(_) => Reason::AddressInUse,
                 RunError::Listen { .. } => Reason::InvalidAddress,
                 RunError::Options(_) | RunError::BeyondLoopback(_) => Reason::InvalidArgument,
+                RunError::Serve(ServeError::Network(_)) => Reason::InvalidArgument,
                 _ => Reason::StoreUnavailable,
             };
             CommandError::new(reason, with_causes(&error))

@@ -13,6 +13,7 @@ mod health;
 mod id_prefixes;
 mod memory;
 mod offline;
+mod private_network;
 mod prompt;
 mod registration;
 mod sandbox;

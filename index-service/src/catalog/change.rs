@@ -74,12 +74,24 @@ impl Catalog {
         old
     }
 
-    /// Hides a peer immediately. [`Self::clear`] then removes it in steps.
+    /// Adds a binder, or does nothing if there is one with this id. `owner` takes the place of an
+    /// address: its host is who answers for the names.
+    pub(crate) fn add_binder(&mut self, id: PeerId, owner: &Address) {
+        if self.slot_of(&id).is_none() {
+            let slot = self.add_hidden(id, owner);
+            self.peers.make_binder(slot);
+        }
+    }
+
+    /// Hides a live peer or a binder immediately. [`Self::clear`] then removes it in steps.
     pub(crate) fn hide(&mut self, id: &PeerId) -> Option<PeerSlot> {
+        let was_live = self.slot_of(id).is_some_and(|slot| self.peers[slot].is_live);
         let slot = self.peers.hide(id)?;
-        let peer = &self.peers[slot];
-        self.hidden_registrations += peer.files.len();
-        self.hosts[peer.host].live_peers -= 1;
+        if was_live {
+            let peer = &self.peers[slot];
+            self.hidden_registrations += peer.files.len();
+            self.hosts[peer.host].live_peers -= 1;
+        }
         Some(slot)
     }
 

@@ -68,24 +68,24 @@ impl Catalog {
 
     /// Bytes charged to a live peer.
     pub(crate) fn charge_of_peer(&self, peer: &PeerId) -> u64 {
-        self.peers.live(peer).map_or(0, |peer| peer.charge)
+        self.peers.get(peer).map_or(0, |peer| peer.charge)
     }
 
     /// The digest of a live peer's registrations.
     pub(crate) fn digest_of(&self, peer: &PeerId) -> SetDigest {
         self.peers
-            .live(peer)
+            .get(peer)
             .map_or_else(SetDigest::default, |peer| peer.digest)
     }
 
     /// The address of a live peer.
     pub(crate) fn address_of(&self, peer: &PeerId) -> Option<&Address> {
-        self.peers.live(peer).map(|peer| &peer.address)
+        self.peers.get(peer).map(|peer| &peer.address)
     }
 
-    /// The live peers, in no order.
+    /// The live peers and the binders, in no order.
     pub(crate) fn peers(&self) -> impl Iterator<Item = &PeerId> {
-        self.peers.live_ids()
+        self.peers.ids()
     }
 
     /// The slot of a live peer.
@@ -137,7 +137,7 @@ impl Catalog {
         from: u32,
         max: usize,
     ) -> (Vec<Registration>, Option<u32>) {
-        let Some(live) = self.peers.live(peer) else {
+        let Some(live) = self.peers.get(peer) else {
             return (Vec::new(), None);
         };
         let mut slots = live.files.range(from..);
@@ -192,10 +192,43 @@ impl Catalog {
     /// A live peer as a provider of a file, if it has the file.
     pub(crate) fn provider(&self, peer: &PeerId, file: &FileId) -> Option<Provider> {
         self.find_provider(peer, file)
+            .filter(|(_, provider)| self.is_live(*provider))
             .map(|(_, provider)| self.to_provider(provider))
     }
 
-    /// The slot of a file, and a live peer as its provider.
+    /// Whether this is the id of a binder.
+    pub(crate) fn is_binder(&self, peer: &PeerId) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.is_binder)
+    }
+
+    /// The binders of a file: their ids, and the owners that [`Self::add_binder`] got.
+    pub(crate) fn binders_of(&self, file: &FileId) -> Vec<(PeerId, Address)> {
+        let Some(slot) = self.files.find(file) else {
+            return Vec::new();
+        };
+        let peers = self.files[slot]
+            .providers
+            .iter()
+            .map(|provider| &self.peers[provider.peer]);
+        peers
+            .filter(|peer| peer.is_binder)
+            .map(|peer| (peer.id, peer.address.clone()))
+            .collect()
+    }
+
+    /// The live peers that provide a file.
+    pub(crate) fn providers_of(&self, file: &FileId) -> Vec<PeerId> {
+        let Some(slot) = self.files.find(file) else {
+            return Vec::new();
+        };
+        let providers = self.files[slot].providers.iter();
+        providers
+            .filter(|provider| self.is_live(**provider))
+            .map(|provider| self.peers[provider.peer].id)
+            .collect()
+    }
+
+    /// The slot of a file, and a live peer or a binder among its providers.
     fn find_provider(&self, peer: &PeerId, file: &FileId) -> Option<(u32, ProviderEntry)> {
         let peer = self.slot_of(peer)?;
         let slot = self.files.find(file)?;

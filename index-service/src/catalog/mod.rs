@@ -19,6 +19,11 @@
 //! Counts of providers and registrations leave hidden peers out. The number of distinct files may
 //! include files that only hidden peers have.
 //!
+//! A *binder* keeps the names that a peer of a private network bound to files, beyond the lease of
+//! that peer. It is like a hidden peer that can be found by its id: its registrations have names, by
+//! which a file is found, but they provide nothing. So a name shows exactly while a live peer has
+//! the file.
+//!
 //! Each registration is charged for the memory that it added. The first registration of a file pays
 //! for the file, and the first with a new claim pays for the claim. A peer is charged for its
 //! registrations, and a host for its peers.

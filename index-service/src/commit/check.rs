@@ -128,7 +128,7 @@ impl<'a> BatchCheck<'a> {
             // Registrations in the catalog are durable; do not write them again.
             files.retain(|file| !catalog.has_registered(&peer.id, file));
             let is_same_peer = catalog.address_of(&peer.id) == Some(&peer.address)
-                && self.registry.ttl(&peer.id) == Some(peer.ttl);
+                && self.registry.ttl(&catalog, &peer.id) == Some(peer.ttl);
             if files.is_empty() && is_same_peer {
                 return Ok(CheckedChange::RestartLease { peer, instance });
             }

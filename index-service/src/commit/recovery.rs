@@ -104,7 +104,7 @@ impl Difference<'_> {
         };
         self.stored_peers.insert(peer);
         let is_same_peer =
-            *address == record.address && self.registry.ttl(&peer) == Some(record.ttl);
+            *address == record.address && self.registry.ttl(&catalog, &peer) == Some(record.ttl);
         let stored: HashMap<FileId, &Registration> =
             files.iter().map(|file| (file.file.id, file)).collect();
         let removed: Vec<FileId> = stored
@@ -138,7 +138,7 @@ fn register_change(registry: &Registry, peer: &PeerId, files: Vec<Registration>)
     let peer = PeerRecord {
         id: *peer,
         address: catalog.address_of(peer)?.clone(),
-        ttl: registry.ttl(peer)?,
+        ttl: registry.ttl(&catalog, peer)?,
     };
     drop(catalog);
     let new = files.len();

@@ -11,9 +11,11 @@ use std::{
 use futures_util::{Stream, stream};
 use parking_lot::Mutex;
 use potluck_core::{
-    FileId, Problem, Token,
+    FileId, PeerId, Problem, Reason, Token,
     grpc::transport::admission::Cost,
+    identity::id::IdError,
     model::{ProviderEvent, QueryKey, Registration},
+    network::identity::{CertifiedIdentity, Role},
     proto::v1::{self, index_service_server::IndexService, watch_providers_response::Event},
 };
 use prost::Message as _;
@@ -24,14 +26,21 @@ use crate::{
     catalog::{self, Listing, ListingCursor, ListingPage, SearchPage, cost},
     commit::{self, Committer},
     grpc::{
+        access_layer::{self, caller},
+        network_api::bind,
         page_tokens::PageTokens,
         reachability::ReachabilityChecker,
         request::{
             ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch, ParsedUnregister, ParsedWatch,
-            read_token,
+            read_token, require_names,
         },
     },
     leases::LeaseHolder,
+    network::{
+        audit::{AuditEntry, Caller},
+        private_network::PrivateNetwork,
+    },
+    problem::invalid_token,
     rate_limiter::RateLimiter,
     registry::{PeerSummary, Registry},
     search_queue::SearchQueue,
@@ -83,6 +92,10 @@ pub(crate) struct IndexApi {
     pub(crate) started: Instant,
     /// The kind of store, for `GetStats`.
     pub(crate) store_kind: &'static str,
+    /// The private network that the index serves, if any.
+    pub(crate) network: Option<Arc<PrivateNetwork>>,
+    /// Whether certificates identify peers.
+    pub(crate) is_private: bool,
 }
 
 impl IndexApi {
@@ -93,6 +106,81 @@ impl IndexApi {
             self.rate_limiter.lock().take(source, cost, Instant::now())?;
         }
         Ok(source)
+    }
+
+    /// The peer that a call acts as: the one in the certificate in a private network, otherwise the
+    /// one with the token.
+    fn acting_peer(&self, caller: &Caller, token: Option<Token>) -> Result<PeerId, Problem> {
+        if !self.is_private {
+            return match token {
+                Some(token) => Ok(token.peer_id()),
+                None => Err(invalid_token(&IdError::Bytes(0))),
+            };
+        }
+        if token.is_some() {
+            let message = "in a private network the certificate identifies the peer: leave the token \
+                           empty";
+            return Err(Problem::new(Reason::InvalidToken, message).field("token"));
+        }
+        let peer = caller.identity.as_ref().and_then(|identity| identity.peer);
+        peer.ok_or_else(|| {
+            Problem::new(
+                Reason::Unauthenticated,
+                "a member's certificate does not identify a peer: call with the certificate of a peer",
+            )
+        })
+    }
+
+    /// Checks the names of files that a peer registers. Returns the change that binds them in a
+    /// private network.
+    fn check_names(
+        &self,
+        caller: &Caller,
+        files: &[Registration],
+    ) -> Result<Option<commit::CommitRequest>, Problem> {
+        if !self.is_private {
+            require_names(files)?;
+            return Ok(None);
+        }
+        let Some(at) = files.iter().position(|file| !file.names.is_empty()) else {
+            return Ok(None);
+        };
+        let Some(identity) = &caller.identity else {
+            return Ok(None);
+        };
+        let CertifiedIdentity {
+            member,
+            peer: Some(peer),
+            ..
+        } = identity
+        else {
+            return Ok(None);
+        };
+        let allowed = access_layer::require(self.network.as_deref(), identity, Role::Publisher);
+        if let Err(problem) = allowed {
+            let problem = problem.field(format!("files[{at}].names"));
+            self.record(caller.clone(), || AuditEntry::Refused {
+                call: "IndexService/Register".to_owned(),
+                reason: problem.reason.word(),
+            });
+            return Err(problem);
+        }
+        let named = files.iter().filter(|file| !file.names.is_empty());
+        let bindings = named.map(|file| Registration {
+            is_complete: true,
+            ..file.clone()
+        });
+        Ok(Some(bind(
+            PeerRecord::of_bindings(peer, member),
+            bindings.collect(),
+        )))
+    }
+
+    /// Adds an entry to the audit log of a private network.
+    fn record(&self, caller: Caller, entry: impl FnOnce() -> AuditEntry) {
+        if let Some(network) = &self.network {
+            network.record(caller, entry());
+        }
     }
 
     /// Charges the source for costs beyond the call itself.
@@ -195,6 +283,7 @@ impl IndexService for IndexApi {
     ) -> Result<Response<v1::RegisterResponse>, Status> {
         let bytes = request.get_ref().encoded_len();
         let source = self.admit(&request, call_cost(request.get_ref().files.len(), bytes))?;
+        let caller = caller(request.extensions());
         let ParsedRegister {
             token,
             address,
@@ -203,24 +292,25 @@ impl IndexService for IndexApi {
             replace,
             instance,
         } = request.into_inner().try_into()?;
+        let bindings = self.check_names(&caller, &files)?;
         let address =
             address::resolve(&address, source, &self.allowed_hosts).map_err(Problem::from)?;
-        let (token, issued) = match token {
-            Some(token) => (token, None),
-            None => {
+        let (id, issued) = match (self.is_private, token) {
+            (false, None) => {
                 let token = Token::generate();
-                (token.clone(), Some(token))
+                (token.peer_id(), Some(token))
             }
+            (_, token) => (self.acting_peer(&caller, token)?, None),
         };
         let ttl = ttl.unwrap_or(self.ttl);
         let peer = PeerRecord {
-            id: token.peer_id(),
+            id,
             address: address.clone(),
             ttl,
         };
-        let file_ids = files.iter().map(|file| file.file.id.to_bytes()).collect();
-        let id = peer.id;
+        let file_ids: Vec<_> = files.iter().map(|file| file.file.id.to_bytes()).collect();
         let cost = memory_cost(&files);
+        let names = files.iter().map(|file| file.names.len()).sum();
         let change = commit::CommitRequest::Register {
             peer,
             files,
@@ -228,11 +318,21 @@ impl IndexService for IndexApi {
             cost,
             instance: instance.to_vec(),
         };
-        let file_count = self
-            .committer
-            .commit(change, bytes)
-            .await
-            .map_err(Problem::from)?;
+        let registered = self.committer.commit(change, bytes);
+        let file_count = match bindings {
+            None => registered.await.map_err(Problem::from)?,
+            Some(change) => {
+                let bound = self.committer.commit(change, bytes);
+                let (file_count, _) =
+                    futures_util::try_join!(registered, bound).map_err(Problem::from)?;
+                file_count
+            }
+        };
+        self.record(caller, || AuditEntry::Registered {
+            files: file_ids.len(),
+            names,
+            replace,
+        });
         let PeerSummary {
             digest,
             conflicting_address,
@@ -257,6 +357,8 @@ impl IndexService for IndexApi {
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::RenewResponse>, Status> {
         let source = self.admit(&request, 1)?;
+        let caller = caller(request.extensions());
+        let known_revocations = request.get_ref().revocations_number;
         let ParsedRenew {
             token,
             address,
@@ -272,16 +374,21 @@ impl IndexService for IndexApi {
             address,
             instance: instance.to_vec(),
         };
+        let peer = self.acting_peer(&caller, token)?;
         let (ttl, summary) = self
             .registry
-            .renew(&token.peer_id(), &holder, Instant::now())
+            .renew(&peer, &holder, Instant::now())
             .ok_or_else(lease_unknown)?;
         Ok(Response::new(v1::RenewResponse {
             ttl_ms: millis(ttl),
             file_count: summary.file_count,
             digest: summary.digest.to_bytes(),
             conflicting_address: summary.conflicting_address.as_ref().map(Into::into),
-            revocations: bytes::Bytes::new(),
+            revocations: self
+                .network
+                .as_ref()
+                .map(|network| network.revocations_after(known_revocations))
+                .unwrap_or_default(),
         }))
     }
 
@@ -358,12 +465,13 @@ impl IndexService for IndexApi {
     ) -> Result<Response<v1::UnregisterResponse>, Status> {
         let bytes = request.get_ref().encoded_len();
         self.admit(&request, call_cost(request.get_ref().file_ids.len(), bytes))?;
+        let caller = caller(request.extensions());
         let ParsedUnregister {
             token,
             files,
             instance,
         } = request.into_inner().try_into()?;
-        let peer = token.peer_id();
+        let peer = self.acting_peer(&caller, token)?;
         if !self.registry.may_hold(&peer, &instance) {
             // A stopping process must not remove the registrations of another live process.
             return match files {
@@ -371,6 +479,7 @@ impl IndexService for IndexApi {
                 None => Ok(Response::new(v1::UnregisterResponse { removed: 0 })),
             };
         }
+        let all = files.is_none();
         let change = match files {
             Some(files) => commit::CommitRequest::Unregister { peer, files },
             None => commit::CommitRequest::Forget { peer },
@@ -380,6 +489,7 @@ impl IndexService for IndexApi {
             .commit(change, bytes)
             .await
             .map_err(Problem::from)?;
+        self.record(caller, || AuditEntry::Unregistered { files: removed, all });
         Ok(Response::new(v1::UnregisterResponse { removed }))
     }
 
@@ -419,7 +529,7 @@ impl IndexService for IndexApi {
     ) -> Result<Response<v1::CheckReachabilityResponse>, Status> {
         let source = self.admit(&request, 1)?;
         let token = read_token(&request.get_ref().token)?;
-        let peer = token.peer_id();
+        let peer = self.acting_peer(&caller(request.extensions()), token)?;
         let registered = self.registry.catalog().address_of(&peer).cloned();
         let registered = registered.ok_or_else(lease_unknown)?;
         let found = self.reachability.check(peer, &registered, source).await?;
@@ -512,6 +622,8 @@ pub(crate) mod tests {
             reachability: ReachabilityChecker::new(true, None),
             started: Instant::now(),
             store_kind: "memory",
+            network: None,
+            is_private: false,
         }
     }
 

@@ -32,7 +32,7 @@ const DEFAULT_PROVIDERS: u32 = 50;
 /// A valid `Register` request.
 #[derive(Debug)]
 pub(crate) struct ParsedRegister {
-    /// `None` if the caller asks for a new token.
+    /// `None` if the caller asks for a new token, or its certificate identifies it.
     pub(crate) token: Option<Token>,
     /// The claimed address.
     pub(crate) address: Address,
@@ -50,10 +50,7 @@ impl TryFrom<v1::RegisterRequest> for ParsedRegister {
     type Error = Problem;
 
     fn try_from(request: v1::RegisterRequest) -> Result<Self, Problem> {
-        let token = match request.token.is_empty() {
-            true => None,
-            false => Some(read_token(&request.token)?),
-        };
+        let token = read_token(&request.token)?;
         check_batch(request.files.len(), "files")?;
         let ttl = match request.ttl_ms {
             0 => None,
@@ -94,9 +91,6 @@ fn registration(registration: v1::Registration) -> Result<Registration, Problem>
     let file: FileRecord = file
         .ok_or_else(|| invalid_field("file", "the file is missing"))?
         .try_into()?;
-    if names.is_empty() {
-        return Err(invalid_name_count(0));
-    }
     check_names(names.len())?;
     for (at, name) in names.iter().enumerate() {
         Label::parse(name).map_err(|error| invalid_name(&error).field(format!("names[{at}]")))?;
@@ -111,8 +105,8 @@ fn registration(registration: v1::Registration) -> Result<Registration, Problem>
 /// A valid `Renew` request.
 #[derive(Debug)]
 pub(crate) struct ParsedRenew {
-    /// The peer's secret token.
-    pub(crate) token: Token,
+    /// The peer's secret token; `None` if it sent none.
+    pub(crate) token: Option<Token>,
     /// The claimed address.
     pub(crate) address: Address,
     /// Identifies this run of the peer; may be empty.
@@ -134,8 +128,8 @@ impl TryFrom<v1::RenewRequest> for ParsedRenew {
 /// A valid `Unregister` request.
 #[derive(Debug)]
 pub(crate) struct ParsedUnregister {
-    /// The peer's secret token.
-    pub(crate) token: Token,
+    /// The peer's secret token; `None` if it sent none.
+    pub(crate) token: Option<Token>,
     /// `None` for all files and the lease.
     pub(crate) files: Option<Vec<FileId>>,
     /// Identifies this run of the peer; may be empty.
@@ -260,8 +254,22 @@ impl TryFrom<v1::WatchProvidersRequest> for ParsedWatch {
     }
 }
 
-pub(crate) fn read_token(bytes: &[u8]) -> Result<Token, Problem> {
-    Token::try_from(bytes).map_err(|error| invalid_token(&error))
+/// The token of a request; `None` if it is empty.
+pub(crate) fn read_token(bytes: &[u8]) -> Result<Option<Token>, Problem> {
+    match bytes.is_empty() {
+        true => Ok(None),
+        false => Token::try_from(bytes)
+            .map(Some)
+            .map_err(|error| invalid_token(&error)),
+    }
+}
+
+/// Checks that every file has a name, by which it is found outside a private network.
+pub(crate) fn require_names(files: &[Registration]) -> Result<(), Problem> {
+    match files.iter().position(|file| file.names.is_empty()) {
+        None => Ok(()),
+        Some(at) => Err(invalid_name_count(0).field(format!("files[{at}].names"))),
+    }
 }
 
 fn check_instance(instance: Bytes) -> Result<Bytes, Problem> {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use potluck_core::{
     FileId, PeerId,
     model::{Address, Registration},
+    network::identity::MemberId,
 };
+use sha2::Digest as _;
 
 #[cfg(test)]
 mod contract;
@@ -21,15 +23,44 @@ mod sled;
 pub(crate) use self::memory::MemoryStore;
 pub use self::{folder::FolderError, sled::SledStore};
 
-/// A peer without its files.
+/// A peer without its files, or the bindings of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerRecord {
     /// Its public id.
     pub id: PeerId,
     /// The address where it listens.
     pub address: Address,
-    /// The duration of its lease.
+    /// The duration of its lease; zero for bindings, which have none.
     pub ttl: Duration,
+}
+
+impl PeerRecord {
+    /// The record under which the names are stored that a peer of a private network binds to files.
+    /// It has an id of its own, no lease, and the member that owns the peer in place of a host.
+    pub(crate) fn of_bindings(peer: &PeerId, member: &MemberId) -> Self {
+        let mut hash = sha2::Sha256::new();
+        hash.update(b"potluck/bindings/v1\0");
+        hash.update(peer.as_bytes());
+        let owner = Address {
+            host: member.to_string(),
+            port: 0,
+        };
+        Self::with_owner(PeerId(hash.finalize().into()), owner)
+    }
+
+    /// The record of bindings with this id and owner.
+    pub(crate) const fn with_owner(id: PeerId, owner: Address) -> Self {
+        Self {
+            id,
+            address: owner,
+            ttl: Duration::ZERO,
+        }
+    }
+
+    /// Whether it holds bindings: a peer has a lease of at least a second.
+    pub(crate) const fn holds_bindings(&self) -> bool {
+        self.ttl.is_zero()
+    }
 }
 
 /// A change to one peer.

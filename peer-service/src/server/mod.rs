@@ -21,9 +21,11 @@ use std::{io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Durat
 use potluck_core::{
     PeerId, Problem, Reason,
     grpc::transport::Endpoint,
-    index_client::IndexClient,
+    index_client::{self, IndexClient},
     model::Address,
-    network::{identity::Role, tls::ServerIdentity},
+    network::{
+        credentials, credentials_error::CredentialsError, identity::Role, tls::ServerIdentity,
+    },
     process,
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::Instant};
@@ -388,6 +390,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), St
             (Some(listener), port)
         }
     };
+    join_first(&options).await?;
     let running = start(listener, Config::from_options(options, port)?, shutdown.clone()).await?;
     let mut out = std::io::stdout();
     let written = match running.local_addr {
@@ -404,5 +407,17 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), St
         ));
     }
     running.join().await;
+    Ok(())
+}
+/// Joins the network of `--join-file`, unless this user did already.
+async fn join_first(options: &Options) -> Result<(), Problem> {
+    let Some(file) = &options.join_file else {
+        return Ok(());
+    };
+    let folder = options.credentials.clone().or_else(credentials::default_folder);
+    let folder = folder.ok_or(CredentialsError::NoFolder)?;
+    let name = index_client::machine_name();
+    let credentials = index_client::join_once(folder, file, &name).await?;
+    tracing::info!(network = credentials.name(), "member of a private network");
     Ok(())
 }

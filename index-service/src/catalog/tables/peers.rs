@@ -1,6 +1,6 @@
-//! Peers, live and hidden. Queries find only live peers.
+//! Peers, live and hidden, and binders. Queries find only live peers.
 //!
-//! Invariant: at most one peer with an id is live; any number may be hidden.
+//! Invariant: at most one peer with an id is live or a binder; any number may be hidden.
 
 use std::{
     collections::HashMap,
@@ -26,6 +26,8 @@ pub(crate) struct PeerEntry {
     /// Slot of its host.
     pub(crate) host: u32,
     pub(crate) is_live: bool,
+    /// Whether it only binds names to files: it is indexed by its id, but it provides nothing.
+    pub(crate) is_binder: bool,
     /// Slots of its files.
     pub(crate) files: RoaringBitmap,
     /// The digest of its registrations.
@@ -34,37 +36,38 @@ pub(crate) struct PeerEntry {
     pub(crate) charge: u64,
 }
 
-/// The peers. Live ones are indexed by id.
+/// The peers. Live ones and binders are indexed by id.
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     peers: Slab<PeerEntry>,
-    live: HashMap<PeerId, PeerSlot>,
+    by_id: HashMap<PeerId, PeerSlot>,
+    binders: usize,
 }
 
 impl Peers {
-    /// A live peer.
-    pub(crate) fn live(&self, id: &PeerId) -> Option<&PeerEntry> {
+    /// A live peer or a binder.
+    pub(crate) fn get(&self, id: &PeerId) -> Option<&PeerEntry> {
         self.slot_of(id).map(|slot| &self[slot])
     }
 
-    /// The slot of a live peer.
+    /// The slot of a live peer or a binder.
     pub(crate) fn slot_of(&self, id: &PeerId) -> Option<PeerSlot> {
-        self.live.get(id).copied()
+        self.by_id.get(id).copied()
     }
 
-    /// The ids of the live peers, in no order.
-    pub(crate) fn live_ids(&self) -> impl Iterator<Item = &PeerId> {
-        self.live.keys()
+    /// The ids of the live peers and the binders, in no order.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &PeerId> {
+        self.by_id.keys()
     }
 
     /// Number of live peers.
     pub(crate) fn live_count(&self) -> usize {
-        self.live.len()
+        self.by_id.len() - self.binders
     }
 
-    /// Whether any peer is hidden.
+    /// Whether any peer is hidden or a binder.
     pub(crate) fn has_hidden(&self) -> bool {
-        self.peers.len() > self.live.len()
+        self.peers.len() > self.live_count()
     }
 
     /// Adds a hidden peer without files.
@@ -80,6 +83,7 @@ impl Peers {
             address,
             host,
             is_live: false,
+            is_binder: false,
             files: RoaringBitmap::new(),
             digest: SetDigest::default(),
             charge,
@@ -90,13 +94,25 @@ impl Peers {
     pub(crate) fn publish(&mut self, slot: PeerSlot) {
         self[slot].is_live = true;
         let id = self[slot].id;
-        let previous = self.live.insert(id, slot);
+        let previous = self.by_id.insert(id, slot);
         debug_assert_eq!(previous, None, "two live peers with one id");
     }
 
-    /// Hides a live peer.
+    /// Makes a hidden peer a binder. No other peer with its id may be live or a binder.
+    pub(crate) fn make_binder(&mut self, slot: PeerSlot) {
+        self[slot].is_binder = true;
+        self.binders += 1;
+        let id = self[slot].id;
+        let previous = self.by_id.insert(id, slot);
+        debug_assert_eq!(previous, None, "a binder with the id of another peer");
+    }
+
+    /// Hides a live peer or a binder.
     pub(crate) fn hide(&mut self, id: &PeerId) -> Option<PeerSlot> {
-        let slot = self.live.remove(id)?;
+        let slot = self.by_id.remove(id)?;
+        if std::mem::take(&mut self[slot].is_binder) {
+            self.binders -= 1;
+        }
         self[slot].is_live = false;
         Some(slot)
     }
