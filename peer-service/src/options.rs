@@ -147,12 +147,14 @@ pub struct Options {
     #[arg(long, hide = true, env = "POTLUCK_PEER_SHARE")]
     pub share_list: Option<OsString>,
 
-    /// What becomes of symbolic links in the folders of --share
+    /// What becomes of symbolic links in the folders of --share: `keep` those that stay inside,
+    /// `follow` them to what they lead to, or `skip` them
     #[arg(
         long,
         value_name = "POLICY",
         env = "POTLUCK_PEER_LINKS",
         hide_env_values = true,
+        hide_possible_values = true,
         value_enum,
         default_value_t
     )]

@@ -6,8 +6,15 @@ use potluck_peer::library::{LinkPolicy, ShareOptions};
 /// How folders are shared.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct FolderOptions {
-    /// What becomes of symbolic links in a folder
-    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+    /// What becomes of symbolic links in a folder: `keep` those that stay inside, `follow` them to
+    /// what they lead to, or `skip` them
+    #[arg(
+        long,
+        value_name = "POLICY",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true
+    )]
     links: LinkPolicy,
 
     /// Leave out what matches this pattern of .gitignore syntax, relative to each folder; may be

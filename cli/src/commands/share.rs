@@ -42,7 +42,7 @@ Examples:
   potluck share --exclude target/ src  leave out what matches a pattern
   potluck share --links follow venv    also what links lead to, outside of it
   potluck share --listen 0.0.0.0:12349 model.bin
-                                       also for other members of a private network
+                                       also for others in a private network
 
 A running peer (`potluck peer`) takes over the files, and the command returns.
 Without one, the command serves them itself until Ctrl-C. Others download them

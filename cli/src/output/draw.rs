@@ -123,7 +123,7 @@ mod tests {
     fn a_long_label_is_shortened_before_the_bar_is_dropped() {
         let line = |width| bar_line("a-long-name.safetensors", 1, 2, " 50 %  1.00 MiB", width);
         let plain = |width| console::strip_ansi_codes(&line(width)).into_owned();
-        assert_eq!(plain(40), "a-lo…ensors  ━━━━────   50 %  1.00 MiB");
+        assert_eq!(plain(40), "a-long…ensors  ━━━━────   50 %  1.00 MiB");
         assert_eq!(plain(30), "a-long…ensors   50 %  1.00 MiB");
     }
 

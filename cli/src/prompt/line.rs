@@ -119,7 +119,12 @@ fn read(words: &[String]) -> Result<PromptLine, clap::Error> {
 /// The clap command for a line. Arguments do not read the environment: the session has done so, and
 /// its value would override the flags that the program was started with.
 pub(crate) fn command() -> Command {
-    PromptLine::command().mut_args(|arg| arg.env(Resettable::Reset))
+    without_environment(PromptLine::command())
+}
+
+fn without_environment(command: Command) -> Command {
+    let command = command.mut_args(|arg| arg.env(Resettable::Reset));
+    command.mut_subcommands(without_environment)
 }
 
 fn explain(error: &clap::Error, word: &str) -> CommandError {

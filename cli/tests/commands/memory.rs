@@ -14,8 +14,8 @@ use prost::Message as _;
 
 use crate::sandbox::Sandbox;
 
-/// Maximum memory of a command in MiB, for any answer of the index.
-const MAX_MEMORY: u64 = 40;
+/// Maximum memory of a command in MiB, for any answer of the index. A debug build maps 25 MiB of code.
+const MAX_MEMORY: u64 = 50;
 
 /// Runs a command against an index that always sends `answer`. Returns the exit code, the peak
 /// memory in MiB, and the text on stderr.

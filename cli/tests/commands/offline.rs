@@ -213,11 +213,17 @@ fn verify_detects_a_missing_folder_of_a_collection() {
 }
 
 #[test]
-fn names_a_link_that_leads_out_of_the_folder() {
+fn skips_and_names_a_link_that_leads_out_of_the_folder() {
     let sandbox = Sandbox::without_index();
     sandbox.file("set/a", 1, 1);
     symlink("/etc/passwd", sandbox.work().join("set/out")).unwrap();
-    let run = sandbox.run(&["id", "set"]).expect(1);
+    let run = sandbox.run(&["id", "set"]).expect(0);
+    assert!(
+        run.stderr.contains("skipped 1 link") && run.stderr.contains("out"),
+        "{}",
+        run.stderr
+    );
+    let run = sandbox.run(&["id", "set", "--strict"]).expect(1);
     assert!(run.stderr.contains("set/out"), "{}", run.stderr);
 }
 
