@@ -6,6 +6,7 @@ use std::{
 };
 
 use potluck_core::{
+    Reason,
     index_client::IndexClient,
     model::QueryKey,
     network::{identity::Role, tls::ServerIdentity},
@@ -212,7 +213,9 @@ async fn serves_a_private_network() {
     let program = Server::start(&mut command);
     let tls = member_tls(&network.join("ann", Role::Admin));
     let endpoint = endpoint_at(program.address).secured(&tls, ServerIdentity::Index);
-    IndexClient::new(endpoint.unwrap()).stats().await.unwrap();
+    // The connection is encrypted and the certificate is valid, but nobody of this name joined.
+    let refused = IndexClient::new(endpoint.unwrap()).stats().await.unwrap_err();
+    assert_eq!(refused.reason, Reason::NotAMember);
     let messages = failure_messages(Command::new(PROGRAM).args([
         "--store",
         "memory",
