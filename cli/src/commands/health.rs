@@ -13,7 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   potluck health localhost:1313            an index on this machine
   potluck health 192.0.2.7:12349           a peer on another machine
-  potluck health https://192.0.2.7:12349   a server of this machine's private network
+  potluck health https://192.0.2.7:12349   a server of its private network
   potluck health unix:PATH/control.sock    the control service of a peer
 
 Exit codes: 0 serving, 5 not serving or unreachable";
