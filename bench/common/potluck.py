@@ -28,7 +28,9 @@ def version(folder: Path) -> str:
 
 
 def environment(options: dict[str, str]) -> dict[str, str]:
-    return {"RUST_LOG": options["log"]} if "log" in options else {}
+    """The programs' environment. The emulated links belong to the benchmark alone, so plaintext is fine."""
+    plaintext = {"POTLUCK_INDEX_PLAINTEXT": "1", "POTLUCK_PEER_PLAINTEXT": "1"}
+    return plaintext | ({"RUST_LOG": options["log"]} if "log" in options else {})
 
 
 def when_listening(gate: Gate) -> Callable[[str, Child], None]:
