@@ -1,5 +1,5 @@
-# !/usr/bin/env bash Runs every example with a real index and two real peers on loopback, and
-# compares the bytes.
+#!/usr/bin/env bash
+# Runs every example with a real index and real peers on loopback, and compares the bytes.
 #
 #   examples/test.sh [BIN]      the folder of the programs [default: target/debug]
 set -euo pipefail
@@ -11,8 +11,8 @@ pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-"$venv/bin/python" -c 'import grpc_tools, grpc_reflection' 2>/dev/null ||
-  "$venv/bin/pip" install --quiet grpcio grpcio-tools grpcio-reflection
+"$venv/bin/python" -c 'import cryptography, grpc_tools, grpc_reflection' 2>/dev/null ||
+  "$venv/bin/pip" install --quiet grpcio grpcio-tools grpcio-reflection cryptography
 "$venv/bin/python" -m grpc_tools.protoc -I proto --python_out="$work" --grpc_python_out="$work" proto/potluck/v1/*.proto
 export PYTHONPATH=$work
 if ! command -v grpcurl >/dev/null; then
@@ -55,4 +55,19 @@ cmp "$work/numbers.txt" "$work/copy.txt"
 
 examples/grpcurl/session.sh "$index" | tee "$work/session"
 grep -q '"removed": "1"' "$work/session"
-echo "examples: 3 passed, 0 failed"
+
+# The same in a private network, with the certificate of a member.
+port=$("$venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+"$bin/potluck" network create "$work/kitchen" --index "https://127.0.0.1:$port" >"$work/code"
+start private-index "$bin/potluck-index" --listen "127.0.0.1:$port" --network "$work/kitchen" --store memory
+"$bin/potluck" --credentials "$work/member" network join --code-file "$work/code"
+start private-peer "$bin/potluck-peer" --listen 127.0.0.1:0 --home "$work/private" --credentials "$work/member" \
+  --share "$work/numbers.txt"
+for attempt in $(seq 100); do
+  "$bin/potluck" --credentials "$work/member" --json query numbers.txt >/dev/null 2>&1 && break
+  [ "$attempt" -lt 100 ] || { echo "the private index does not list the file" >&2; exit 1; }
+  sleep 0.1
+done
+"$venv/bin/python" examples/python/private_client.py "$work/member" "127.0.0.1:$port" numbers.txt "$work/private.txt"
+cmp "$work/numbers.txt" "$work/private.txt"
+echo "examples: 4 passed, 0 failed"

@@ -92,7 +92,8 @@ pub(crate) struct GlobalOptions {
         global = true,
         value_name = "FILE",
         env = "POTLUCK_TLS_KEY",
-        hide_env_values = true
+        hide_env_values = true,
+        requires = "tls_cert"
     )]
     pub(crate) tls_key: Option<PathBuf>,
 
@@ -102,7 +103,8 @@ pub(crate) struct GlobalOptions {
         global = true,
         value_name = "FILE",
         env = "POTLUCK_TLS_CA",
-        hide_env_values = true
+        hide_env_values = true,
+        requires = "tls_cert"
     )]
     pub(crate) tls_ca: Option<PathBuf>,
 

@@ -1,4 +1,5 @@
-# !/bin/sh Registers a file by hand, finds it, and unregisters it: every step is one grpcurl call.
+#!/bin/sh
+# Registers a file by hand, finds it, and unregisters it: every step is one grpcurl call.
 #
 #   session.sh [INDEX]      the index's address [default: 127.0.0.1:1313]
 set -eu

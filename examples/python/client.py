@@ -33,17 +33,17 @@ def file_id(size, root):
     return sha256(b"potluck/file/v1\0" + size.to_bytes(8, "little") + root)
 
 
-def main(index_address, name, target):
-    index = index_pb2_grpc.IndexServiceStub(grpc.insecure_channel(index_address))
-    (found,) = index.Query(index_pb2.QueryRequest(name=name)).files  # fails unless one file has the name
-    peers = [
-        peer_pb2_grpc.PeerServiceStub(grpc.insecure_channel(f"{p.address.host}:{p.address.port}"))
-        for p in found.providers
-        if p.complete
-    ]
-    data, wanted = bytearray(), found.file
+def find(index, name):
+    """The one file that has the name."""
+    (found,) = index.Query(index_pb2.QueryRequest(name=name)).files
+    return found
+
+
+def download(peers, wanted):
+    """The bytes of a file, each range from the next peer, and their root; checked against the id."""
+    data = bytearray()
     while len(data) < wanted.size:
-        peer = peers[len(data) // RANGE % len(peers)]  # each range from the next peer
+        peer = peers[len(data) // RANGE % len(peers)]
         span = peer_pb2.Span(
             file_id=wanted.file_id, offset=len(data), length=min(RANGE, wanted.size - len(data))
         )
@@ -51,7 +51,19 @@ def main(index_address, name, target):
             data += chunk.data
     root = merkle_root(data)
     if len(data) != wanted.size or file_id(len(data), root) != wanted.file_id:
-        sys.exit(f"{name}: the bytes do not match the id {wanted.file_id.hex()}")
+        sys.exit(f"the bytes do not match the id {wanted.file_id.hex()}")
+    return data, root
+
+
+def main(index_address, name, target):
+    index = index_pb2_grpc.IndexServiceStub(grpc.insecure_channel(index_address))
+    found = find(index, name)
+    peers = [
+        peer_pb2_grpc.PeerServiceStub(grpc.insecure_channel(f"{p.address.host}:{p.address.port}"))
+        for p in found.providers
+        if p.complete
+    ]
+    data, root = download(peers, found.file)
     with open(target, "xb") as file:
         file.write(data)
     print(f"{target}: {len(data)} bytes from {len(peers)} peers, verified")

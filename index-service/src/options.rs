@@ -122,7 +122,8 @@ pub struct Options {
         long,
         value_name = "FILE",
         env = "POTLUCK_TLS_KEY",
-        hide_env_values = true
+        hide_env_values = true,
+        requires = "tls_cert"
     )]
     pub tls_key: Option<PathBuf>,
 
@@ -131,7 +132,8 @@ pub struct Options {
         long,
         value_name = "FILE",
         env = "POTLUCK_TLS_CA",
-        hide_env_values = true
+        hide_env_values = true,
+        requires = "tls_cert"
     )]
     pub tls_ca: Option<PathBuf>,
 
