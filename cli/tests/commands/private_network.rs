@@ -3,9 +3,13 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
 };
 
 use potluck_testkit::{
@@ -145,6 +149,48 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
         }
     }
     files
+}
+
+/// Forwards connections and records what passes in both directions.
+struct Wire {
+    address: SocketAddr,
+    captured: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Wire {
+    fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let captured = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&captured);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), TcpStream::connect(server).unwrap());
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let record = Arc::clone(&record);
+                    thread::spawn(move || forward(from, to, &record));
+                }
+            }
+        });
+        Self { address, captured }
+    }
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, record: &Mutex<Vec<u8>>) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        record.lock().unwrap().extend(&buffer[..count]);
+        if to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    // The other end may have closed the connection already.
+    _ = to.shutdown(std::net::Shutdown::Write);
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// The commands of README.md and docs/private-networks.md.
@@ -292,6 +338,77 @@ fn a_revoked_member_is_out_at_once() {
 }
 
 #[test]
+fn a_running_download_ends_when_its_member_is_revoked() {
+    let host = Host::start();
+    let (admin, reader) = (host.member("admin"), host.member("reader"));
+    admin.file("model.bin", 20_000_000);
+    let _peer = admin.peer(&["--share", "model.bin", "--upload-limit", "1MiB", "--lease", "3s"]);
+    reader.eventually(&["search", "model"]);
+    let control = format!("unix:{}", admin.path("home/control.sock").display());
+    let uploaded = || {
+        let status = admin
+            .run(&["status", "--json", "--peer", &control])
+            .expect(0)
+            .object();
+        status["peer"]["uploaded_bytes"].as_u64().unwrap()
+    };
+    let mut get = reader.command();
+    get.args(["get", "model.bin", "-q"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut get = get.spawn().unwrap();
+    wait_until_blocking("the download runs", || uploaded() > 1_000_000);
+    admin.run(&["network", "revoke", "reader"]).expect(0);
+    // Eight pieces a second arrive while the connection is open.
+    let mut before = uploaded();
+    wait_until_blocking("the upload has ended", || {
+        thread::sleep(Duration::from_secs(1));
+        let now = uploaded();
+        std::mem::replace(&mut before, now) == now
+    });
+    assert!(before < 19_000_000, "{before}");
+    // The download may wait for another peer.
+    _ = get.kill();
+    get.wait().unwrap();
+}
+
+#[test]
+fn an_observer_sees_no_name_and_no_id() {
+    let host = Host::start();
+    let wire = Wire::to(host.index.address);
+    let url = format!("https://{}", wire.address);
+    host.machine
+        .run(&["network", "set-index", &url, "--dir", "kitchen"])
+        .expect(0);
+    let (publisher, reader) = (host.member("publisher"), host.member("reader"));
+    publisher.file("salaries-of-2026.txt", 50_000);
+    let _peer = publisher.peer(&["--share", "salaries-of-2026.txt"]);
+    reader.eventually(&["search", "salaries"]);
+    reader.run(&["get", "salaries-of-2026.txt"]).expect(0);
+    let found = reader.run(&["search", "salaries", "--json"]).expect(0).object();
+    let id = found["files"][0]["id"].as_str().unwrap();
+    let raw: Vec<u8> = (0..32)
+        .map(|at| u8::from_str_radix(&id[2 * at..2 * at + 2], 16).unwrap())
+        .collect();
+    let captured = wire.captured.lock().unwrap();
+    assert!(captured.len() > 5_000, "{} bytes", captured.len());
+    for secret in [
+        b"salaries".as_slice(),
+        id.as_bytes(),
+        &raw,
+        b"publisher",
+        b"kitchen",
+        b"potluck",
+    ] {
+        assert!(
+            !contains(&captured, secret),
+            "{}",
+            String::from_utf8_lossy(secret)
+        );
+    }
+}
+
+#[test]
 fn a_code_is_used_once_and_errors_say_what_to_do() {
     let host = Host::start();
     let (first, second) = (Machine::new(), Machine::new());
@@ -314,7 +431,8 @@ fn a_code_is_used_once_and_errors_say_what_to_do() {
             .contains("member of the network"),
         "{again}"
     );
-    let typed = format!("{}x", &code[..code.len() - 1]);
+    let wrong = if code.ends_with('x') { 'y' } else { 'x' };
+    let typed = format!("{}{wrong}", &code[..code.len() - 1]);
     let refused = second
         .run(&["network", "join", &typed, "--json"])
         .expect(1)
