@@ -9,8 +9,8 @@ use crate::{
     collection::path::Label,
     identity::{id::IdError, layout::MAX_FILE_SIZE, merkle::EMPTY_ROOT},
     model::{
-        Address, FileKind, FileRecord, IndexStats, IndexedFile, Provider, ProviderEvent,
-        Reachability, Registration,
+        Address, ClusterId, FileKind, FileRecord, IndexStats, IndexedFile, ListedPeer, Provider,
+        ProviderEvent, Reachability, Registration,
     },
     proto::v1,
 };
@@ -77,7 +77,8 @@ impl From<Reachability> for v1::Reachability {
 impl From<FileKind> for v1::FileKind {
     fn from(kind: FileKind) -> Self {
         match kind {
-            FileKind::File => Self::File,
+            // A missing root says that the record is provisional.
+            FileKind::File | FileKind::Provisional => Self::File,
             FileKind::Collection => Self::Collection,
         }
     }
@@ -88,8 +89,6 @@ impl TryFrom<v1::FileRecord> for FileRecord {
 
     /// Derives the id from size and root. If the record has an id, it must match.
     fn try_from(record: v1::FileRecord) -> Result<Self, Problem> {
-        let root: Root = id(&record.root, "file.root")?;
-        let derived = FileId::derive(record.size, &root);
         if FileLayout::new(record.size).is_none() {
             let message = format!(
                 "a file has at most {MAX_FILE_SIZE} bytes, but this one has {}",
@@ -97,6 +96,11 @@ impl TryFrom<v1::FileRecord> for FileRecord {
             );
             return Err(Problem::new(Reason::OutOfRange, message).field("file.size"));
         }
+        if record.root.is_empty() && !record.sha256.is_empty() {
+            return provisional(&record);
+        }
+        let root: Root = id(&record.root, "file.root")?;
+        let derived = FileId::derive(record.size, &root);
         if record.size == 0 && root != EMPTY_ROOT {
             let message = "the root of an empty file must be SHA-256 of the empty string";
             return Err(Problem::new(Reason::IdMismatch, message).field("file.root"));
@@ -122,12 +126,30 @@ impl TryFrom<v1::FileRecord> for FileRecord {
     }
 }
 
+/// A record without a root.
+fn provisional(record: &v1::FileRecord) -> Result<FileRecord, Problem> {
+    let derived = FileRecord::provisional(record.size, id(&record.sha256, "file.sha256")?);
+    let has_id = !record.file_id.is_empty();
+    if record.size == 0 || record.kind() == v1::FileKind::Collection {
+        let message = "an empty file and a collection have a root";
+        return Err(Problem::new(Reason::IdMismatch, message).field("file.root"));
+    }
+    if has_id && id::<FileId>(&record.file_id, "file.file_id")? != derived.id {
+        let message = "without a root, the id must match the size and the SHA-256";
+        return Err(Problem::new(Reason::IdMismatch, message).field("file.file_id"));
+    }
+    Ok(derived)
+}
+
 impl From<&FileRecord> for v1::FileRecord {
     fn from(record: &FileRecord) -> Self {
         Self {
             file_id: record.id.to_bytes(),
             size: record.size,
-            root: record.root.to_bytes(),
+            root: match record.is_provisional() {
+                true => Default::default(),
+                false => record.root.to_bytes(),
+            },
             sha256: record.sha256.map(Sha256::to_bytes).unwrap_or_default(),
             kind: v1::FileKind::from(record.kind).into(),
         }
@@ -263,6 +285,32 @@ impl TryFrom<v1::WatchProvidersResponse> for ProviderEvent {
     }
 }
 
+impl TryFrom<v1::ListedPeer> for ListedPeer {
+    type Error = Problem;
+
+    fn try_from(peer: v1::ListedPeer) -> Result<Self, Problem> {
+        Ok(Self {
+            peer: id::<PeerId>(&peer.peer_id, "peer.peer_id")?,
+            address: peer.address.unwrap_or_default().try_into()?,
+            file_count: peer.file_count,
+            last_seen: Duration::from_millis(peer.last_seen_ms),
+            version: peer.version,
+        })
+    }
+}
+
+impl From<&ListedPeer> for v1::ListedPeer {
+    fn from(peer: &ListedPeer) -> Self {
+        Self {
+            peer_id: peer.peer.to_bytes(),
+            address: Some((&peer.address).into()),
+            file_count: peer.file_count,
+            last_seen_ms: u64::try_from(peer.last_seen.as_millis()).unwrap_or(u64::MAX),
+            version: peer.version.clone(),
+        }
+    }
+}
+
 impl From<v1::GetStatsResponse> for IndexStats {
     fn from(stats: v1::GetStatsResponse) -> Self {
         Self {
@@ -273,6 +321,7 @@ impl From<v1::GetStatsResponse> for IndexStats {
             uptime: Duration::from_millis(stats.uptime_ms),
             version: stats.version,
             store: stats.store,
+            cluster_id: ClusterId::from_bytes(&stats.cluster_id),
         }
     }
 }
@@ -305,6 +354,30 @@ mod tests {
                     },
                 }
             })
+    }
+
+    #[test]
+    fn a_record_without_a_root_is_provisional() {
+        let record = FileRecord::provisional(5, Sha256([3; 32]));
+        let sent = v1::FileRecord::from(&record);
+        assert!(sent.root.is_empty());
+        assert_eq!(FileRecord::try_from(sent.clone()), Ok(record));
+        let lie = v1::FileRecord { size: 6, ..sent };
+        assert_eq!(
+            reason(FileRecord::try_from(lie)),
+            (Reason::IdMismatch, Some("file.file_id".to_owned()))
+        );
+    }
+
+    #[test]
+    fn provisional_ids_are_as_documented() {
+        // printf 'potluck/origin/v1\0' | cat - <(printf '\1\0\0\0\0\0\0\0') <(printf x | sha256sum | xxd -r -p) | sha256sum
+        let sum = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+        let id = FileId::provisional(1, &sum.parse().expect("64 digits"));
+        assert_eq!(
+            id.to_string(),
+            "40441903b7222be8b116b999fd0875209c5cc4714bd221a3e923363de0fa1903"
+        );
     }
 
     fn providers() -> impl Strategy<Value = Provider> {

@@ -134,10 +134,20 @@ reasons! {
     Unreachable = "UNREACHABLE", "unreachable", Unavailable;
     /// The server at the address is not the expected Potluck service.
     NotPotluck = "NOT_POTLUCK", "not_potluck", Unavailable;
+    /// The indexes of a list do not share a store.
+    IndexesDiffer = "INDEXES_DIFFER", "indexes_differ", FailedPrecondition;
     /// No response before the deadline.
     TimedOut = "TIMED_OUT", "timed_out", DeadlineExceeded;
     /// The store does not accept writes now.
     StoreUnavailable = "STORE_UNAVAILABLE", "store_unavailable", Unavailable;
+    /// The origin redirects to where it must not lead, or its settings cannot be used.
+    OriginRefused = "ORIGIN_REFUSED", "origin_refused", FailedPrecondition;
+    /// The origin denies access with these credentials, or without any.
+    OriginDenied = "ORIGIN_DENIED", "origin_denied", PermissionDenied;
+    /// The content at the origin changed while it was downloaded.
+    OriginChanged = "ORIGIN_CHANGED", "origin_changed", FailedPrecondition;
+    /// The origin does not answer as HTTP demands, or its bytes do not have the stated hash.
+    OriginInvalid = "ORIGIN_INVALID", "origin_invalid", FailedPrecondition;
     /// The service is shutting down.
     ShuttingDown = "SHUTTING_DOWN", "shutting_down", Unavailable;
     /// Another live process uses the same token.
@@ -300,7 +310,10 @@ fn truncate(text: &str) -> &str {
 fn sanitize(text: &str) -> Cow<'_, str> {
     let text = truncate(text);
     match text.contains(char::is_control) {
-        true => text.replace(char::is_control, "\u{fffd}").into(),
+        // The replacement is longer than what it replaces.
+        true => truncate(&text.replace(char::is_control, "\u{fffd}"))
+            .to_owned()
+            .into(),
         false => text.into(),
     }
 }
@@ -380,7 +393,7 @@ mod tests {
         assert_eq!(problem.retry_after, Some(MAX_RETRY_AFTER));
         let field = problem.field.unwrap();
         for text in [problem.message, field] {
-            assert!(text.chars().count() <= MAX_MESSAGE_LEN && !text.contains(char::is_control));
+            assert!(text.len() <= MAX_MESSAGE_LEN && !text.contains(char::is_control));
         }
     }
 

@@ -21,6 +21,16 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
         })
 }
 
+/// Parses a size in bytes, such as `200GiB`, `500MB` or `65536`.
+///
+/// # Errors
+/// A message that says what is accepted.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    ByteSize::from_str(text.trim())
+        .map(|size| size.as_u64())
+        .map_err(|_| "give a size in bytes, as in 200GiB, 500MB or 65536".to_owned())
+}
+
 /// A rate in the syntax of [`parse_rate`], without rounding.
 pub fn rate_argument(bytes_per_second: u64) -> String {
     let units = [(1 << 30, "GiB/s"), (1 << 20, "MiB/s"), (1 << 10, "KiB/s")];

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 
-CRATES = ["src", "swarm/src", "index-service/src", "peer-service/src", "cli/src"]
+CRATES = ["src", "gateway/src", "origins/src", "swarm/src", "index-service/src", "peer-service/src", "cli/src"]
 TEST_FILES = {"tests.rs", "contract.rs"}
 DEFINES = re.compile(r"\b(?:struct|enum|union|fn|trait|type|const|static|macro_rules!|mod)\s+([A-Za-z_]\w*)")
 IDENT = r"[A-Za-z_]\w*"

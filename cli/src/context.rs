@@ -5,9 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 use potluck_core::{
     Problem, Reason,
     grpc::transport::Endpoint,
-    index_client::{self, IndexClient},
+    index_client::{self, IndexClient, IndexList},
     network::{credentials, credentials_error::CredentialsError, tls::ServerIdentity},
 };
+use potluck_peer::Config;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -98,10 +99,12 @@ impl CommandContext {
     ) -> Result<Self, CommandError> {
         let no_index = matches!(options.index.as_deref(), Some("" | "none"));
         let index = options.index.clone().filter(|_| !no_index);
-        if let Some(index) = &index
-            && !network::is_secured(index)
+        let addresses = index.iter().flat_map(|index| index.split(','));
+        for address in addresses
+            .map(str::trim)
+            .filter(|address| !network::is_secured(address))
         {
-            index
+            address
                 .parse::<Endpoint>()
                 .map_err(|problem| in_flag(problem, "--index"))?;
         }
@@ -171,11 +174,18 @@ impl CommandContext {
     /// The reason why it was not renewed, if it has expired.
     pub(crate) async fn renew_membership(&self) -> Result<(), CommandError> {
         let credentials = self.options.credentials.as_deref();
-        let found = credentials::find(credentials, self.options.no_network);
+        let no_network =
+            self.options.no_network || self.no_index || self.options.own_pki().is_some();
+        let found = credentials::find(credentials, no_network);
         if let Some(mut credentials) = found.map_err(Problem::from)? {
             index_client::renew_member(&mut credentials).await?;
         }
         Ok(())
+    }
+
+    /// Whether a running peer was named.
+    pub(crate) const fn names_a_peer(&self) -> bool {
+        self.peer.is_some()
     }
 
     /// The index given by flag or environment.
@@ -183,11 +193,11 @@ impl CommandContext {
         self.index.as_deref()
     }
 
-    /// The index's address: the one given, that of the private network, or the default.
+    /// The indexes to use: those given, those of the private network, or the default.
     ///
     /// # Errors
     /// A usage error if the user disabled the index.
-    pub(crate) fn index_endpoint(&self) -> Result<Endpoint, CommandError> {
+    pub(crate) fn index_list(&self) -> Result<IndexList, CommandError> {
         let network = match self.no_index {
             false => self.network()?,
             true => {
@@ -196,17 +206,17 @@ impl CommandContext {
                 ));
             }
         };
-        let endpoint = match (&self.index, network) {
-            (Some(index), Some(network)) => network.endpoint(index, ServerIdentity::Index),
-            (Some(index), None) => index.parse(),
+        let list = match (&self.index, network) {
+            (Some(index), Some(network)) => network.indexes(index),
+            (Some(index), None) => IndexList::parse(index, str::parse),
             (None, Some(network)) if network.credentials.is_some() => network.index(),
             (None, Some(network)) => {
                 let default = potluck_peer::options::DEFAULT_INDEX;
-                network.endpoint(default, ServerIdentity::Index)
+                network.indexes(default)
             }
-            (None, None) => potluck_peer::options::DEFAULT_INDEX.parse(),
+            (None, None) => IndexList::parse(potluck_peer::options::DEFAULT_INDEX, str::parse),
         };
-        endpoint.map_err(|problem| match &self.index {
+        list.map_err(|problem| match &self.index {
             Some(_) => in_flag(problem, "--index"),
             None => problem.into(),
         })
@@ -228,16 +238,16 @@ impl CommandContext {
     /// A client of the index.
     ///
     /// # Errors
-    /// As [`Self::index_endpoint`].
+    /// As [`Self::index_list`].
     pub(crate) fn index(&self) -> Result<IndexClient, CommandError> {
-        self.index_endpoint().map(IndexClient::new)
+        self.index_list().map(IndexClient::new)
     }
 
     /// The index that serves lookups for a download by `peer`: the one given, or else the one that
     /// `peer` uses.
     ///
     /// # Errors
-    /// As [`Self::index_endpoint`].
+    /// As [`Self::index_list`].
     pub(crate) fn index_for(
         &self,
         peer: Option<&ConnectedPeer>,
@@ -246,7 +256,7 @@ impl CommandContext {
             .filter(|_| self.index.is_none())
             .and_then(|peer| peer.status.index.as_deref());
         match status {
-            Some(url) => Ok(IndexClient::new(self.server_at(url, ServerIdentity::Index)?)),
+            Some(urls) => Ok(IndexClient::new(network::indexes_at(&self.options, urls)?)),
             None => self.index(),
         }
     }
@@ -255,7 +265,7 @@ impl CommandContext {
     /// none.
     ///
     /// # Errors
-    /// As [`Self::index_endpoint`].
+    /// As [`Self::index_list`].
     pub(crate) fn index_in_use(
         &self,
         peer: Option<&ConnectedPeer>,
@@ -270,7 +280,7 @@ impl CommandContext {
     /// The index for lookups: the one given, else the running peer's, else the default.
     ///
     /// # Errors
-    /// As [`Self::index_endpoint`].
+    /// As [`Self::index_list`].
     pub(crate) async fn lookup_index(&self) -> Result<IndexClient, CommandError> {
         if self.index.is_some() || self.no_index {
             return self.index();
@@ -330,7 +340,7 @@ impl CommandContext {
     ) -> Result<PeerHandle, CommandError> {
         let index = match self.no_index {
             true => None,
-            false => Some(self.index_endpoint()?),
+            false => Some(self.index_list()?),
         };
         let settings = InProcessSettings {
             index,
@@ -341,6 +351,23 @@ impl CommandContext {
             temporary: true,
         };
         Ok(self.start(settings).await?.into())
+    }
+
+    /// The settings of a peer that a service of this machine runs in this home, with its control
+    /// socket there.
+    ///
+    /// # Errors
+    /// As [`Self::index_list`] and [`Self::network`].
+    pub(crate) fn service_peer_config(&self, home: PathBuf) -> Result<Config, CommandError> {
+        Ok(Config {
+            index: match self.no_index {
+                true => None,
+                false => Some(self.index_list()?),
+            },
+            network: self.network()?.and_then(|network| network.credentials),
+            own_pki: self.options.own_pki(),
+            ..Config::new(home)
+        })
     }
 
     /// The running peer, or else an in-process peer without an index. For commands that only manage
@@ -483,6 +510,7 @@ mod tests {
             json: false,
             quiet: false,
             verbose: 0,
+            log: Default::default(),
         }
     }
 

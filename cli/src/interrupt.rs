@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use potluck_core::process::StopSignals;
+use potluck_core::process::{Hangups, StopSignals};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{CommandError, ExitStatus};
@@ -18,14 +18,17 @@ pub(crate) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Installs handlers for the signals.
+    /// Installs handlers for the signals. Returns the hangups that ask a service to read its
+    /// settings again.
     ///
     /// # Errors
     /// If the operating system refuses a handler.
-    pub(crate) fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            signals: StopSignals::listen()?,
-        })
+    pub(crate) fn listen(is_service: bool) -> std::io::Result<(Self, Hangups)> {
+        let (signals, hangups) = match is_service {
+            true => StopSignals::of_service()?,
+            false => (StopSignals::listen()?, Hangups::none()),
+        };
+        Ok((Self { signals }, hangups))
     }
 
     /// Waits for the next signal. Cancel-safe.

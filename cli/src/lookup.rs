@@ -43,6 +43,8 @@ pub(crate) async fn find_files(
         FileQuery::Id(id) => find(index, &QueryKey::Id(*id), providers).await,
         FileQuery::Sha256(sum) => find(index, &QueryKey::Sha256(*sum), providers).await,
         FileQuery::Name(name) => find(index, &QueryKey::Name(name.clone()), providers).await,
+        // The caller looks for the SHA-256 that the origin states.
+        FileQuery::Origin(_) => Ok(Vec::new()),
         FileQuery::IdPrefix { prefix, text } => {
             // A name of hex digits must not hide an id, nor the other way round.
             let mut files = find(index, &QueryKey::IdPrefix(*prefix), providers).await?;
@@ -67,7 +69,13 @@ async fn find(
         let answer = index.query(key, providers, page).await?;
         empty = if answer.files.is_empty() { empty + 1 } else { 0 };
         bytes += answer.files.iter().map(memory_estimate).sum::<usize>();
-        files.extend(answer.files);
+        // Only a peer that knows the origin can download what has no root yet.
+        files.extend(
+            answer
+                .files
+                .into_iter()
+                .filter(|found| !found.file.is_provisional()),
+        );
         page = answer.next;
         let is_enough = files.len() >= MAX_FILES || bytes >= MAX_BYTES;
         if page.is_none() || empty == MAX_EMPTY || is_enough {
@@ -159,6 +167,7 @@ pub(crate) fn not_found(query: &FileQuery) -> CommandError {
     let error = CommandError::new(Reason::NotFound, format!("no running peer has {query}"));
     match (query, query.id_length_hint()) {
         (_, Some(hint)) => error.hint(hint),
+        (FileQuery::Origin(_), _) => error,
         (FileQuery::Name(name), None) => error.hint(format!(
             "a name must match exactly; to find similar names: potluck search {}",
             shell_quoted(name)

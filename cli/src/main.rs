@@ -7,7 +7,9 @@
 //! | [`commands`] | the commands, one module each; none uses another |
 //! | [`completion`] | completion of a line, in shells and at the prompt |
 //! | [`download`] | following a download, and reporting its result |
+//! | [`ui`] | the page in a browser |
 //! | [`lookup`] | finding files at the index |
+//! | [`origin`] | finding files at an origin |
 //! | [`views`] | domain values as tables, text and JSON |
 //! | [`local_files`] | local paths and their ids |
 //! | [`network`] | the private network that commands use |
@@ -33,9 +35,11 @@ mod local_files;
 mod lookup;
 mod network;
 mod options;
+mod origin;
 mod output;
 mod peer;
 mod prompt;
+mod ui;
 mod views;
 
 use std::{
@@ -43,12 +47,19 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::{CommandFactory as _, FromArgMatches as _};
+use potluck_core::{
+    configuration::{self, ServiceCommand},
+    process::{
+        logging::{self, LogDefaults},
+        traces::{self, Traces},
+    },
+};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing::{Instrument as _, Span};
 
 use crate::{
-    args::{Cli, Command},
+    args::{Cli, Command, Verb},
     context::CommandContext,
     error::{CommandError, ExitStatus},
     interrupt::Interrupts,
@@ -56,23 +67,42 @@ use crate::{
     output::{LogWriter, Output, OutputFlags, terminal},
 };
 
-/// Overrides the log filter, in the syntax of `RUST_LOG`.
-const LOG_VARIABLE: &str = "POTLUCK_LOG";
-
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let Parsed { cli, verb } = match parse() {
+        Ok(parsed) => parsed,
         Err(error) => return report_parse_error(&error),
     };
     let out = Output::new(cli.options.output_flags());
     potluck_core::process::raise_file_limit();
-    match run(cli, &out) {
+    match run(cli, &verb, &out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(command_error) => {
             out.print_error(&command_error);
             command_error.exit().map_or(ExitCode::SUCCESS, Into::into)
         }
     }
+}
+
+/// Parses the command line, with the settings of a service's file.
+fn parse() -> Result<Parsed, clap::Error> {
+    let (program, words) = (Cli::command(), std::env::args_os().collect::<Vec<_>>());
+    let services = commands::serve::services();
+    let is_service = |service: &ServiceCommand| words.iter().any(|word| word == service.name());
+    let matches = match services.iter().any(is_service) {
+        true => configuration::add_file(&program, &services, &words)?.parse(&program)?,
+        false => program.try_get_matches_from(words)?,
+    };
+    Ok(Parsed {
+        cli: Cli::from_arg_matches(&matches)?,
+        verb: matches.subcommand_name().unwrap_or_default().to_owned(),
+    })
+}
+
+/// A command line.
+struct Parsed {
+    cli: Cli,
+    /// The name of the command; empty without one.
+    verb: String,
 }
 
 /// Prints help, the version, or a usage error.
@@ -95,7 +125,7 @@ fn report_parse_error(error: &clap::Error) -> ExitCode {
     }
 }
 
-fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
+fn run(cli: Cli, verb: &str, out: &Output) -> Result<(), CommandError> {
     let command = match cli.command {
         Some(Command::Completions(args)) => {
             return commands::completions::run(out, &args, &mut Cli::command());
@@ -105,9 +135,11 @@ fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
         }
         command => command,
     };
-    let is_service = matches!(command, Some(Command::Index(_) | Command::Peer(_)));
+    let is_service = matches!(
+        command,
+        Some(Command::Index(_) | Command::Peer(_) | Command::Gateway(_))
+    );
     let _settings = terminal::TerminalSettings::hide_control_echo();
-    log_to_stderr(&cli.options, out, is_service);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -115,24 +147,51 @@ fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
             CommandError::new(potluck_core::Reason::Internal, format!("cannot start: {error}"))
         })?;
     let done = runtime.block_on(async {
-        let listening =
-            potluck_core::process::survive_file_size_limit().and_then(|()| Interrupts::listen());
-        let mut interrupts = listening.map_err(|error| {
-            CommandError::new(
-                potluck_core::Reason::Internal,
-                format!("cannot handle signals: {error}"),
-            )
-        })?;
-        let stop = CancellationToken::new();
-        let context = CommandContext::new(&cli.options, out.clone(), stop.clone())?;
-        match command {
-            Some(command) => interrupts.run(&stop, commands::run(&context, command)).await,
-            None => prompt::run(&context, &mut interrupts).await,
-        }
+        let traces = start_log(&cli.options, out, is_service, verb);
+        let span = match command {
+            // These run until they are stopped, and what they start has traces of its own.
+            None | Some(Command::Index(_) | Command::Peer(_) | Command::Verb(Verb::Ui(_))) => {
+                Span::none()
+            }
+            Some(_) => {
+                tracing::debug_span!(target: traces::TARGET, "command", otel.name = verb)
+            }
+        };
+        let done = run_command(&cli.options, command, out, is_service)
+            .instrument(span)
+            .await;
+        traces.shut_down().await;
+        done
     });
     // Blocking tasks were already asked to stop; do not make the shell wait for them.
     runtime.shutdown_background();
     done
+}
+
+async fn run_command(
+    options: &GlobalOptions,
+    command: Option<Command>,
+    out: &Output,
+    is_service: bool,
+) -> Result<(), CommandError> {
+    let listening = potluck_core::process::survive_file_size_limit()
+        .and_then(|()| Interrupts::listen(is_service));
+    let (mut interrupts, hangups) = listening.map_err(|error| {
+        CommandError::new(
+            potluck_core::Reason::Internal,
+            format!("cannot handle signals: {error}"),
+        )
+    })?;
+    let stop = CancellationToken::new();
+    let context = CommandContext::new(options, out.clone(), stop.clone())?;
+    match command {
+        Some(command) => {
+            interrupts
+                .run(&stop, commands::run(&context, command, hangups))
+                .await
+        }
+        None => prompt::run(&context, &mut interrupts).await,
+    }
 }
 
 /// Handles `potluck` without a command and without a terminal: prints the help and fails with a
@@ -146,9 +205,9 @@ fn missing_command(out: &Output) -> CommandError {
     CommandError::AlreadyReported(ExitStatus::Usage)
 }
 
-/// Logs to stderr. The default level is `info` for a service and `off` for a command; each `-v`
-/// raises it.
-fn log_to_stderr(options: &GlobalOptions, out: &Output, is_service: bool) {
+/// Logs to stderr, and exports traces if asked to. The default level is `info` for a service and
+/// `off` for a command; each `-v` raises it.
+fn start_log(options: &GlobalOptions, out: &Output, is_service: bool, verb: &str) -> Traces {
     let level = match (options.verbose, is_service) {
         (0, false) => "off",
         (0, true) if options.quiet => "warn",
@@ -157,30 +216,15 @@ fn log_to_stderr(options: &GlobalOptions, out: &Output, is_service: bool) {
         (1, true) | (2, _) => "debug",
         _ => "trace",
     };
-    let variable = std::env::var(LOG_VARIABLE).ok();
-    let for_services = || std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|_| is_service);
-    let filter = variable
-        .or_else(for_services)
-        .and_then(|text| EnvFilter::try_new(text).ok())
-        .unwrap_or_else(|| {
-            let others = potluck_core::process::default_filter("warn");
-            EnvFilter::new(format!(
-                "{others},potluck_core={level},potluck_index={level},potluck_peer={level},\
-                 potluck={level}"
-            ))
-        });
-    let filter = if level == "off" && std::env::var_os(LOG_VARIABLE).is_none() {
-        EnvFilter::new("off")
-    } else {
-        filter
+    let defaults = LogDefaults {
+        program: match (is_service, verb) {
+            (true, "index") => "potluck-index",
+            (true, _) => "potluck-peer",
+            (false, _) => "potluck",
+        },
+        level,
+        reads_rust_log: is_service,
     };
     let bars = out.bars().clone();
-    // `try_init` fails only if a subscriber exists, and this function runs once.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(move || LogWriter(bars.clone()))
-        .with_ansi(std::io::stderr().is_terminal())
-        // Without this, a failed write to stderr is reported with `eprintln!`, which then panics.
-        .log_internal_errors(false)
-        .try_init();
+    logging::init(&options.log, defaults, move || LogWriter(bars.clone()))
 }

@@ -3,6 +3,7 @@
 use potluck_core::{
     Problem, Reason,
     grpc::transport::Endpoint,
+    index_client::IndexList,
     network::{
         credentials::{self, Credentials},
         tls::{ServerIdentity, TlsContext, TlsError, TlsMaterial},
@@ -56,19 +57,27 @@ impl CommandNetwork {
         Endpoint::parse_secured(address, &self.tls, expected)
     }
 
-    /// The endpoint of the network's index.
+    /// The endpoints of indexes of the network: one, or several with commas between.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidAddress`].
+    pub(crate) fn indexes(&self, addresses: &str) -> Result<IndexList, Problem> {
+        IndexList::parse(addresses, |address| self.endpoint(address, ServerIdentity::Index))
+    }
+
+    /// The endpoints of the network's indexes.
     ///
     /// # Errors
     /// [`Reason::InvalidArgument`] if the credentials name no index.
-    pub(crate) fn index(&self) -> Result<Endpoint, Problem> {
+    pub(crate) fn index(&self) -> Result<IndexList, Problem> {
         let indexes = self.credentials.as_ref().map_or(&[][..], Credentials::indexes);
-        let index = indexes.first().ok_or_else(|| {
-            Problem::new(
+        if indexes.is_empty() {
+            return Err(Problem::new(
                 Reason::InvalidArgument,
                 "the credentials name no index: set it with `potluck network set-index URL`",
-            )
-        })?;
-        self.endpoint(index, ServerIdentity::Index)
+            ));
+        }
+        self.indexes(&indexes.join(","))
     }
 }
 
@@ -89,6 +98,16 @@ pub(crate) fn server_at(
         Some(network) => network.endpoint(address, expected),
         None => address.parse(),
     }
+}
+
+/// The indexes at these addresses, with commas between: each as [`server_at`] does.
+///
+/// # Errors
+/// As [`server_at`].
+pub(crate) fn indexes_at(options: &GlobalOptions, addresses: &str) -> Result<IndexList, Problem> {
+    IndexList::parse(addresses, |address| {
+        server_at(options, address, ServerIdentity::Index)
+    })
 }
 
 /// Whether an address is one of a server in a network.

@@ -10,7 +10,7 @@ use clap::{
     builder::{FalseyValueParser, TypedValueParser as _},
 };
 
-use potluck_core::network::own_pki::OwnPki;
+use potluck_core::{network::own_pki::OwnPki, process::logging::LogOptions};
 
 use crate::output::OutputFlags;
 
@@ -21,8 +21,9 @@ pub(crate) const JSON_VARIABLE: &str = "POTLUCK_JSON";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalOptions {
-    /// Index to use, as HOST:PORT; `none` for no index [default: the index of the private network or
-    /// of the running peer, or 127.0.0.1:1313]
+    /// Index to use, as HOST:PORT, or several that share a store, as HOST:PORT,HOST:PORT; `none` for
+    /// no index [default: the index of the private network or of the running peer, or
+    /// 127.0.0.1:1313]
     #[arg(
         long,
         global = true,
@@ -142,6 +143,10 @@ pub(crate) struct GlobalOptions {
     /// Print whole lists, and log to stderr; repeat for more detail
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+
+    /// Log and traces
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
 }
 
 impl GlobalOptions {
@@ -163,6 +168,8 @@ impl GlobalOptions {
             json: self.json || outer.json,
             quiet: self.quiet || outer.quiet,
             verbose: self.verbose.max(outer.verbose),
+            // One for the whole process.
+            log: outer.log.clone(),
         }
     }
 
@@ -190,6 +197,7 @@ impl GlobalOptions {
             json: false,
             quiet: false,
             verbose: 0,
+            log: LogOptions::default(),
         }
     }
 

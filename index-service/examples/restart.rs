@@ -21,18 +21,55 @@ fn main() -> anyhow::Result<()> {
         fill(dir, peers.parse()?, files.parse()?)?;
     }
     let started = Instant::now();
-    let (store, ()) = SledStore::open(dir, |(): &mut (), _| ())?;
-    println!("read in {:?}", started.elapsed());
+    let (store, ()) = SledStore::open_into(dir, 0, |_| ())?;
+    println!("read in {:?}, {:.1} CPU s", started.elapsed(), processor_time());
     drop(store);
     let started = Instant::now();
-    let (_store, restored) = SledStore::open(dir, RestoredPeers::add)?;
-    println!("read into the catalog in {:?}", started.elapsed());
+    let (_store, mut restored) = SledStore::open_into(dir, 0, RestoredPeers::with_room_for)?;
+    println!(
+        "opened in {:?}, {:.1} CPU s so far, {}",
+        started.elapsed(),
+        processor_time(),
+        memory()?
+    );
+    while !restored.index_words(u32::MAX) {}
+    println!(
+        "words indexed after {:?}, {:.1} CPU s so far, {}",
+        started.elapsed(),
+        processor_time(),
+        memory()?
+    );
     drop(restored);
     Ok(())
 }
 
+/// Processor time of this process in seconds, as the system reports it.
+fn processor_time() -> f64 {
+    /// Ticks per second in `/proc`.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let ticks = fields
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<f64>().ok());
+    ticks.sum::<f64>() / TICKS
+}
+
+/// The memory of this process now and at most, as the system reports it.
+fn memory() -> anyhow::Result<String> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let lines = status
+        .lines()
+        .filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM"));
+    Ok(lines
+        .map(|line| line.replace('\t', " "))
+        .collect::<Vec<_>>()
+        .join(", "))
+}
+
 fn fill(dir: &Path, peers: u64, files: u64) -> anyhow::Result<()> {
-    let (mut store, ()) = SledStore::open(dir, |(): &mut (), _| ())?;
+    let (mut store, ()) = SledStore::open_into(dir, 0, |_| ())?;
     let started = Instant::now();
     for peer in 0..peers {
         let mut id = [0; 32];

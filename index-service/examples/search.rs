@@ -44,6 +44,7 @@ const COMMON: [&str; 14] = [
 fn queries() -> Vec<(&'static str, String)> {
     vec![
         ("everything", String::new()),
+        ("a whole name", "README.md".to_owned()),
         ("one name", "model 7 part 00007".to_owned()),
         ("one broad word", "model".to_owned()),
         ("two broad words, no name with both", "even odd".to_owned()),
@@ -139,7 +140,12 @@ fn print_row(title: &str, files: usize, max_steps: usize, mut times: Vec<Duratio
 
 async fn measure_queries(names: u64) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let client = IndexClient::new(listener.local_addr()?.to_string().parse()?);
+    let client = IndexClient::new(
+        listener
+            .local_addr()?
+            .to_string()
+            .parse::<potluck_core::grpc::transport::Endpoint>()?,
+    );
     let config = Config {
         limits: Limits {
             max_calls_per_second: 0,

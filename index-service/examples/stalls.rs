@@ -165,7 +165,11 @@ async fn main() {
             address.to_string()
         }
     };
-    let client = IndexClient::new(endpoint.parse().unwrap());
+    let client = IndexClient::new(
+        endpoint
+            .parse::<potluck_core::grpc::transport::Endpoint>()
+            .unwrap(),
+    );
     // The busy client uses a separate connection.
     let large = IndexClient::new(client.endpoint().clone());
 

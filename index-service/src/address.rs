@@ -80,6 +80,18 @@ pub(crate) enum AddressError {
         /// The caller's address.
         caller: String,
     },
+    /// A loopback address, registered from another machine.
+    #[error(
+        "{address} is reachable only on its own machine, and the call comes from {caller}: start \
+         the peer with --listen 0.0.0.0:{}, or register another address with --advertise",
+        .address.port
+    )]
+    Loopback {
+        /// The requested address.
+        address: Address,
+        /// The caller's address.
+        caller: String,
+    },
 }
 
 /// Returns the address that other peers receive: `claimed` with its host in canonical form, or with
@@ -95,9 +107,10 @@ pub(crate) fn resolve(
     allowed: &[AllowedHost],
 ) -> Result<Address, AddressError> {
     let source = source.map(|ip| ip.to_canonical());
+    let caller = || source.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string());
     let refused = |host: &str| AddressError::Refused {
         host: host.to_owned(),
-        caller: source.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string()),
+        caller: caller(),
     };
     if claimed.host.is_empty() {
         let ip = source.ok_or_else(|| refused("an empty host"))?;
@@ -136,6 +149,12 @@ pub(crate) fn resolve(
             host: ip.to_string(),
             port: claimed.port,
         }),
+        false if ip.is_loopback() && source.is_some_and(|source| !source.is_loopback()) => {
+            Err(AddressError::Loopback {
+                address: claimed.clone(),
+                caller: caller(),
+            })
+        }
         false => Err(refused(&ip.to_string())),
     }
 }
@@ -212,6 +231,27 @@ mod tests {
         assert_eq!(
             resolved("2001:db8::7", "2001:DB8:0::7", &[]),
             Ok("2001:db8::7".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_loopback_address_from_another_machine_is_refused_with_what_to_do() {
+        let refused = resolved("192.0.2.7", "127.0.0.1", &[]).unwrap_err();
+        assert!(matches!(refused, AddressError::Loopback { .. }), "{refused:?}");
+        let message = refused.to_string();
+        assert!(message.contains("--listen 0.0.0.0:12349"), "{message}");
+        assert!(!message.contains("--allow-host"), "{message}");
+        assert!(matches!(
+            resolved("192.0.2.7", "::1", &[]),
+            Err(AddressError::Loopback { .. })
+        ));
+        assert!(matches!(
+            resolved("127.0.0.5", "127.0.0.1", &[]),
+            Err(AddressError::Refused { .. })
+        ));
+        assert_eq!(
+            resolved("192.0.2.7", "127.0.0.1", &["127.0.0.1"]),
+            Ok("127.0.0.1".to_owned())
         );
     }
 

@@ -1,7 +1,10 @@
 //! Leases: how long each peer's registrations last without a renewal.
 //!
-//! Invariant: each lease occurs once in the order of expiry, under its own deadline. A lease whose
-//! deadline has passed cannot be renewed ([`LeaseTable::renew`]), even before
+//! A renewal changes only the deadline of the lease. The order of expiry still has the earlier
+//! deadline; when that has come, the lease moves to the later one. So a renewal costs one lookup.
+//!
+//! Invariant: each lease occurs once in the order of expiry, under its deadline or an earlier one. A
+//! lease whose deadline has passed cannot be renewed ([`LeaseTable::renew`]), even before
 //! [`LeaseTable::take_expired`] has collected it.
 //!
 //! Two live processes with one token, for example after a copy of the home folder, would take the
@@ -18,7 +21,7 @@
 )]
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -27,6 +30,9 @@ use potluck_core::{PeerId, model::Address};
 /// How long a previous holder and a refused process are remembered: longer than a refused peer
 /// waits before it tries again.
 const CONFLICT_WINDOW: Duration = Duration::from_secs(180);
+
+/// Maximum leases that move to a later deadline at once: a fraction of a millisecond.
+const MAX_MOVED: usize = 512;
 
 /// How often a process may take a lease back from another: a peer that moves away and returns does
 /// so once.
@@ -44,10 +50,14 @@ pub(crate) struct LeaseHolder {
 #[derive(Debug)]
 struct LeaseEntry {
     deadline: Instant,
+    /// The deadline in the order of expiry.
+    queued: Instant,
     ttl: Duration,
     /// `None` after a restart of the index, until the peer contacts it.
     holder: Option<LeaseHolder>,
     previous: Option<Box<PreviousHolder>>,
+    /// The version that the peer reported; `None` if unknown.
+    version: Option<Box<str>>,
     /// The last process that was refused in favour of `holder`, and when.
     refused: Option<Box<(Address, Instant)>>,
 }
@@ -61,11 +71,16 @@ struct PreviousHolder {
     returns: u8,
 }
 
+/// Delay before a lease whose end another process decides is looked at again.
+const CHECK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The leases of all peers.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseTable {
     leases: HashMap<PeerId, LeaseEntry>,
     by_deadline: BTreeSet<(Instant, PeerId)>,
+    /// Leases renewed here since the last [`Self::take_renewed`]; `None` if nobody else is to know.
+    renewed: Option<HashSet<PeerId>>,
 }
 
 impl LeaseTable {
@@ -117,13 +132,15 @@ impl LeaseTable {
         let deadline = now + ttl;
         let mut lease = LeaseEntry {
             deadline,
+            queued: deadline,
             ttl,
             holder,
             previous: None,
+            version: None,
             refused: None,
         };
         if let Some(old) = self.leases.remove(&peer) {
-            self.by_deadline.remove(&(old.deadline, peer));
+            self.by_deadline.remove(&(old.queued, peer));
             if old.holder == lease.holder || old.holder.is_none() {
                 (lease.previous, lease.refused) = (old.previous, old.refused);
             } else if let Some(old_holder) = old.holder {
@@ -158,10 +175,73 @@ impl LeaseTable {
         if lease.holder.get_or_insert_with(|| holder.clone()) != holder {
             return None;
         }
-        self.by_deadline.remove(&(lease.deadline, *peer));
         lease.deadline = now + lease.ttl;
-        self.by_deadline.insert((lease.deadline, *peer));
+        if let Some(renewed) = &mut self.renewed {
+            renewed.insert(*peer);
+        }
         Some(lease.ttl)
+    }
+
+    /// Begins to note which leases are renewed here, for the other processes of a shared store.
+    pub(crate) fn note_renewals(&mut self) {
+        self.renewed = Some(HashSet::new());
+    }
+
+    /// The leases renewed here since the last call, with their durations.
+    pub(crate) fn take_renewed(&mut self) -> Vec<(PeerId, Duration)> {
+        let renewed = self.renewed.as_mut().map(std::mem::take).unwrap_or_default();
+        let with_ttl = |peer| Some((peer, self.leases.get(&peer)?.ttl));
+        renewed.into_iter().filter_map(with_ttl).collect()
+    }
+
+    /// Up to `max` leases that have ended as far as this process knows. They stay open, and are
+    /// returned again a moment later, unless they are extended or closed.
+    pub(crate) fn ended(&mut self, now: Instant, max: usize) -> Vec<PeerId> {
+        let due = self.by_deadline.iter().take_while(|(queued, _)| *queued <= now);
+        let due: Vec<_> = due.take(max).copied().collect();
+        let mut ended = Vec::new();
+        for (queued, peer) in due {
+            self.by_deadline.remove(&(queued, peer));
+            let Some(lease) = self.leases.get_mut(&peer) else {
+                continue;
+            };
+            lease.queued = if lease.deadline > queued {
+                lease.deadline
+            } else {
+                now + CHECK_AGAIN
+            };
+            if lease.deadline <= queued {
+                ended.push(peer);
+            }
+            self.by_deadline.insert((lease.queued, peer));
+        }
+        ended
+    }
+
+    /// Sets how long a lease lasts from `now`, as another process knows it.
+    pub(crate) fn set_remaining(&mut self, peer: &PeerId, remaining: Duration, now: Instant) {
+        if let Some(lease) = self.leases.get_mut(peer) {
+            self.by_deadline.remove(&(lease.queued, *peer));
+            (lease.deadline, lease.queued) = (now + remaining, now + remaining);
+            self.by_deadline.insert((lease.queued, *peer));
+        }
+    }
+
+    /// Keeps the version that a peer with a lease reported, if it is known.
+    pub(crate) fn set_version(&mut self, peer: &PeerId, version: &str) {
+        if let Some(lease) = self.leases.get_mut(peer)
+            && lease.version.as_deref().unwrap_or_default() != version
+        {
+            lease.version = Some(version.into()).filter(|_| !version.is_empty());
+        }
+    }
+
+    /// When a peer was last seen, and its version; `None` if it has no lease.
+    pub(crate) fn last_seen(&self, peer: &PeerId) -> Option<(Instant, &str)> {
+        let lease = self.leases.get(peer)?;
+        // A deadline is one duration after the registration or renewal.
+        let seen = lease.deadline.checked_sub(lease.ttl)?;
+        Some((seen, lease.version.as_deref().unwrap_or_default()))
     }
 
     /// The lease duration of a peer, if it has a lease.
@@ -174,24 +254,34 @@ impl LeaseTable {
         let Some(lease) = self.leases.remove(peer) else {
             return false;
         };
-        self.by_deadline.remove(&(lease.deadline, *peer))
+        self.by_deadline.remove(&(lease.queued, *peer))
     }
 
-    /// Removes up to `max` expired leases, the earliest first, and returns their peers.
+    /// Removes up to `max` expired leases, the earliest first, and returns their peers. Moves up to
+    /// [`MAX_MOVED`] renewed leases to their deadlines.
     pub(crate) fn take_expired(&mut self, now: Instant, max: usize) -> Vec<PeerId> {
         let mut expired = Vec::new();
+        let mut moved = 0;
         while expired.len() < max
-            && let Some(&(deadline, peer)) = self.by_deadline.first()
-            && deadline <= now
+            && moved < MAX_MOVED
+            && let Some(&(queued, peer)) = self.by_deadline.first()
+            && queued <= now
         {
             self.by_deadline.pop_first();
-            self.leases.remove(&peer);
-            expired.push(peer);
+            let renewed = self.leases.get_mut(&peer).filter(|lease| lease.deadline > queued);
+            if let Some(lease) = renewed {
+                lease.queued = lease.deadline;
+                self.by_deadline.insert((lease.deadline, peer));
+                moved += 1;
+            } else {
+                self.leases.remove(&peer);
+                expired.push(peer);
+            }
         }
         expired
     }
 
-    /// When the next lease expires.
+    /// When [`Self::take_expired`] has something to do: no lease expires earlier.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.by_deadline.first().map(|&(deadline, _)| deadline)
     }
@@ -416,7 +506,9 @@ mod tests {
                 }
                 prop_assert_eq!(table.len(), model.len());
                 prop_assert_eq!(table.by_deadline.len(), model.len());
-                prop_assert_eq!(table.next_deadline(), model.iter().map(|entry| entry.1).min());
+                let first = model.iter().map(|entry| entry.1).min();
+                prop_assert_eq!(table.next_deadline().is_some(), first.is_some());
+                prop_assert!(table.next_deadline() <= first);
             }
         }
     }

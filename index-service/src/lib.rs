@@ -16,7 +16,9 @@
 //! | `network` | the members of a private network, their rights, and the audit log |
 //! | `grpc` | the gRPC service: parses requests, answers calls, pages results |
 //! | `problem` | maps errors to the problems that callers receive |
+//! | `reload` | the settings that a running index can change |
 //! | `server` | assembly: services, limits, shutdown |
+//! | `fuzzing` | bodies of fuzz targets; not a stable interface |
 //!
 //! A change goes from `grpc` to `commit`, then to `store` and `registry`; the caller gets its
 //! answer last. A query goes from `grpc` to `registry` and touches no disk.
@@ -24,14 +26,20 @@
 mod address;
 mod catalog;
 mod commit;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod leases;
 mod limits;
+mod memory_limit;
+mod metrics;
 mod network;
 mod options;
 mod problem;
 mod rate_limiter;
+mod registration;
 mod registry;
+mod reload;
 mod search_queue;
 mod server;
 mod store;
@@ -44,9 +52,12 @@ pub use crate::{
         admin::{MemberSummary, NetworkAdmin, NetworkAdminError, NewCode},
         private_network::NetworkError,
     },
-    options::{Config, Options, OptionsError, StoreConfig, StoreKind},
+    options::{Config, Options, OptionsError, StoreConfig, StoreKind, data_dir},
     server::{RunError, ServeError, run, serve},
-    store::FolderError,
+    store::{
+        ExportedRegistration, FolderError, MaintenanceError, RedisConfig, RedisOpenError,
+        StoreSummary, StoredRegistrations, restore,
+    },
 };
 
 /// Additional items for the measurements under `examples/`. Not a stable interface.
@@ -54,8 +65,11 @@ pub use crate::{
 pub mod internals {
     pub use crate::{
         catalog::{Catalog, Listing, ListingCursor, ListingPage, PutOutcome},
-        catalog::{SearchCursor, SearchPage, SearchScan, TermsError, terms},
+        catalog::{SearchCursor, SearchPage, SearchScan, SearchTerms, TermsError, terms},
         registry::RestoredPeers,
-        store::{Change, IndexStore, PeerRecord, SledStore, StoreError, StoredPeer},
+        store::{
+            Change, IndexStore, PeerPart, PeerRecord, PeerSink, SledStore, StoreError, StoredPeer,
+            StoredPeers,
+        },
     };
 }

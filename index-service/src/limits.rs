@@ -1,5 +1,11 @@
 //! Limits on the use of the index, set by flags.
 
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::{memory_limit::memory_limit, store::MIN_CACHE_BYTES};
+
 /// Limits on the use of the index. A request beyond a limit is refused with a reason.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct Limits {
@@ -63,6 +69,14 @@ pub struct Limits {
         default_value_t = DEFAULT_MEMORY_MIB
     )]
     pub max_memory_mib: u64,
+    /// Memory for the store's cache, in MiB [default: a 256th of the machine's memory, from 8 to 64]
+    #[arg(
+        long,
+        env = "POTLUCK_INDEX_STORE_CACHE_MIB",
+        hide_env_values = true,
+        value_name = "N"
+    )]
+    pub store_cache_mib: Option<u64>,
 }
 
 /// Enough for the largest data sets that people share as folders of small files.
@@ -83,6 +97,24 @@ const DEFAULT_CONNECTIONS: usize = 10_000;
 /// About 10 million registrations, on a machine with this much memory to spare.
 const DEFAULT_MEMORY_MIB: u64 = 4096;
 
+/// A 256th of 16 GiB. sled uses several times its cache for small entries, so it is never large.
+const MAX_STORE_CACHE: u64 = 64 * 1024 * 1024;
+
+/// Part of the memory that the store's cache takes.
+const MEMORY_PER_STORE_CACHE: u64 = 256;
+
+impl Limits {
+    /// Size of the store's cache, in bytes.
+    pub(crate) fn store_cache_bytes(&self) -> u64 {
+        let default = || {
+            let memory = memory_limit().unwrap_or_default();
+            (memory / MEMORY_PER_STORE_CACHE).clamp(MIN_CACHE_BYTES, MAX_STORE_CACHE)
+        };
+        let chosen = self.store_cache_mib.map(|mib| mib.saturating_mul(1024 * 1024));
+        chosen.map_or_else(default, |bytes| bytes.max(MIN_CACHE_BYTES))
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -92,7 +124,30 @@ impl Default for Limits {
             max_watchers: DEFAULT_WATCHERS,
             max_connections: DEFAULT_CONNECTIONS,
             max_memory_mib: DEFAULT_MEMORY_MIB,
+            store_cache_mib: None,
         }
+    }
+}
+
+/// The limits in force, which can change. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LimitsInForce(Arc<RwLock<Limits>>);
+
+impl From<Limits> for LimitsInForce {
+    fn from(limits: Limits) -> Self {
+        Self(Arc::new(RwLock::new(limits)))
+    }
+}
+
+impl LimitsInForce {
+    /// The limits now.
+    pub(crate) fn get(&self) -> Limits {
+        self.0.read().clone()
+    }
+
+    /// Changes the limits.
+    pub(crate) fn set(&self, limits: Limits) {
+        *self.0.write() = limits;
     }
 }
 

@@ -2,28 +2,37 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use potluck_core::process;
+use clap::{CommandFactory as _, Parser};
+use potluck_core::{
+    configuration::{Configured, ServiceCommand},
+    process::{self, logging},
+};
 use potluck_index::{Options, run};
 
 /// Run an index, which knows which peers have which files
 #[derive(Debug, Parser)]
 #[command(
     name = "potluck-index",
-    version,
+    version = potluck_core::VERSION,
     after_help = potluck_index::Options::help_footer("potluck-index"),
     max_term_width = 100
 )]
-struct Arguments {
+struct CommandLine {
     #[command(flatten)]
     options: Options,
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    process::init_logging();
+    let service = ServiceCommand::alone::<Options>("index");
+    let words = std::env::args_os().collect();
+    let configured = Configured::<Options>::read(CommandLine::command(), service, words)
+        .unwrap_or_else(|error| error.exit());
+    if configured.options.print_config {
+        print!("{}", configured.settings);
+        return ExitCode::SUCCESS;
+    }
     process::raise_file_limit();
-    match start(arguments.options) {
+    match serve(configured) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("potluck-index: {error}");
@@ -33,6 +42,11 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn start(options: Options) -> anyhow::Result<()> {
-    Ok(run(options, process::shutdown_on_signals()?).await?)
+async fn serve(configured: Configured<Options>) -> anyhow::Result<()> {
+    let defaults = logging::LogDefaults::of_service("potluck-index");
+    let traces = logging::init(&configured.options.log, defaults, std::io::stderr);
+    let (shutdown, hangups) = process::service_signals()?;
+    let ran = run(configured, hangups, shutdown).await;
+    traces.shut_down().await;
+    Ok(ran?)
 }

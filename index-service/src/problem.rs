@@ -27,7 +27,7 @@ impl From<AddressError> for Problem {
             AddressError::NotAHost
             | AddressError::NotOneMachine(_)
             | AddressError::LinkLocal(_) => Reason::InvalidAddress,
-            AddressError::Refused { .. } => Reason::AddressRefused,
+            AddressError::Refused { .. } | AddressError::Loopback { .. } => Reason::AddressRefused,
         };
         Self::new(reason, error.to_string()).field("address.host")
     }

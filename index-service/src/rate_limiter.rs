@@ -51,6 +51,11 @@ impl RateLimiter {
         }
     }
 
+    /// Changes the calls per second; 0 for no limit.
+    pub(crate) fn set_rate(&mut self, per_second: u32) {
+        self.interval = Duration::from_secs(1).checked_div(per_second);
+    }
+
     /// Limits each source to `burst` at once, and then to one call per `interval`.
     pub(crate) fn with_interval(interval: Duration, burst: u32) -> Self {
         Self {

@@ -4,8 +4,8 @@
 //!
 //! - A peer is live in the catalog exactly as long as it has a lease that was not collected.
 //! - Only the committer's thread changes the catalog; any thread may read it.
-//! - Watchers are notified while the catalog cannot change, so that events agree with what a
-//!   watcher reads.
+//! - Events are published while the catalog cannot change, so that they agree with what a watcher
+//!   reads. They are delivered later, without a lock.
 //! - Locks are taken in the order catalog, leases, watchers, and are never held across an await.
 //!
 //! Readers wait for at most one slice of a change. No section that holds the catalog's write lock
@@ -17,7 +17,7 @@
 use std::{
     collections::VecDeque,
     net::IpAddr,
-    sync::Arc,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -25,21 +25,37 @@ use hashbrown::HashSet;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use potluck_core::{
     FileId, PeerId, SetDigest,
-    model::{Address, Provider, ProviderEvent, Registration},
+    model::{Address, ListedPeer, Provider, ProviderEvent, Registration, RegistrationHash},
 };
+use prometheus_client::metrics::histogram::Histogram;
+use smallvec::SmallVec;
 
 use crate::{
-    catalog::{Catalog, PeerSlot, PutOutcome},
+    catalog::{Catalog, PeerCursor, PeerSlot, PutOutcome},
     leases::{LeaseHolder, LeaseTable},
-    store::{PeerRecord, StoredPeer},
+    registration::RegistrationRef,
+    store::{PeerPart, PeerRecord, PeerSink, StoredPeer, packed::EntryRef},
     watch::{Subscription, WatchError, WatchHub},
 };
 
 /// Maximum registrations changed per write lock, which takes about 200 microseconds.
 const MAX_SLICE: usize = 64;
 
+/// Upper bounds of the time for which a change locks the catalog, in seconds.
+const LOCK_SECONDS: [f64; 8] = [0.000_01, 0.000_03, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.1];
+
 /// Bytes of names after which a slice ends, because the cost of a name grows with its words.
 const MAX_SLICE_NAME_BYTES: usize = 8 * 1024;
+
+/// Names whose words are indexed when the registry is built, in about 0.1 s. The words of others
+/// are indexed while the index runs.
+const FEW_NAMES: u32 = 50_000;
+
+/// Slices of names that are indexed between two batches of changes: a few milliseconds of work.
+const WORD_SLICES: usize = 32;
+
+/// Registrations of which the places in the tables are brought into the processor's cache together.
+const TOUCHED: usize = 16;
 
 /// Removed files above which a replacement fills a new peer entry and clears the old one later.
 /// Removing more in place would delay the caller and all other changes.
@@ -50,33 +66,97 @@ const MAX_REMOVED_IN_PLACE: usize = 1024;
 pub(crate) struct Registry {
     catalog: RwLock<Catalog>,
     leases: Mutex<LeaseTable>,
-    watch_hub: Arc<WatchHub>,
+    watch_hub: WatchHub,
+    /// How long changes kept the catalog locked, in seconds.
+    lock_seconds: Histogram,
     /// Hidden peers that are not cleared yet.
     to_clear: Mutex<VecDeque<PeerSlot>>,
+    store_generation: AtomicU64,
 }
 
 /// Peers read from a store, from which a registry is built.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RestoredPeers {
     catalog: Catalog,
     leases: Vec<(PeerId, Duration)>,
 }
 
+impl Default for RestoredPeers {
+    fn default() -> Self {
+        Self {
+            catalog: Catalog::without_words(),
+            leases: Vec::new(),
+        }
+    }
+}
+
 impl RestoredPeers {
-    /// Adds one peer.
-    pub fn add(&mut self, StoredPeer { record, mut files }: StoredPeer) {
+    /// No peers, but room for about this many registrations.
+    pub fn with_room_for(registrations: usize) -> Self {
+        let mut restored = Self::default();
+        restored.catalog.reserve(registrations);
+        restored
+    }
+
+    /// Adds a whole peer.
+    pub fn add_stored(&mut self, StoredPeer { record, files }: &StoredPeer) {
+        if let Some(slot) = self.add_peer(record) {
+            for file in files {
+                self.catalog.put_at(slot, file);
+            }
+        }
+    }
+
+    fn add_peer(&mut self, record: &PeerRecord) -> Option<PeerSlot> {
         if record.holds_bindings() {
             self.catalog.add_binder(record.id, &record.address);
         } else {
             self.catalog.set_peer(record.id, &record.address);
             self.leases.push((record.id, record.ttl));
         }
-        // Neighbours in sorted order share words, so the catalog's entries for them are still in
-        // the processor's cache.
-        files.sort_unstable_by(|a, b| a.names.cmp(&b.names));
-        for file in &files {
-            self.catalog.put(&record.id, file);
+        self.catalog.slot_of(&record.id)
+    }
+
+    /// Indexes the words of up to `max` names; true once those of all names are indexed. Searches
+    /// find nothing before.
+    pub fn index_words(&mut self, max: u32) -> bool {
+        self.catalog.index_words(max)
+    }
+}
+
+impl PeerSink for RestoredPeers {
+    fn add(&mut self, part: &PeerPart) -> usize {
+        let slot = match part.is_first {
+            true => self.add_peer(&part.record),
+            false => self.catalog.slot_of(&part.record.id),
+        };
+        let Some(slot) = slot else {
+            return part.entries.len();
+        };
+        let mut entries = part.entries.iter();
+        let mut group: SmallVec<[EntryRef<'_>; TOUCHED]> = SmallVec::new();
+        loop {
+            group.extend(entries.by_ref().take(TOUCHED));
+            if group.is_empty() {
+                break;
+            }
+            for entry in &group {
+                if let EntryRef::Registered(file, _) = entry {
+                    self.catalog.touch(file);
+                }
+            }
+            for entry in group.drain(..) {
+                match entry {
+                    EntryRef::Registered(file, hash) => {
+                        self.catalog.put_hashed(slot, &file, hash);
+                    }
+                    EntryRef::Removed(id) => {
+                        self.catalog.remove(&part.record.id, id);
+                    }
+                }
+            }
         }
+        usize::try_from(self.catalog.file_count_at(slot)).unwrap_or(usize::MAX)
     }
 }
 
@@ -96,6 +176,8 @@ impl Registry {
     /// renew.
     pub(crate) fn new(mut restored: RestoredPeers, max_watchers: usize, now: Instant) -> Self {
         let mut leases = LeaseTable::default();
+        restored.catalog.shrink();
+        restored.index_words(FEW_NAMES);
         for (peer, ttl) in restored.leases {
             leases.open(peer, ttl, None, now);
         }
@@ -103,9 +185,26 @@ impl Registry {
         Self {
             catalog: RwLock::new(restored.catalog),
             leases: Mutex::new(leases),
-            watch_hub: Arc::new(WatchHub::new(max_watchers)),
+            watch_hub: WatchHub::new(max_watchers),
+            lock_seconds: Histogram::new(LOCK_SECONDS),
             to_clear: Mutex::default(),
+            store_generation: AtomicU64::new(0),
         }
+    }
+
+    /// Indexes the words of some names that were read from the store; true once those of all names
+    /// are indexed.
+    pub(crate) fn index_words(&self) -> bool {
+        if self.catalog().unindexed_names() == 0 {
+            return true;
+        }
+        (0..WORD_SLICES)
+            .any(|_| self.change_catalog(|catalog| catalog.index_words(MAX_SLICE as u32)))
+    }
+
+    /// How long changes kept the catalog locked, in seconds.
+    pub(crate) const fn lock_seconds(&self) -> &Histogram {
+        &self.lock_seconds
     }
 
     /// Locks the catalog for reading. Do not hold the guard across an await.
@@ -117,15 +216,18 @@ impl Registry {
     /// first.
     fn change_catalog<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
         let mut catalog = self.catalog.write();
+        let locked = Instant::now();
         let result = change(&mut catalog);
         let changed = catalog.take_change_count();
         debug_assert!(changed <= MAX_SLICE, "readers waited for {changed} registrations");
+        let held = locked.elapsed();
         RwLockWriteGuard::unlock_fair(catalog);
+        self.lock_seconds.observe(held.as_secs_f64());
         result
     }
 
     /// The watchers.
-    pub(crate) const fn watch_hub(&self) -> &Arc<WatchHub> {
+    pub(crate) const fn watch_hub(&self) -> &WatchHub {
         &self.watch_hub
     }
 
@@ -143,6 +245,33 @@ impl Registry {
             .filter(|known| **known == holder.address)?;
         let ttl = self.leases().renew(peer, holder, now)?;
         Some((ttl, self.summarize(&catalog, peer, now)))
+    }
+
+    /// Keeps the version that a peer reported.
+    pub(crate) fn set_version(&self, peer: &PeerId, version: &str) {
+        self.leases().set_version(peer, version);
+    }
+
+    /// Up to `max` peers from a cursor on, and the cursor of the next page.
+    pub(crate) fn list_peers(
+        &self,
+        cursor: PeerCursor,
+        max: usize,
+        now: Instant,
+    ) -> (Vec<ListedPeer>, Option<PeerCursor>) {
+        let (peers, next) = self.catalog().peers_from(cursor, max);
+        let leases = self.leases();
+        let listed = peers.into_iter().filter_map(|(peer, address, file_count)| {
+            let (seen, version) = leases.last_seen(&peer)?;
+            Some(ListedPeer {
+                peer,
+                address,
+                file_count,
+                last_seen: now.saturating_duration_since(seen),
+                version: version.to_owned(),
+            })
+        });
+        (listed.collect(), next)
     }
 
     /// A summary of a peer's registrations.
@@ -192,11 +321,12 @@ impl Registry {
     }
 
     /// Registers files, and opens or renews the lease. Returns the peer's number of files
-    /// afterwards.
+    /// afterwards. `instance` is the run of the peer; `None` if the peer registered at another
+    /// process, so that the first run to renew holds the lease.
     pub(crate) fn register(
         &self,
         peer: &PeerRecord,
-        instance: &[u8],
+        instance: Option<&[u8]>,
         files: &[Registration],
         replace: bool,
         now: Instant,
@@ -211,10 +341,16 @@ impl Registry {
         } else {
             self.set_peer(peer, instance, now);
             for files in slices(files) {
+                // Hashed before the lock, so that readers do not wait for it.
+                let files = hashed(files);
                 self.change_catalog(|catalog| {
                     let has_watchers = !self.watch_hub.is_idle();
-                    for file in files {
-                        let outcome = catalog.put(&peer.id, file);
+                    files.iter().for_each(|(file, _)| catalog.touch(file));
+                    for (file, hash) in &files {
+                        let outcome = match catalog.slot_of(&peer.id) {
+                            Some(slot) => catalog.put_hashed(slot, file, hash),
+                            None => PutOutcome::Unchanged,
+                        };
                         if has_watchers && outcome != PutOutcome::Unchanged {
                             self.notify_joined(catalog, &peer.id, &file.file.id);
                         }
@@ -232,12 +368,11 @@ impl Registry {
         let catalog = self.catalog();
         catalog
             .files_of(peer)
-            .filter(|file| !kept.contains(*file))
-            .copied()
+            .filter(|file| !kept.contains(file))
             .collect()
     }
 
-    fn set_peer(&self, peer: &PeerRecord, instance: &[u8], now: Instant) {
+    fn set_peer(&self, peer: &PeerRecord, instance: Option<&[u8]>, now: Instant) {
         if peer.holds_bindings() {
             self.change_catalog(|catalog| catalog.add_binder(peer.id, &peer.address));
             return;
@@ -255,27 +390,29 @@ impl Registry {
         }
     }
 
-    fn open_lease(&self, peer: &PeerRecord, instance: &[u8], now: Instant) {
-        let holder = LeaseHolder {
+    fn open_lease(&self, peer: &PeerRecord, instance: Option<&[u8]>, now: Instant) {
+        let holder = instance.map(|instance| LeaseHolder {
             address: peer.address.clone(),
             instance: instance.to_vec(),
-        };
-        self.leases().open(peer.id, peer.ttl, Some(holder), now);
+        });
+        self.leases().open(peer.id, peer.ttl, holder, now);
     }
 
     /// Replaces all files of a peer by filling a new entry and publishing it.
     fn replace_all_files(
         &self,
         peer: &PeerRecord,
-        instance: &[u8],
+        instance: Option<&[u8]>,
         files: &[Registration],
         now: Instant,
     ) {
         let new = self.change_catalog(|catalog| catalog.add_hidden(peer.id, &peer.address));
         for files in slices(files) {
+            let files = hashed(files);
             self.change_catalog(|catalog| {
-                for file in files {
-                    catalog.put_at(new, file);
+                files.iter().for_each(|(file, _)| catalog.touch(file));
+                for (file, hash) in &files {
+                    catalog.put_hashed(new, file, hash);
                 }
             });
         }
@@ -371,6 +508,36 @@ impl Registry {
         self.leases().take_expired(now, max)
     }
 
+    /// Begins to note which leases are renewed here; see [`LeaseTable::note_renewals`].
+    pub(crate) fn note_renewals(&self) {
+        self.leases().note_renewals();
+    }
+
+    /// See [`LeaseTable::take_renewed`].
+    pub(crate) fn take_renewed(&self) -> Vec<(PeerId, Duration)> {
+        self.leases().take_renewed()
+    }
+
+    /// See [`LeaseTable::ended`].
+    pub(crate) fn ended_leases(&self, now: Instant, max: usize) -> Vec<PeerId> {
+        self.leases().ended(now, max)
+    }
+
+    /// See [`LeaseTable::set_remaining`].
+    pub(crate) fn set_remaining_lease(&self, peer: &PeerId, remaining: Duration, now: Instant) {
+        self.leases().set_remaining(peer, remaining, now);
+    }
+
+    /// The generation of the store; 0 if only this process uses it.
+    pub(crate) fn store_generation(&self) -> u64 {
+        self.store_generation.load(Ordering::Relaxed)
+    }
+
+    /// Sets the generation of the store.
+    pub(crate) fn set_store_generation(&self, generation: u64) {
+        self.store_generation.store(generation, Ordering::Relaxed);
+    }
+
     /// When the next lease expires.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.leases().next_deadline()
@@ -396,7 +563,7 @@ impl Registry {
             return;
         }
         if catalog.file_count_at(slot) <= watched_count as u64 {
-            catalog.files_at(slot).for_each(each);
+            catalog.files_at(slot).for_each(|file| each(&file));
         } else {
             for file in self.watch_hub.files() {
                 if catalog.has_file_at(slot, &file) {
@@ -422,6 +589,19 @@ impl Registry {
     fn to_clear(&self) -> MutexGuard<'_, VecDeque<PeerSlot>> {
         self.to_clear.lock()
     }
+}
+
+/// The registrations of a slice with their hashes.
+type HashedSlice<'a> = SmallVec<[(RegistrationRef<'a>, RegistrationHash); MAX_SLICE]>;
+
+fn hashed(files: &[Registration]) -> HashedSlice<'_> {
+    let files = files.iter().map(RegistrationRef::from);
+    files
+        .map(|file| {
+            let hash = file.hash();
+            (file, hash)
+        })
+        .collect()
 }
 
 /// Splits registrations into slices that are short enough for readers to wait for.

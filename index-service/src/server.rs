@@ -10,6 +10,7 @@
 use std::{
     io::Write as _,
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -17,21 +18,25 @@ use std::{
 
 use parking_lot::Mutex;
 use potluck_core::{
+    Problem,
+    configuration::{Configured, reload_on_hangup},
     grpc::{
         limiter::{MaxShare, PerAddressLimiter},
         transport::{
-            self, ClientConnection, Health,
+            self, Health,
             admission::{Admission, Budgets, CallKind, MAX_HEADERS},
             connections, with_health_and_reflection,
         },
     },
+    model::ClusterId,
+    monitoring::{self, CallMetrics, Readiness},
     network::tls::follow_files,
-    process,
+    process::{self, Hangups, traces::server_span},
     proto::v1::{
         index_service_server::IndexServiceServer, network_service_server::NetworkServiceServer,
     },
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -46,11 +51,18 @@ use crate::{
         reachability::ReachabilityChecker,
     },
     limits::Limits,
-    network::private_network::{NetworkError, PrivateNetwork},
+    metrics::{IndexMetrics, MeasuredStore},
+    network::{
+        audit::{self, AuditLog},
+        private_network::{NetworkError, PrivateNetwork},
+    },
     rate_limiter::RateLimiter,
     registry::{Registry, RestoredPeers},
+    reload::{LIMIT_KEYS, LimitChanger},
     search_queue::SearchQueue,
-    store::{FolderError, IndexStore, MemoryStore, SledStore},
+    store::{
+        FolderError, IndexStore, MemoryStore, RedisConfig, RedisOpenError, RedisStore, SledStore,
+    },
 };
 
 /// Timeout of a call, except for the events of a watch stream: longer than a flush on a slow disk,
@@ -82,9 +94,20 @@ pub enum ServeError {
     /// The data folder cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// The Redis Cluster cannot be used.
+    #[error(transparent)]
+    Redis(#[from] RedisOpenError),
     /// The private network cannot be served.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The audit log cannot be opened.
+    #[error("cannot open the audit log {}: {source}; give another --audit-log", path.display())]
+    Audit {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
     /// The system cannot start a thread.
     #[error("cannot start the committer's thread: {0}")]
     Thread(std::io::Error),
@@ -124,6 +147,9 @@ pub enum RunError {
          and register files"
     )]
     BeyondLoopback(SocketAddr),
+    /// The monitoring endpoint cannot be served.
+    #[error(transparent)]
+    Monitoring(Problem),
     /// Standard output is closed.
     #[error("cannot print the listen address to standard output: {0}")]
     Output(std::io::Error),
@@ -145,11 +171,16 @@ pub async fn serve(
 }
 
 /// Binds the listen address, prints `listening on ADDR` to standard output when ready, and serves
-/// until `shutdown`.
+/// until `shutdown`. Reads the settings again at each of the `hangups`.
 ///
 /// # Errors
 /// [`RunError`]; its message says what the user can do.
-pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), RunError> {
+pub async fn run(
+    configured: Configured<Options>,
+    hangups: Hangups,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let options = configured.options.clone();
     let config = options.config()?;
     let is_private = config.tls.is_some() || config.network.is_some();
     if is_private {
@@ -175,9 +206,27 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ru
         );
     }
     if let (Some(tls), Some(files)) = (&config.tls, options.own_pki()) {
-        tokio::spawn(follow_files(tls.clone(), files, None, shutdown.clone()));
+        let (tls, hangups) = (tls.clone(), hangups.clone());
+        tokio::spawn(follow_files(tls, files, None, hangups, shutdown.clone()));
+    }
+    if let Some(address) = options.metrics {
+        // Before the store is opened, which may take a while.
+        monitoring::start(
+            address,
+            config.readiness.clone(),
+            config.metrics.clone(),
+            shutdown.clone(),
+        )
+        .await
+        .map_err(RunError::Monitoring)?;
     }
     let index = RunningIndex::open(config).await?;
+    let limits = index.limit_changer();
+    let apply = move |options: &Options, _: &_| {
+        limits.change(&options.limits);
+        LIMIT_KEYS.to_vec()
+    };
+    tokio::spawn(reload_on_hangup(configured, hangups, shutdown.clone(), apply));
     let mut out = std::io::stdout();
     writeln!(out, "listening on {address}")
         .and_then(|()| out.flush())
@@ -192,23 +241,57 @@ struct RunningIndex {
     committer: Committer,
     committer_thread: JoinHandle<()>,
     store_kind: &'static str,
+    cluster_id: ClusterId,
     network: Option<Arc<PrivateNetwork>>,
+    audit: AuditLog,
+    rate_limiter: Arc<Mutex<RateLimiter>>,
+    connection_limiter: PerAddressLimiter,
 }
 
 impl RunningIndex {
+    /// Changes the limits of this index.
+    fn limit_changer(&self) -> LimitChanger {
+        LimitChanger {
+            registry: Arc::clone(&self.registry),
+            committer: self.committer.clone(),
+            rate_limiter: Arc::clone(&self.rate_limiter),
+            connections: self.connection_limiter.clone(),
+        }
+    }
+
     async fn open(config: Config) -> Result<Self, ServeError> {
+        let runtime = Handle::current();
         let opened = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
-            let network = config.network.as_deref().map(PrivateNetwork::open);
+            let open = |path| PrivateNetwork::open(path, config.certificate_lifetime);
+            let network = config.network.as_deref().map(open);
             let network = network.transpose()?.map(Arc::new);
             let (store, restored): (Box<dyn IndexStore>, RestoredPeers) = match &config.store {
                 StoreConfig::Memory => (Box::new(MemoryStore::default()), RestoredPeers::default()),
+                StoreConfig::Redis(redis) => open_redis(&runtime, redis)?,
                 StoreConfig::Sled(folder) => {
-                    let (store, restored) = SledStore::open(folder, RestoredPeers::add)?;
+                    let (store, restored) = SledStore::open_into(
+                        folder,
+                        config.limits.store_cache_bytes(),
+                        RestoredPeers::with_room_for,
+                    )?;
                     (Box::new(store), restored)
                 }
             };
-            let store_kind = store.kind();
+            // After the store, which creates its folder.
+            let audit = match config.audit_log_path() {
+                Some(path) => AuditLog::open(path.clone())
+                    .map_err(|source| ServeError::Audit { path, source })?,
+                None => AuditLog::disabled(),
+            };
+            if let Some(folder) = &config.network {
+                let stored = audit::store_location(folder, config.audit_log.as_deref());
+                stored.map_err(|source| ServeError::Audit {
+                    path: folder.clone(),
+                    source,
+                })?;
+            }
+            let (store_kind, cluster_id) = (store.kind(), store.cluster_id());
             let registry = Arc::new(Registry::new(
                 restored,
                 config.limits.max_watchers,
@@ -220,20 +303,41 @@ impl RunningIndex {
                     store = store_kind,
                     peers = catalog.peer_count(),
                     registrations = catalog.registration_count(),
-                    took = ?started.elapsed(),
+                    seconds = started.elapsed().as_secs_f64(),
                     "store open"
                 );
             }
+            let store = Box::new(MeasuredStore::new(store, &config.metrics));
             let (committer, committer_thread) =
                 Committer::start(store, Arc::clone(&registry), config.limits.clone())
                     .map_err(ServeError::Thread)?;
+            config.metrics.register(
+                "index_lock_seconds",
+                "Time for which a change kept queries waiting",
+                registry.lock_seconds().clone(),
+            );
+            config.metrics.gather_from(IndexMetrics {
+                registry: Arc::clone(&registry),
+                committer: committer.clone(),
+                folder: match &config.store {
+                    StoreConfig::Memory | StoreConfig::Redis(_) => None,
+                    StoreConfig::Sled(folder) => Some(folder.clone()),
+                },
+            });
+            let limits = &config.limits;
+            let rate_limiter = RateLimiter::new(limits.max_calls_per_second);
+            let connection_limiter = connection_limiter(limits);
             Ok(Self {
                 config,
                 registry,
                 committer,
                 committer_thread,
                 store_kind,
+                cluster_id,
                 network,
+                audit,
+                rate_limiter: Arc::new(Mutex::new(rate_limiter)),
+                connection_limiter,
             })
         });
         opened.await.map_err(|_| ServeError::Opening)?
@@ -250,7 +354,11 @@ impl RunningIndex {
             committer,
             committer_thread,
             store_kind,
+            cluster_id,
             network,
+            audit,
+            rate_limiter,
+            connection_limiter,
         } = self;
         let tls = network
             .as_ref()
@@ -259,9 +367,7 @@ impl RunningIndex {
         let service = Arc::new(IndexApi {
             registry: Arc::clone(&registry),
             committer: committer.clone(),
-            rate_limiter: Arc::new(Mutex::new(RateLimiter::new(
-                config.limits.max_calls_per_second,
-            ))),
+            rate_limiter,
             searches: SearchQueue::new(),
             page_tokens: PageTokens::default(),
             allowed_hosts: config.allowed_hosts,
@@ -269,12 +375,15 @@ impl RunningIndex {
             reachability: ReachabilityChecker::new(config.reachability_checks, tls.clone()),
             started: Instant::now(),
             store_kind,
+            cluster_id,
+            is_store_shared: matches!(config.store, StoreConfig::Redis(_)),
             network: network.clone(),
+            audit: audit.clone(),
             is_private: tls.is_some(),
         });
-        let network_service = network.as_ref().map(|network| {
-            let api =
-                NetworkApi::new(Arc::clone(network), Arc::clone(&registry), committer.clone());
+        let network_service = tls.is_some().then(|| {
+            let (network, registry) = (network.clone(), Arc::clone(&registry));
+            let api = NetworkApi::new(network, audit.clone(), registry, committer.clone());
             NetworkServiceServer::new(api)
                 .max_decoding_message_size(transport::admission::SMALL_REQUEST)
                 .max_encoding_message_size(transport::MAX_MESSAGE)
@@ -294,23 +403,23 @@ impl RunningIndex {
         }
 
         let stop_reporting = CancellationToken::new();
-        let health_reports =
-            report_health(health.clone(), committer.store_works(), stop_reporting.clone());
+        let health_reports = report_health(
+            health.clone(),
+            config.readiness.clone(),
+            committer.store_works(),
+            stop_reporting.clone(),
+        );
         let health_reports = tokio::spawn(health_reports);
         let access = AccessLayer {
             network: network.clone(),
             is_private: tls.is_some(),
+            audit,
         };
         let stop_following = stop_reporting.clone();
         let following = network.map(|network| tokio::spawn(network.maintain(stop_following)));
         let address = listener.local_addr().ok();
         let close_connections = CancellationToken::new();
-        let incoming = connections(
-            listener,
-            tls,
-            connection_limiter(&config.limits),
-            close_connections.clone(),
-        );
+        let incoming = connections(listener, tls, connection_limiter, close_connections.clone());
         let stop_accepting = CancellationToken::new();
         let server = transport::server()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -319,12 +428,14 @@ impl RunningIndex {
             .max_frame_size(None)
             .http2_max_header_list_size(MAX_HEADERS)
             .timeout(CALL_TIMEOUT)
-            .trace_fn(call_span)
+            .trace_fn(server_span)
+            .layer(CallMetrics::new(&config.metrics))
             .layer(admission)
             .layer(access)
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, stop_accepting.clone().cancelled_owned());
         tokio::pin!(server);
+        config.readiness.set(true);
         if let Some(address) = address {
             tracing::info!(%address, "index ready");
         }
@@ -345,6 +456,7 @@ impl RunningIndex {
             tracing::error!(%error, "the task that follows the network's members panicked");
         }
         health.set_not_serving().await;
+        config.readiness.set(false);
         registry.watch_hub().close();
         stop_accepting.cancel();
         let served = match served {
@@ -369,9 +481,23 @@ impl RunningIndex {
     }
 }
 
+/// Opens the store in a Redis Cluster, and reads all peers.
+fn open_redis(
+    runtime: &Handle,
+    config: &RedisConfig,
+) -> Result<(Box<dyn IndexStore>, RestoredPeers), RedisOpenError> {
+    let mut store = RedisStore::open(runtime.clone(), config)?;
+    let mut restored = RestoredPeers::default();
+    store
+        .load(&mut |peer| restored.add_stored(&peer))
+        .map_err(|error| RedisOpenError::Damaged(error.to_string()))?;
+    Ok((Box::new(store), restored))
+}
+
 /// Updates the health status whenever the store fails or recovers.
 async fn report_health(
     health: Health,
+    readiness: Readiness,
     mut store_works: watch::Receiver<bool>,
     stop: CancellationToken,
 ) {
@@ -384,6 +510,7 @@ async fn report_health(
         }
         let is_serving = *store_works.borrow_and_update();
         health.set_serving(is_serving).await;
+        readiness.set(is_serving);
     }
 }
 
@@ -404,19 +531,6 @@ fn call_kind(path: &str) -> CallKind {
         WATCH => CallKind::Watch,
         other => CallKind::of_common(other),
     }
-}
-
-/// A tracing span for a call, with the caller's address.
-fn call_span(request: &http::Request<()>) -> tracing::Span {
-    let client = request
-        .extensions()
-        .get::<ClientConnection>()
-        .and_then(ClientConnection::address);
-    tracing::debug_span!(
-        "call",
-        method = request.uri().path(),
-        client = client.map(tracing::field::display)
-    )
 }
 
 #[cfg(test)]

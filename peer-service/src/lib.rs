@@ -4,10 +4,12 @@
 //! | module | purpose |
 //! |---|---|
 //! | [`announce`] | the set of files to announce, and the task that announces them to the index |
+//! | [`cache`] | what was fetched on behalf of others, and may be removed again |
 //! | `catalog` | the library in memory; pure |
 //! | [`content`] | content that can be served: the interface between library, downloads and uploads |
 //! | [`control`] | the service for the peer's owner, on its own endpoint |
 //! | [`download`] | downloads, from the request to the verified file |
+//! | `fuzzing` | bodies of fuzz targets; not a stable interface |
 //! | `fs` | blocking work, durable writes, reads from the page cache |
 //! | [`home`] | the peer's home folder, its lock and its token |
 //! | [`library`] | shared files and collections, their hashes, and change detection |
@@ -21,14 +23,18 @@
 
 pub mod activity;
 pub mod announce;
+pub mod cache;
 mod catalog;
 pub mod content;
 pub mod control;
 pub mod download;
 pub(crate) mod fs;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod home;
 pub mod library;
 pub mod limits;
+mod metrics;
 pub mod network;
 pub mod options;
 mod problem;

@@ -13,8 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use potluck_core::{
     PeerId, Problem, Reason,
-    grpc::transport::Endpoint,
-    index_client::IndexClient,
+    index_client::{self, IndexClient, IndexList},
     network::{
         certificate::CertificateInfo,
         credentials::Credentials,
@@ -22,8 +21,9 @@ use potluck_core::{
         identity::Role,
         own_pki::OwnPki,
         stored_identity::StoredIdentity,
-        tls::{ServerIdentity, TlsContext, TlsError, TlsMaterial, follow_files},
+        tls::{TlsContext, TlsError, TlsMaterial, follow_files},
     },
+    process::Hangups,
 };
 use rand::RngExt as _;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,15 @@ use crate::{fs::blocking::blocking, home::NETWORK_KEY};
 /// How often a peer looks whether a certificate is due: an expired one is then replaced soon after
 /// the machine wakes up. Jittered, so that peers that joined together do not ask together.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60);
+
+/// The same while its certificate has expired.
+const EXPIRED_CHECK: Duration = Duration::from_secs(10);
+
+/// The same at the least, for certificates that are valid for seconds.
+const MIN_RENEWAL_CHECK: Duration = Duration::from_secs(1);
+
+/// How long the start of a peer waits for a certificate in place of one that has expired.
+const RENEWAL_AT_START: Duration = Duration::from_secs(5);
 
 /// A peer's place in a private network.
 #[derive(Debug)]
@@ -61,21 +70,47 @@ impl NetworkState {
     fn material(&self) -> Result<TlsMaterial, CredentialsError> {
         TlsMaterial::member(&self.credentials, &self.identity)
     }
+
+    /// Whether the certificate of the peer is valid now.
+    fn check(&self, now: SystemTime) -> Result<(), CredentialsError> {
+        self.identity.check(self.credentials.ca(), now)
+    }
+
+    /// How long until a certificate of the peer or its member is due.
+    fn time_until_renewal(&self, now: SystemTime) -> Duration {
+        let identities = [self.credentials.member(), &self.identity];
+        let infos = identities.into_iter().filter_map(StoredIdentity::info);
+        let due = infos.map(|info| info.renew_at().duration_since(now).unwrap_or_default());
+        due.min().unwrap_or(RENEWAL_CHECK)
+    }
 }
 
 impl PeerNetwork {
-    /// Loads this peer's key and certificate from its state folder. On the first start, generates the
-    /// key and asks the index for the certificate.
+    /// Loads this peer's key and certificate from its state folder. On the first start, and after this
+    /// machine joined as another member, generates the key and asks the index for the certificate.
     ///
     /// # Errors
     /// [`Reason::Unauthenticated`] if there is no certificate and no index; the problem of the call to
     /// the index; otherwise the reason why a file cannot be used.
     pub(crate) async fn open(
-        credentials: Credentials,
+        mut credentials: Credentials,
         state: PathBuf,
-        index: Option<&Endpoint>,
+        index: Option<&IndexList>,
     ) -> Result<Self, Problem> {
-        let load = move || StoredIdentity::open(&state, NETWORK_KEY);
+        let member = credentials.member().key().member_id();
+        let load = move || {
+            let identity = StoredIdentity::open(&state, NETWORK_KEY)?;
+            let owner = identity.info().and_then(CertificateInfo::identity);
+            if owner.is_none_or(|owner| owner.member == member) {
+                return Ok(identity);
+            }
+            // The old member left or was revoked, and its keys with it.
+            tracing::warn!(
+                "this machine joined again as another member: the peer gets a new key and id"
+            );
+            identity.remove()?;
+            StoredIdentity::open(&state, NETWORK_KEY)
+        };
         let mut identity = blocking(load).await??;
         match identity.check(credentials.ca(), SystemTime::now()) {
             Ok(()) => {}
@@ -86,23 +121,42 @@ impl PeerNetwork {
                 let Some(index) = index else {
                     return Err(error.into());
                 };
+                index_client::renew_member(&mut credentials).await?;
                 identity = enroll(&credentials, identity, index).await?;
             }
-            // It is renewed while the peer runs; until then other peers refuse it.
-            Err(error @ CredentialsError::Expired { .. }) if index.is_some() => {
-                tracing::warn!(%error, "this peer cannot reach others yet");
-            }
+            // Renewed below.
+            Err(CredentialsError::Expired { .. }) if index.is_some() => {}
             Err(error) => return Err(error.into()),
         }
         let state = NetworkState {
             credentials,
             identity,
         };
-        Ok(Self {
+        let network = Self {
             peer_id: state.identity.key().peer_id(),
             tls: TlsContext::new(state.material()?).map_err(tls_problem)?,
             source: Source::Joined(Arc::new(Mutex::new(state))),
-        })
+        };
+        if let Some(index) = index {
+            network.renew_if_expired(index).await;
+        }
+        Ok(network)
+    }
+
+    /// Renews the certificate of this peer at its start if it has expired, because until then other
+    /// peers and the index refuse it. After a failure, the peer tries again while it runs.
+    async fn renew_if_expired(&self, index: &IndexList) {
+        let now = SystemTime::now();
+        let Some(Err(error)) = self.joined().map(|state| state.lock().check(now)) else {
+            return;
+        };
+        let why = match tokio::time::timeout(RENEWAL_AT_START, self.renew_if_due(index, now)).await
+        {
+            Ok(Ok(())) => return,
+            Ok(Err(problem)) => problem.message,
+            Err(_) => "the index does not answer in time".to_owned(),
+        };
+        tracing::warn!(%error, %why, "this peer cannot reach others yet");
     }
 
     /// Uses a certificate of a PKI of one's own.
@@ -146,12 +200,13 @@ impl PeerNetwork {
     /// second half of its validity, through the index at `index`.
     pub(crate) async fn keep_valid(
         self: Arc<Self>,
-        index: Option<Endpoint>,
+        index: Option<IndexList>,
+        hangups: Hangups,
         stop: CancellationToken,
     ) {
         if let Source::OwnPki(files) = &self.source {
             let tls = self.tls.clone();
-            return follow_files(tls, files.clone(), Some(self.peer_id), stop).await;
+            return follow_files(tls, files.clone(), Some(self.peer_id), hangups, stop).await;
         }
         let Some(index) = index else { return };
         loop {
@@ -160,10 +215,7 @@ impl PeerNetwork {
                 () = stop.cancelled() => return,
                 renewed = self.renew_if_due(&index, SystemTime::now()) => renewed,
             };
-            if let Err(problem) = renewed {
-                tracing::warn!(%problem, "a certificate of this peer was not renewed");
-            }
-            let wait = RENEWAL_CHECK.mul_f64(rand::rng().random_range(0.5..=1.0));
+            let wait = self.wait_after(renewed, SystemTime::now());
             tokio::select! {
                 // Both arms only wait.
                 () = stop.cancelled() => return,
@@ -172,13 +224,44 @@ impl PeerNetwork {
         }
     }
 
+    /// How long to wait after an attempt to renew, and a message if it failed.
+    fn wait_after(&self, renewed: Result<(), Problem>, now: SystemTime) -> Duration {
+        let Some(state) = self.joined() else {
+            return RENEWAL_CHECK;
+        };
+        let (valid, until_due, until_expiry) = {
+            let state = state.lock();
+            let ends = state.identity.info().map(|info| info.not_after);
+            let until_expiry = ends.and_then(|ends| ends.duration_since(now).ok());
+            (
+                state.check(now),
+                state.time_until_renewal(now),
+                until_expiry.unwrap_or_default(),
+            )
+        };
+        let wait = match (renewed, valid) {
+            (Ok(()), _) => until_due.min(RENEWAL_CHECK),
+            (Err(problem), Ok(())) => {
+                tracing::warn!(%problem, "a certificate of this peer was not renewed yet");
+                // Several times before it expires.
+                until_expiry.min(RENEWAL_CHECK * 4) / 4
+            }
+            (Err(problem), Err(error)) => {
+                tracing::warn!(%error, why = %problem, "this peer cannot reach others");
+                EXPIRED_CHECK
+            }
+        };
+        wait.mul_f64(rand::rng().random_range(0.5..=1.0))
+            .max(MIN_RENEWAL_CHECK)
+    }
+
     /// Renews the certificates of this peer and of its member that are due.
     ///
     /// # Errors
     /// The problem of the call to the index, or of storing a certificate.
     pub(crate) async fn renew_if_due(
         &self,
-        index: &Endpoint,
+        index: &IndexList,
         now: SystemTime,
     ) -> Result<(), Problem> {
         let Some(shared) = self.joined() else {
@@ -195,7 +278,7 @@ impl PeerNetwork {
         }
         // Without a certificate, because the own one may have expired.
         let tls = TlsContext::new(TlsMaterial::anonymous(&ca)).map_err(tls_problem)?;
-        let client = IndexClient::new(index.clone().secured(&tls, ServerIdentity::Index)?);
+        let client = IndexClient::new(index.clone().secured(&tls)?);
         if member.needs_renewal(now) {
             let certificate = renew(&client, &member).await?;
             let state = Arc::clone(shared);
@@ -279,12 +362,12 @@ async fn reload_credentials(
 async fn enroll(
     credentials: &Credentials,
     mut identity: StoredIdentity,
-    index: &Endpoint,
+    index: &IndexList,
 ) -> Result<StoredIdentity, Problem> {
     credentials.member().check(credentials.ca(), SystemTime::now())?;
     let member = TlsMaterial::member(credentials, credentials.member())?;
     let tls = TlsContext::new(member).map_err(tls_problem)?;
-    let index = IndexClient::new(index.clone().secured(&tls, ServerIdentity::Index)?);
+    let index = IndexClient::new(index.clone().secured(&tls)?);
     let certificate = index.enroll_peer(signing_request(&identity)?).await?;
     let ca = credentials.ca().clone();
     let store = move || {

@@ -17,18 +17,23 @@ use potluck_core::{
     Problem, Reason,
     grpc::{
         limiter::{DEFAULT_MAX_SHARE, MaxShare},
-        transport::{Endpoint, parse_listen},
+        transport::parse_listen,
     },
+    index_client::IndexList,
     model::Address,
+    monitoring::{Metrics, Readiness},
     network::{
         credentials::{self, Credentials},
         own_pki::OwnPki,
     },
-    process::LOG_HELP,
-    units::{parse_duration, parse_rate},
+    process::{Hangups, logging::LogOptions},
+    units::{parse_duration, parse_rate, parse_size},
 };
 
-use crate::library::{LinkPolicy, ShareOptions};
+use crate::{
+    cache::CacheSettings,
+    library::{LinkPolicy, ShareOptions},
+};
 
 /// Default address of the open port: loopback, so that only this machine can connect.
 pub const DEFAULT_LISTEN: SocketAddr =
@@ -48,6 +53,24 @@ pub const DEFAULT_MAX_CONNECTIONS: usize = 512;
 /// Flags of `potluck-peer` and `potluck peer`; each has an environment variable.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
+    /// Read settings from this TOML file, whose keys are the names of these options; `none` for no
+    /// file [default: /etc/potluck/peer.toml, if it exists]
+    #[arg(
+        long,
+        env = "POTLUCK_PEER_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub config: Option<PathBuf>,
+
+    /// Print all settings with where each comes from, as a file for --config, and exit
+    #[arg(long)]
+    pub print_config: bool,
+
+    /// Log and traces
+    #[command(flatten)]
+    pub log: LogOptions,
+
     /// Address to serve other peers on, as HOST:PORT, or PORT for this machine only; port 0 picks a
     /// free port
     #[arg(
@@ -69,7 +92,8 @@ pub struct Options {
     )]
     pub home: Option<PathBuf>,
 
-    /// Index to register with and to query, as HOST:PORT; `none` for no index [default: the index of
+    /// Index to register with and to query, as HOST:PORT, or several that share a store, as
+    /// HOST:PORT,HOST:PORT: the first that works is used; `none` for no index [default: the index of
     /// the private network, or 127.0.0.1:1313]
     #[arg(
         long,
@@ -146,8 +170,8 @@ pub struct Options {
     pub share: Vec<PathBuf>,
 
     /// Paths to share, separated by colons (for the environment variable)
-    #[arg(long, hide = true, env = "POTLUCK_PEER_SHARE")]
-    pub share_list: Option<OsString>,
+    #[arg(long, hide = true, env = "POTLUCK_PEER_SHARE", value_delimiter = ':')]
+    pub share_list: Vec<OsString>,
 
     /// What becomes of symbolic links in the folders of --share: `keep` those that stay inside,
     /// `follow` them to what they lead to, or `skip` them
@@ -168,8 +192,13 @@ pub struct Options {
     pub exclude: Vec<String>,
 
     /// Patterns to leave out, one a line (for the environment variable)
-    #[arg(long, hide = true, env = "POTLUCK_PEER_EXCLUDE")]
-    pub exclude_list: Option<String>,
+    #[arg(
+        long,
+        hide = true,
+        env = "POTLUCK_PEER_EXCLUDE",
+        value_delimiter = '\n'
+    )]
+    pub exclude_list: Vec<String>,
 
     /// Refuse a folder of --share if an entry in it cannot be shared, instead of leaving it out
     #[arg(
@@ -223,6 +252,17 @@ pub struct Options {
         value_parser = FalseyValueParser::new()
     )]
     pub plaintext: bool,
+
+    /// Address of the monitoring endpoint, as HOST:PORT, or PORT for this machine only: `/healthz`,
+    /// `/readyz` and `/metrics` over HTTP. Off, if not given
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "POTLUCK_PEER_METRICS",
+        hide_env_values = true,
+        value_parser = parse_listen
+    )]
+    pub metrics: Option<SocketAddr>,
 
     /// Maximum upload rate, such as 10MiB/s; 0 for no limit
     #[arg(
@@ -297,6 +337,29 @@ pub struct Options {
     )]
     pub hash_threads: Option<NonZeroUsize>,
 
+    /// Maximum size of the cache, which holds what this peer fetches on behalf of others, such as
+    /// 200GiB; what was not used for the longest time is removed first. 0 for no limit
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "POTLUCK_PEER_CACHE_SIZE",
+        hide_env_values = true,
+        default_value = "0",
+        value_parser = parse_size
+    )]
+    pub cache_size: u64,
+
+    /// Remove from the cache what was not used for this time, such as 30d; 0s for never
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "POTLUCK_PEER_CACHE_TTL",
+        hide_env_values = true,
+        default_value = "0s",
+        value_parser = parse_duration
+    )]
+    pub cache_ttl: Duration,
+
     /// Time after which the index drops this peer if it does not renew its lease, such as 60s
     /// [default: set by the index]
     #[arg(
@@ -320,6 +383,14 @@ impl Options {
         })
     }
 
+    /// The settings of the cache.
+    pub(crate) const fn cache(&self) -> CacheSettings {
+        CacheSettings {
+            max_bytes: self.cache_size,
+            max_idle: self.cache_ttl,
+        }
+    }
+
     /// The end of the help of `program`: examples, and variables that are not those of a flag.
     pub fn help_footer(program: &str) -> String {
         format!(
@@ -332,9 +403,8 @@ Examples:
 Prints `listening on ADDRESS` when it is ready. Files in `files` in the peer's
 folder are shared, and downloads are saved there. Commands of `potluck` control
 the peer through the control socket in its folder. SIGINT and SIGTERM stop it
-cleanly.
-
-{LOG_HELP}"
+cleanly, and SIGHUP makes it read its file again. The log goes to standard
+error."
         )
     }
 }
@@ -394,7 +464,7 @@ pub struct Config {
     /// The peer's home folder.
     pub home: PathBuf,
     /// The index; `None` for no index.
-    pub index: Option<Endpoint>,
+    pub index: Option<IndexList>,
     /// Files and folders to share from the start.
     pub share: Vec<PathBuf>,
     /// How to share them.
@@ -407,6 +477,8 @@ pub struct Config {
     pub plaintext: bool,
     /// The initial limits.
     pub limits: LimitSettings,
+    /// The settings of the cache.
+    pub cache: CacheSettings,
     /// Maximum connections from other peers.
     pub max_connections: usize,
     /// The largest fraction of the free permits that one address may hold.
@@ -421,6 +493,12 @@ pub struct Config {
     pub network: Option<Credentials>,
     /// The files of a PKI of one's own, instead of a private network.
     pub own_pki: Option<OwnPki>,
+    /// Set while the peer can do its work.
+    pub readiness: Readiness,
+    /// Measures the peer.
+    pub metrics: Metrics,
+    /// Hangups, at which the files of a PKI of one's own are read again.
+    pub hangups: Hangups,
 }
 
 impl Config {
@@ -435,6 +513,7 @@ impl Config {
             control: ControlAt::Unix(None),
             plaintext: false,
             limits: LimitSettings::default(),
+            cache: CacheSettings::default(),
             max_connections: DEFAULT_MAX_CONNECTIONS,
             address_share: MaxShare::default(),
             reflection: true,
@@ -442,6 +521,9 @@ impl Config {
             lease: None,
             network: None,
             own_pki: None,
+            readiness: Readiness::default(),
+            metrics: Metrics::default(),
+            hangups: Hangups::none(),
         }
     }
 
@@ -451,25 +533,26 @@ impl Config {
     /// [`Reason::InvalidAddress`] if the index's URL is invalid; [`Reason::InvalidArgument`] if no
     /// home is given and the user has no data directory.
     pub fn from_options(options: Options, port: u16) -> Result<Self, Problem> {
-        let own_pki = options.own_pki();
+        let (own_pki, cache) = (options.own_pki(), options.cache());
         let home = match options.home {
             Some(home) => home,
             None => default_home(port)?,
         };
-        let listed: Vec<PathBuf> = options
-            .share_list
-            .iter()
-            .flat_map(std::env::split_paths)
-            .filter(|path| path != Path::new(""))
-            .collect();
+        let listed = options.share_list.into_iter().map(PathBuf::from);
+        let listed = listed.filter(|path| path != Path::new(""));
+        let excluded = options.exclude_list.into_iter();
+        let excluded = excluded.map(|line| line.trim_end_matches('\r').to_owned());
         let no_network = options.no_network || own_pki.is_some();
         let network = credentials::find(options.credentials.as_deref(), no_network)?;
         let has_tls = network.is_some() || own_pki.is_some();
         let index = match (options.index, &network) {
             (Some(index), _) => parse_index(&index, has_tls)?,
             (None, Some(network)) => {
-                let index = network.indexes().first().ok_or_else(|| no_index(network))?;
-                parse_index(index, true)?
+                let indexes = network.indexes();
+                if indexes.is_empty() {
+                    return Err(no_index(network));
+                }
+                parse_index(&indexes.join(","), true)?
             }
             (None, None) => parse_index(DEFAULT_INDEX, has_tls)?,
         };
@@ -481,17 +564,7 @@ impl Config {
             share_options: ShareOptions {
                 links: options.links,
                 is_strict: options.strict,
-                exclude: options
-                    .exclude
-                    .into_iter()
-                    .chain(
-                        options
-                            .exclude_list
-                            .iter()
-                            .flat_map(|list| list.lines())
-                            .map(Into::into),
-                    )
-                    .collect(),
+                exclude: options.exclude.into_iter().chain(excluded).collect(),
             },
             advertise: options.advertise,
             control: options.control.unwrap_or(ControlAt::Unix(None)),
@@ -501,6 +574,7 @@ impl Config {
                 download_bytes_per_second: options.download_limit,
                 upload_slots: options.upload_slots,
             },
+            cache,
             max_connections: options.max_connections.max(1),
             address_share: MaxShare::from_percent(options.address_share).unwrap_or_default(),
             reflection: !options.no_reflection,
@@ -537,13 +611,16 @@ pub(crate) const fn home_port(listen: SocketAddr) -> u16 {
     }
 }
 
-/// Parses the index's URL; an empty text or `none` means no index. In a network, `https://` is
-/// allowed: TLS is used in any case.
-fn parse_index(text: &str, in_network: bool) -> Result<Option<Endpoint>, Problem> {
+/// Parses the index's URL, or several with commas between; an empty text or `none` means no index.
+/// In a network, `https://` is allowed: TLS is used in any case.
+fn parse_index(text: &str, in_network: bool) -> Result<Option<IndexList>, Problem> {
+    let parse = |url: &str| match in_network {
+        true => url.strip_prefix("https://").unwrap_or(url).parse(),
+        false => url.parse(),
+    };
     match text {
         "" | "none" => Ok(None),
-        url if in_network => url.strip_prefix("https://").unwrap_or(url).parse().map(Some),
-        url => url.parse().map(Some),
+        urls => IndexList::parse(urls, parse).map(Some),
     }
 }
 

@@ -126,6 +126,16 @@ impl FileId {
         bytes
     }
 
+    /// The provisional id of content whose SHA-256 is known, but not yet its root: peers that fetch it
+    /// from an origin meet under this id. `size` is in bytes.
+    ///
+    /// The id is `SHA-256("potluck/origin/v1\0" || size as u64 little-endian || sha256)`.
+    pub fn provisional(size: u64, sha256: &Sha256) -> Self {
+        let hash = sha2::Sha256::new_with_prefix(b"potluck/origin/v1\0");
+        let hash = hash.chain_update(size.to_le_bytes()).chain_update(sha256.0);
+        Self(hash.finalize().into())
+    }
+
     /// The first eight bytes as a big-endian number. Sorts like the id, and distinguishes almost
     /// all ids in a quarter of the space.
     pub fn prefix(&self) -> u64 {

@@ -4,7 +4,10 @@
 //! Pure. [`crate::identity::hash`] reads files and uses several threads. It hashes pieces
 //! independently and passes the hashes to [`fold`].
 
-use std::sync::OnceLock;
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU32, Ordering},
+};
 
 use sha2::{Digest as _, Sha256};
 
@@ -91,9 +94,6 @@ pub fn hash_leaves(data: &[u8], hashes: &mut Vec<Hash>) {
 /// Like [`hash_leaves`], for leaves that need not be contiguous, such as those of several small
 /// files.
 pub fn hash_each<'a>(mut leaves: impl Iterator<Item = &'a [u8]>, hashes: &mut Vec<Hash>) {
-    if !batch_hashing_is_correct() {
-        return hashes.extend(leaves.map(|leaf| Hash::from(Sha256::digest(leaf))));
-    }
     loop {
         let mut run: [&[u8]; BATCH] = [&[]; BATCH];
         let slots = run.iter_mut().zip(&mut leaves);
@@ -102,8 +102,72 @@ pub fn hash_each<'a>(mut leaves: impl Iterator<Item = &'a [u8]>, hashes: &mut Ve
             return;
         }
         let mut done = [[0; LEN]; BATCH];
-        tape_sha256::hash_many(&run[..count], &mut done[..count]);
+        hash_batch(&run[..count], &mut done[..count]);
         hashes.extend_from_slice(&done[..count]);
+    }
+}
+
+/// Hashes at most [`BATCH`] messages together.
+fn hash_batch(messages: &[&[u8]], hashes: &mut [Hash]) {
+    static TRUST: BatchTrust = BatchTrust::new();
+    TRUST.hash(tape_sha256::hash_many, messages, hashes);
+}
+
+/// Hashes several messages together.
+type HashMany = fn(&[&[u8]], &mut [Hash]);
+
+/// Hashes one message with the reference implementation.
+fn reference(message: &[u8]) -> Hash {
+    Sha256::digest(message).into()
+}
+
+/// Whether batch hashing may be used: it is compared with the reference before its first use, and
+/// one hash in [`CHECK_EVERY`] batches after that. A faulty backend must only cost speed; it must
+/// not give wrong ids or ban honest peers.
+#[derive(Debug)]
+struct BatchTrust {
+    is_correct: OnceLock<bool>,
+    /// Number of batches; [`BatchTrust::DISTRUSTED`] once a hash was wrong.
+    batches: AtomicU32,
+}
+
+/// Number of batches of which one hash is compared: 8 MiB of leaves, so that comparing costs 0.3 %
+/// of the time of hashing.
+const CHECK_EVERY: u32 = 16;
+
+impl BatchTrust {
+    const DISTRUSTED: u32 = u32::MAX;
+
+    const fn new() -> Self {
+        Self {
+            is_correct: OnceLock::new(),
+            batches: AtomicU32::new(0),
+        }
+    }
+
+    fn hash(&self, hash_many: HashMany, messages: &[&[u8]], hashes: &mut [Hash]) {
+        let batch = self.batches.load(Ordering::Relaxed);
+        if batch != Self::DISTRUSTED && *self.is_correct.get_or_init(|| is_correct(hash_many)) {
+            hash_many(messages, hashes);
+            // A race between threads only repeats a number. The position moves with each check, so
+            // that all positions of a batch are compared.
+            let position = (batch / CHECK_EVERY) as usize % messages.len();
+            let is_due = batch.is_multiple_of(CHECK_EVERY);
+            if !is_due || hashes[position] == reference(messages[position]) {
+                let next = (batch + 1) % Self::DISTRUSTED;
+                let _ = self.batches.compare_exchange(
+                    batch,
+                    next,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                );
+                return;
+            }
+            self.batches.store(Self::DISTRUSTED, Ordering::Relaxed);
+        }
+        for (hash, message) in hashes.iter_mut().zip(messages) {
+            *hash = reference(message);
+        }
     }
 }
 
@@ -118,11 +182,7 @@ pub fn small_file_roots(files: &[&[u8]], roots: &mut Vec<Root>) {
     );
     for files in files.chunks(BATCH) {
         let mut done = [[0; LEN]; BATCH];
-        match batch_hashing_is_correct() {
-            true => tape_sha256::hash_many(files, &mut done[..files.len()]),
-            false => (done.iter_mut().zip(files))
-                .for_each(|(done, file)| *done = Sha256::digest(file).into()),
-        }
+        hash_batch(files, &mut done[..files.len()]);
         roots.extend(done[..files.len()].iter().map(|&hash| Root(hash)));
     }
 }
@@ -145,36 +205,34 @@ fn hash_leaves_one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
     );
 }
 
-/// Whether batch hashing agrees with the reference on this processor. Checked once, in under a
-/// millisecond. A faulty backend must only cost speed; it must not give wrong ids or ban honest
-/// peers.
-fn batch_hashing_is_correct() -> bool {
-    static RIGHT: OnceLock<bool> = OnceLock::new();
-    *RIGHT.get_or_init(|| {
-        let bytes: Vec<u8> = (0..LEAF_SIZE as u32 + 256)
-            .map(|i| (i * 31 + i / 256) as u8)
-            .collect();
-        let agree = |lengths: &[usize]| {
-            let messages: Vec<&[u8]> =
-                (0..).zip(lengths).map(|(at, len)| &bytes[at..at + len]).collect();
-            let mut done = vec![[0; LEN]; messages.len()];
-            tape_sha256::hash_many(&messages, &mut done);
-            let reference = |message: &&[u8]| Hash::from(Sha256::digest(message));
-            messages.iter().map(reference).eq(done)
-        };
-        // Lengths around block and padding boundaries; a full batch of leaves; long leaves with a
-        // short last one.
-        let mut last = [LEAF_SIZE / 4; BATCH];
-        last[BATCH - 1] = 1000;
-        let around = [
-            0, 1, 55, 56, 63, 64, 65, 119, 120, 127, 128, 129, 200, 256, 256, 256,
-        ];
-        agree(&around)
-            && agree(&around.repeat(BATCH / around.len()))
-            && (1..=BATCH).all(|count| agree(&[128; BATCH][..count]))
-            && agree(&[LEAF_SIZE; BATCH])
-            && agree(&last)
-    })
+/// Whether batch hashing agrees with the reference on this processor, in about a millisecond. Which
+/// code runs depends on the processor, on the number of messages, and on whether their lengths are
+/// equal; so all numbers are tried, with equal and with different lengths.
+fn is_correct(hash_many: HashMany) -> bool {
+    let bytes: Vec<u8> = (0..LEAF_SIZE as u32 + 256)
+        .map(|i| (i * 31 + i / 256) as u8)
+        .collect();
+    let agree = |lengths: &[usize]| {
+        let messages: Vec<&[u8]> =
+            (0..).zip(lengths).map(|(at, len)| &bytes[at..at + len]).collect();
+        let mut done = vec![[0; LEN]; messages.len()];
+        hash_many(&messages, &mut done);
+        messages.iter().map(|message| reference(message)).eq(done)
+    };
+    // Lengths around block and padding boundaries; a full batch of leaves; long leaves with a
+    // short last one.
+    let around = [
+        0, 1, 55, 56, 63, 64, 65, 119, 120, 127, 128, 129, 200, 256, 256, 256,
+    ];
+    let mixed = around.repeat(2 * BATCH / around.len());
+    let mut last = [LEAF_SIZE / 4; BATCH];
+    last[BATCH - 1] = 1000;
+    (1..=BATCH).all(|count| {
+        let different = &mixed[count..2 * count];
+        agree(&[128; BATCH][..count]) && agree(different)
+    }) && agree(&around)
+        && agree(&[LEAF_SIZE; BATCH])
+        && agree(&last)
 }
 
 fn leaves(data: &[u8]) -> Vec<Hash> {
@@ -332,6 +390,52 @@ mod tests {
         assert_eq!(EMPTY_ROOT, Root(Sha256::digest([]).into()));
         assert_eq!(EMPTY_FILE, FileId::derive(0, &EMPTY_ROOT));
         assert_eq!(root_of(&[]), EMPTY_ROOT);
+    }
+
+    /// A backend that is wrong for long messages in the second half of a batch, which the first
+    /// comparison does not find.
+    fn wrong_later(messages: &[&[u8]], hashes: &mut [Hash]) {
+        for (at, (hash, message)) in hashes.iter_mut().zip(messages).enumerate() {
+            *hash = reference(message);
+            hash[0] ^= u8::from(at >= BATCH / 2 && message.len() == LEAF_SIZE - 1);
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_wrong_is_not_used() {
+        let wrong: HashMany = |messages, hashes| {
+            tape_sha256::hash_many(messages, hashes);
+            if messages.len() == 7 && messages[6].len() != messages[0].len() {
+                hashes[6] = [0; LEN];
+            }
+        };
+        assert!(is_correct(tape_sha256::hash_many));
+        assert!(!is_correct(wrong));
+        let trust = BatchTrust::new();
+        let messages: Vec<&[u8]> = vec![b"a", b"b", b"c", b"d", b"e", b"f", b"gg"];
+        let mut hashes = vec![[0; LEN]; 7];
+        trust.hash(wrong, &messages, &mut hashes);
+        assert_eq!(hashes[6], reference(b"gg"));
+    }
+
+    #[test]
+    fn a_backend_that_turns_out_to_be_wrong_is_no_longer_used() {
+        assert!(is_correct(wrong_later), "found too early for this test");
+        let trust = BatchTrust::new();
+        let leaf = vec![7; LEAF_SIZE - 1];
+        let messages = [&leaf[..]; BATCH];
+        let batches = |count: u32| {
+            let mut wrong = 0;
+            for _ in 0..count {
+                let mut hashes = [[0; LEN]; BATCH];
+                trust.hash(wrong_later, &messages, &mut hashes);
+                wrong += u32::from(hashes.iter().any(|hash| *hash != reference(&leaf)));
+            }
+            wrong
+        };
+        let until_found = CHECK_EVERY * BATCH as u32 / 2;
+        assert_eq!(batches(until_found), until_found);
+        assert_eq!(batches(100), 0, "the check of the next position finds it");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Client of the index: domain types in and out, and a deadline for every call.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     FileId, Problem, Reason, SetDigest, Token,
@@ -8,18 +8,19 @@ use crate::{
         counting_codec::CountingCodec,
         transport::{self, Endpoint},
     },
-    index_client::{limits::INSTANCE, responses::CountedResponse},
-    model::{
-        Address, FilePage, IndexStats, Lease, ProviderEvent, QueryKey, Reachability, Registration,
+    index_client::{
+        index_list::IndexList, indexes::Indexes, limits::INSTANCE, responses::CountedResponse,
     },
+    model::{
+        Address, FilePage, IndexStats, Lease, PeerPage, ProviderEvent, QueryKey, Reachability,
+        Registration,
+    },
+    process::traces::TracedChannel,
     proto::v1::{self, index_service_client::IndexServiceClient},
 };
 use futures_util::{Stream, StreamExt as _};
 use http::uri::PathAndQuery;
-use tonic::{Status, client::Grpc, transport::Channel};
-
-/// Deadline of one call.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+use tonic::{Status, client::Grpc};
 
 /// Maximum response size in bytes: about twice the largest page.
 const MAX_RESPONSE: usize = 2 * 1024 * 1024;
@@ -28,7 +29,11 @@ const MAX_RESPONSE: usize = 2 * 1024 * 1024;
 const REGISTER: &str = "/potluck.v1.IndexService/Register";
 const QUERY: &str = "/potluck.v1.IndexService/Query";
 const SEARCH: &str = "/potluck.v1.IndexService/Search";
+const LIST_PEERS: &str = "/potluck.v1.IndexService/ListPeers";
 const WATCH: &str = "/potluck.v1.IndexService/WatchProviders";
+
+/// The version that this program's peers report.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Valid lease durations in ms, as the contract defines them. Outside this range a peer would
 /// renew without pause, or never.
@@ -50,33 +55,44 @@ fn digest(bytes: &[u8]) -> Option<SetDigest> {
     SetDigest::try_from(bytes).ok()
 }
 
-/// A connection to the index that opens on first use and reconnects after a failure. Cheap to
-/// clone.
+/// A client of one index, or of several that share a store. Connects on first use and again after a
+/// failure; if there are several indexes, then to the next. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct IndexClient {
-    endpoint: Endpoint,
-    channel: Channel,
-    service: IndexServiceClient<Channel>,
+    indexes: Arc<Indexes>,
     instance: bytes::Bytes,
 }
 
+fn service(channel: TracedChannel) -> IndexServiceClient<TracedChannel> {
+    IndexServiceClient::new(channel)
+        .max_decoding_message_size(MAX_RESPONSE)
+        .max_encoding_message_size(transport::MAX_MESSAGE)
+}
+
+/// Client for calls whose responses contain lists. The codec counts these before decoding.
+async fn grpc(channel: TracedChannel) -> Result<Grpc<TracedChannel>, Status> {
+    let mut grpc = Grpc::new(channel)
+        .max_decoding_message_size(MAX_RESPONSE)
+        .max_encoding_message_size(transport::MAX_MESSAGE);
+    let ready = grpc.ready().await;
+    ready.map_err(|error| Status::unknown(format!("the channel is not ready: {error}")))?;
+    Ok(grpc)
+}
+
 impl IndexClient {
-    /// A client of the index at `endpoint`. Connects on the first call.
-    pub fn new(endpoint: Endpoint) -> Self {
-        Self::with_local_address(endpoint, None)
+    /// A client of these indexes. Connects on the first call.
+    pub fn new(indexes: impl Into<IndexList>) -> Self {
+        Self::with_local_address(indexes, None)
     }
 
     /// A client whose connections use `from` as their local address, if that address can reach the
     /// index.
-    pub fn with_local_address(endpoint: Endpoint, from: Option<std::net::IpAddr>) -> Self {
-        let channel = endpoint.lazy_from(from);
-        let client = IndexServiceClient::new(channel.clone())
-            .max_decoding_message_size(MAX_RESPONSE)
-            .max_encoding_message_size(transport::MAX_MESSAGE);
+    pub fn with_local_address(
+        indexes: impl Into<IndexList>,
+        from: Option<std::net::IpAddr>,
+    ) -> Self {
         Self {
-            endpoint,
-            channel,
-            service: client,
+            indexes: Arc::new(Indexes::new(indexes.into(), from)),
             instance: bytes::Bytes::new(),
         }
     }
@@ -89,47 +105,37 @@ impl IndexClient {
         self
     }
 
-    /// The endpoint of the index.
-    pub const fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+    /// The indexes that it may use.
+    pub fn list(&self) -> &IndexList {
+        self.indexes.list()
     }
 
-    /// The channel of all calls.
-    pub(super) const fn channel(&self) -> &Channel {
-        &self.channel
+    /// The endpoint of the index in use.
+    pub fn endpoint(&self) -> &Endpoint {
+        self.indexes.endpoint()
     }
 
-    pub(super) async fn call<T>(
-        &self,
-        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
-    ) -> Result<T, Problem> {
-        self.endpoint.call("index", CALL_TIMEOUT, answer).await
-    }
-
-    /// Client for calls whose responses contain lists. The codec counts these before decoding.
-    async fn grpc(&self) -> Result<Grpc<Channel>, Status> {
-        let mut grpc = Grpc::new(self.channel.clone())
-            .max_decoding_message_size(MAX_RESPONSE)
-            .max_encoding_message_size(transport::MAX_MESSAGE);
-        let ready = grpc.ready().await;
-        ready.map_err(|error| Status::unknown(format!("the channel is not ready: {error}")))?;
-        Ok(grpc)
+    pub(super) async fn call<T, F>(&self, call: impl Fn(TracedChannel) -> F) -> Result<T, Problem>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        self.indexes.call(call).await
     }
 
     async fn unary<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Problem>
     where
-        Q: prost::Message + 'static,
+        Q: prost::Message + Clone + 'static,
         A: CountedResponse,
     {
-        let answer = async {
-            let codec = CountingCodec::<Q, A>::new(A::check_counts);
-            let path = PathAndQuery::from_static(path);
-            self.grpc()
-                .await?
-                .unary(tonic::Request::new(request), path, codec)
-                .await
-        };
-        self.call(answer).await
+        self.call(|channel| {
+            let request = tonic::Request::new(request.clone());
+            async move {
+                let codec = CountingCodec::<Q, A>::new(A::check_counts);
+                let path = PathAndQuery::from_static(path);
+                grpc(channel).await?.unary(request, path, codec).await
+            }
+        })
+        .await
     }
 
     /// Registers at most [`MAX_BATCH`](crate::index_client::MAX_BATCH) files, and opens or renews
@@ -153,6 +159,7 @@ impl IndexClient {
             ttl_ms: ttl.map_or(0, |ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX)),
             replace,
             instance: self.instance.clone(),
+            version: VERSION.to_owned(),
         };
         let answer: v1::RegisterResponse = self.unary(REGISTER, request).await?;
         Ok(Lease {
@@ -163,6 +170,7 @@ impl IndexClient {
             conflicting_address: answer
                 .conflicting_address
                 .and_then(|address| address.try_into().ok()),
+            store_generation: 0,
         })
     }
 
@@ -200,8 +208,14 @@ impl IndexClient {
             address: Some(address.into()),
             instance: self.instance.clone(),
             revocations_number,
+            version: VERSION.to_owned(),
         };
-        let answer = self.call(self.service.clone().renew(request)).await?;
+        let answer = self
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).renew(request).await }
+            })
+            .await?;
         let lease = Lease {
             ttl: lease_ttl(answer.ttl_ms),
             file_count: answer.file_count,
@@ -210,6 +224,7 @@ impl IndexClient {
             conflicting_address: answer
                 .conflicting_address
                 .and_then(|address| address.try_into().ok()),
+            store_generation: answer.store_generation,
         };
         Ok((lease, answer.revocations))
     }
@@ -230,7 +245,13 @@ impl IndexClient {
             all: files.is_none(),
             instance: self.instance.clone(),
         };
-        Ok(self.call(self.service.clone().unregister(request)).await?.removed)
+        let answer = self
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).unregister(request).await }
+            })
+            .await?;
+        Ok(answer.removed)
     }
 
     /// Lets the index connect to the caller at its registered address.
@@ -246,7 +267,10 @@ impl IndexClient {
             token: token_bytes(token.into()),
         };
         let answer = self
-            .call(self.service.clone().check_reachability(request))
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).check_reachability(request).await }
+            })
             .await?;
         Ok(Reachability::from_message(answer.reachability()).unwrap_or(Reachability::NotChecked))
     }
@@ -282,7 +306,7 @@ impl IndexClient {
         if answer.key != key.to_bytes() {
             return Err(Problem::new(
                 Reason::Unreachable,
-                format!("the index at {} answered a different query", self.endpoint),
+                format!("the index at {} answered a different query", self.endpoint()),
             ));
         }
         Ok(FilePage {
@@ -321,6 +345,31 @@ impl IndexClient {
         })
     }
 
+    /// Lists peers with a lease, from the first one or the page with this token.
+    ///
+    /// # Errors
+    /// Those of `IndexService.ListPeers`; [`Reason::NotPotluck`] if the index is too old to know the
+    /// call.
+    pub async fn list_peers(
+        &self,
+        page_size: u32,
+        page: Option<String>,
+    ) -> Result<PeerPage, Problem> {
+        let request = v1::ListPeersRequest {
+            page_size,
+            page_token: page.unwrap_or_default(),
+        };
+        let answer: v1::ListPeersResponse = self.unary(LIST_PEERS, request).await?;
+        Ok(PeerPage {
+            peers: answer
+                .peers
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+            next: Some(answer.next_page_token).filter(|token| !token.is_empty()),
+        })
+    }
+
     /// Streams changes to a file's providers. Ends with an error if the connection to the index is
     /// lost.
     ///
@@ -336,17 +385,22 @@ impl IndexClient {
             file_id: file.to_bytes(),
             max_providers,
         };
-        let answer = async {
-            let codec = CountingCodec::<v1::WatchProvidersRequest, v1::WatchProvidersResponse>::new(
-                v1::WatchProvidersResponse::check_counts,
-            );
-            let path = PathAndQuery::from_static(WATCH);
-            let mut grpc = self.grpc().await?;
-            grpc.server_streaming(tonic::Request::new(request), path, codec)
-                .await
-        };
-        let stream = self.call(answer).await?;
-        let endpoint = self.endpoint.clone();
+        let stream = self
+            .call(|channel| {
+                let request = tonic::Request::new(request.clone());
+                async move {
+                    let check = v1::WatchProvidersResponse::check_counts;
+                    let codec = CountingCodec::<
+                        v1::WatchProvidersRequest,
+                        v1::WatchProvidersResponse,
+                    >::new(check);
+                    let path = PathAndQuery::from_static(WATCH);
+                    let mut grpc = grpc(channel).await?;
+                    grpc.server_streaming(request, path, codec).await
+                }
+            })
+            .await?;
+        let endpoint = self.endpoint().clone();
         Ok(stream.enumerate().map(move |(place, event)| {
             let event = event.map_err(|status| endpoint.problem(status, "index"))?;
             // The network may have damaged the request: providers of another file must not count
@@ -372,8 +426,8 @@ impl IndexClient {
     /// # Errors
     /// [`Reason::Unreachable`] or [`Reason::TimedOut`] if the index does not answer.
     pub async fn stats(&self) -> Result<IndexStats, Problem> {
-        let mut service = self.service.clone();
-        let answer = self.call(service.get_stats(v1::GetStatsRequest {})).await?;
+        let stats = async |channel| service(channel).get_stats(v1::GetStatsRequest {}).await;
+        let answer = self.call(stats).await?;
         Ok(answer.into())
     }
 }

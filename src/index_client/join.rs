@@ -150,7 +150,10 @@ pub async fn renew_member(credentials: &mut Credentials) -> Result<(), Problem> 
     match renew_certificate(credentials, &key, &index).await {
         Ok(certificate) => Ok(credentials.store_certificate(&certificate, now)?),
         Err(problem) => match credentials.member().check(credentials.ca(), now) {
-            Err(CredentialsError::Expired { .. }) => Err(problem),
+            Err(expired @ CredentialsError::Expired { .. }) => Err(Problem {
+                message: format!("{expired}; this failed: {}", problem.message),
+                ..problem
+            }),
             _ => {
                 tracing::debug!(%problem, "the certificate of this member is renewed later");
                 Ok(())

@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tonic::transport::Channel;
 
 use crate::{
     FileId, PeerId, Problem, Reason,
@@ -13,8 +12,12 @@ use crate::{
         identity::{MemberId, Role},
         join_code::{JoinSecret, JoinSecretHash},
     },
+    process::traces::TracedChannel,
     proto::v1::{self, network_service_client::NetworkServiceClient},
 };
+
+/// The end of the year 9999, in seconds since 1970.
+const LAST_SECOND: u64 = 253_402_300_799;
 
 /// A certificate that the index issued to a new member.
 #[derive(Debug, Clone)]
@@ -46,11 +49,11 @@ pub struct ListedMember {
     pub expires: SystemTime,
 }
 
-impl IndexClient {
-    fn network(&self) -> NetworkServiceClient<Channel> {
-        NetworkServiceClient::new(self.channel().clone()).max_decoding_message_size(MAX_MESSAGE)
-    }
+fn service(channel: TracedChannel) -> NetworkServiceClient<TracedChannel> {
+    NetworkServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+}
 
+impl IndexClient {
     /// Joins the network with the secret of a code. `signing_request` is signed by the member's key.
     ///
     /// # Errors
@@ -66,7 +69,12 @@ impl IndexClient {
             signing_request: signing_request.into(),
             name: name.to_owned(),
         };
-        let answer = self.call(self.network().enroll(request)).await?;
+        let answer = self
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).enroll(request).await }
+            })
+            .await?;
         Ok(Enrolled {
             role: role(answer.role())?,
             certificate: answer.certificate,
@@ -83,7 +91,12 @@ impl IndexClient {
         let request = v1::EnrollPeerRequest {
             signing_request: signing_request.into(),
         };
-        let answer = self.call(self.network().enroll_peer(request)).await?;
+        let answer = self
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).enroll_peer(request).await }
+            })
+            .await?;
         Ok(answer.certificate)
     }
 
@@ -96,7 +109,12 @@ impl IndexClient {
         let request = v1::RenewCertificateRequest {
             signing_request: signing_request.into(),
         };
-        let answer = self.call(self.network().renew_certificate(request)).await?;
+        let answer = self
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).renew_certificate(request).await }
+            })
+            .await?;
         Ok(answer.certificate)
     }
 
@@ -123,8 +141,13 @@ impl IndexClient {
             uses: uses.unwrap_or(0),
             ttl_ms: ttl.map_or(0, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
         };
-        let answer = self.call(self.network().create_invite(request)).await?;
-        Ok(time(answer.expires_unix_seconds))
+        let answer = self
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).create_invite(request).await }
+            })
+            .await?;
+        time(answer.expires_unix_seconds)
     }
 
     /// All members of the network.
@@ -140,9 +163,14 @@ impl IndexClient {
                 page_size: 0,
                 page_token,
             };
-            let answer = self.call(self.network().list_members(request)).await?;
+            let answer = self
+                .call(|channel| {
+                    let request = request.clone();
+                    async move { service(channel).list_members(request).await }
+                })
+                .await?;
             for member in answer.members {
-                members.push(listed(member)?);
+                members.push(member.try_into()?);
             }
             page_token = answer.next_page_token;
             if page_token.is_empty() {
@@ -160,7 +188,12 @@ impl IndexClient {
         let request = v1::RevokeMemberRequest {
             member_id: Bytes::copy_from_slice(&member.0),
         };
-        let answer = self.call(self.network().revoke_member(request)).await?;
+        let answer = self
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).revoke_member(request).await }
+            })
+            .await?;
         Ok(answer.voided_codes)
     }
 
@@ -169,7 +202,7 @@ impl IndexClient {
     /// # Errors
     /// Those of `NetworkService.Leave`.
     pub async fn leave(&self) -> Result<(), Problem> {
-        let leave = async { self.network().leave(v1::LeaveRequest {}).await };
+        let leave = async |channel| service(channel).leave(v1::LeaveRequest {}).await;
         self.call(leave).await.map(drop)
     }
 
@@ -183,7 +216,12 @@ impl IndexClient {
             file_id: file.to_bytes(),
             name: name.unwrap_or_default().to_owned(),
         };
-        let answer = self.call(self.network().remove_bindings(request)).await?;
+        let answer = self
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).remove_bindings(request).await }
+            })
+            .await?;
         Ok(answer.removed)
     }
 
@@ -200,7 +238,12 @@ impl IndexClient {
             peer_id: peer.map(PeerId::to_bytes).unwrap_or_default(),
             file_id: file.map(FileId::to_bytes).unwrap_or_default(),
         };
-        let answer = self.call(self.network().remove_registrations(request)).await?;
+        let answer = self
+            .call(|channel| {
+                let request = request.clone();
+                async move { service(channel).remove_registrations(request).await }
+            })
+            .await?;
         Ok(answer.removed)
     }
 }
@@ -214,29 +257,60 @@ fn role(role: v1::Role) -> Result<Role, Problem> {
     }
 }
 
-fn listed(member: v1::Member) -> Result<ListedMember, Problem> {
-    let id = MemberId::try_from(&*member.member_id).map_err(|_| invalid("an invalid member id"))?;
-    Ok(ListedMember {
-        id,
-        role: role(member.role())?,
-        state: match member.state() {
-            v1::MemberState::Unspecified | v1::MemberState::Active => "active",
-            v1::MemberState::Revoked => "revoked",
-            v1::MemberState::Left => "left",
-        },
-        name: member.name,
-        peers: member.peer_count as usize,
-        joined: time(member.joined_unix_seconds),
-        expires: time(member.expires_unix_seconds),
-    })
+impl TryFrom<v1::Member> for ListedMember {
+    type Error = Problem;
+
+    fn try_from(member: v1::Member) -> Result<Self, Problem> {
+        let id =
+            MemberId::try_from(&*member.member_id).map_err(|_| invalid("an invalid member id"))?;
+        Ok(Self {
+            id,
+            role: role(member.role())?,
+            state: match member.state() {
+                v1::MemberState::Unspecified | v1::MemberState::Active => "active",
+                v1::MemberState::Revoked => "revoked",
+                v1::MemberState::Left => "left",
+            },
+            name: member.name,
+            peers: member.peer_count as usize,
+            joined: time(member.joined_unix_seconds)?,
+            expires: time(member.expires_unix_seconds)?,
+        })
+    }
 }
 
 fn invalid(what: &str) -> Problem {
     Problem::new(Reason::NotPotluck, format!("the index sent {what}"))
 }
 
-fn time(unix_seconds: u64) -> SystemTime {
+/// A time that can be printed: RFC 3339 has four digits for the year.
+fn time(unix_seconds: u64) -> Result<SystemTime, Problem> {
     SystemTime::UNIX_EPOCH
         .checked_add(Duration::from_secs(unix_seconds))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
+        .filter(|_| unix_seconds <= LAST_SECOND)
+        .ok_or_else(|| invalid("a time after the year 9999"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_cannot_be_printed_is_refused() {
+        let member = |expires| v1::Member {
+            member_id: vec![1; 16].into(),
+            role: v1::Role::Reader.into(),
+            expires_unix_seconds: expires,
+            ..Default::default()
+        };
+        let last = ListedMember::try_from(member(LAST_SECOND)).unwrap();
+        assert_eq!(
+            humantime::format_rfc3339_seconds(last.expires).to_string(),
+            "9999-12-31T23:59:59Z"
+        );
+        for expires in [LAST_SECOND + 1, u64::MAX] {
+            let problem = ListedMember::try_from(member(expires)).unwrap_err();
+            assert_eq!(problem.reason, Reason::NotPotluck, "{expires}");
+        }
+    }
 }

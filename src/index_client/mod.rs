@@ -1,6 +1,9 @@
 //! Client of the index: domain types in and out, and a deadline for every call.
 
 mod client;
+mod failover;
+mod index_list;
+mod indexes;
 mod join;
 mod limits;
 mod membership;
@@ -8,6 +11,7 @@ mod responses;
 
 pub use self::{
     client::IndexClient,
+    index_list::IndexList,
     join::{
         join, join_once, machine_name, member_context, read_code, renew_certificate, renew_member,
     },

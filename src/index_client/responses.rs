@@ -65,6 +65,12 @@ impl CountedResponse for v1::SearchResponse {
     }
 }
 
+impl CountedResponse for v1::ListPeersResponse {
+    fn check_counts(message: &[u8]) -> Result<(), Problem> {
+        check_providers(message, 1)
+    }
+}
+
 impl CountedResponse for v1::WatchProvidersResponse {
     fn check_counts(message: &[u8]) -> Result<(), Problem> {
         list_items(message, 1).try_for_each(|snapshot| check_providers(snapshot, 1))

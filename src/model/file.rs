@@ -11,6 +11,9 @@ pub enum FileKind {
     File,
     /// The manifest of a folder.
     Collection,
+    /// Content from an origin, before its root is known. Its record has the SHA-256 in place of the
+    /// root, and its id is [`FileId::provisional`].
+    Provisional,
 }
 
 /// Identity and metadata of a file, without its providers.
@@ -20,12 +23,30 @@ pub struct FileRecord {
     pub id: FileId,
     /// Size in bytes.
     pub size: u64,
-    /// Root of the file's Merkle tree.
+    /// Root of the file's Merkle tree; for [`FileKind::Provisional`], the SHA-256 of the file.
     pub root: Root,
     /// Claimed SHA-256 of the whole file, not verified by the index.
     pub sha256: Option<Sha256>,
     /// How to interpret the bytes.
     pub kind: FileKind,
+}
+
+impl FileRecord {
+    /// The record of content of `size` bytes whose root is not known yet.
+    pub fn provisional(size: u64, sha256: Sha256) -> Self {
+        Self {
+            id: FileId::provisional(size, &sha256),
+            size,
+            root: Root(sha256.0),
+            sha256: Some(sha256),
+            kind: FileKind::Provisional,
+        }
+    }
+
+    /// Whether the root is not known yet.
+    pub fn is_provisional(&self) -> bool {
+        self.kind == FileKind::Provisional
+    }
 }
 
 /// One file that a peer registers.

@@ -17,4 +17,6 @@ pub struct Lease {
     pub digest: Option<SetDigest>,
     /// Address of another live process that uses the same token.
     pub conflicting_address: Option<Address>,
+    /// Changes when the store of the index may have lost its last changes; only from `renew`.
+    pub store_generation: u64,
 }

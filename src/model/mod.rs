@@ -2,8 +2,10 @@
 //! statistics.
 
 mod address;
+mod cluster_id;
 mod file;
 mod lease;
+mod listed_peer;
 mod provider;
 mod query;
 mod reachability;
@@ -12,8 +14,10 @@ mod stats;
 
 pub use self::{
     address::Address,
+    cluster_id::ClusterId,
     file::{FileKind, FileRecord, Registration},
     lease::Lease,
+    listed_peer::{ListedPeer, PeerPage},
     provider::{Provider, ProviderEvent},
     query::{FilePage, IndexedFile, QueryKey},
     reachability::Reachability,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::ClusterId;
+
 /// Statistics of the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexStats {
@@ -19,4 +21,6 @@ pub struct IndexStats {
     pub version: String,
     /// The kind of store; untrusted text.
     pub store: String,
+    /// The identity of the store; `None` if the index is too old to report it.
+    pub cluster_id: Option<ClusterId>,
 }

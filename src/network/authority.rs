@@ -46,8 +46,11 @@ const CA_VALIDITY: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How far the start of a certificate's validity lies in the past, for machines whose clock is
-/// behind.
+/// behind; at most a [`MAX_BACKDATED`]th of its validity, so that half of it lies ahead.
 const BACKDATED: Duration = Duration::from_secs(3600);
+
+/// See [`BACKDATED`].
+const MAX_BACKDATED: u32 = 10;
 
 /// SHA-256 of the DER of a CA's SubjectPublicKeyInfo, which identifies a network.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -312,7 +315,7 @@ fn params(name: &str, now: SystemTime, validity: Duration) -> CertificateParams 
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    params.not_before = OffsetDateTime::from(now - BACKDATED);
+    params.not_before = OffsetDateTime::from(now - BACKDATED.min(validity / MAX_BACKDATED));
     params.not_after = OffsetDateTime::from(now + validity);
     params
 }

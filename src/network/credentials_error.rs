@@ -12,13 +12,15 @@ use crate::{Problem, Reason, network::revocations::RevocationsError};
 /// comes back by itself.
 pub const RENEWABLE_AFTER_EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Days and hours of a duration, for people.
+/// A duration for people, in its largest unit.
 fn time(duration: &Duration) -> String {
-    let hours = duration.as_secs() / 3600;
-    match (hours / 24, hours) {
-        (0, 0) => format!("{} minutes", duration.as_secs().div_ceil(60)),
-        (0, hours) => format!("{hours} hours"),
-        (days, _) => format!("{days} days"),
+    let seconds = duration.as_secs();
+    let units = [(24 * 3600, "day"), (3600, "hour"), (60, "minute"), (1, "second")];
+    let found = units.into_iter().find(|(unit, _)| seconds >= *unit);
+    let (unit, name) = found.unwrap_or((1, "second"));
+    match seconds / unit {
+        1 => format!("1 {name}"),
+        count => format!("{count} {name}s"),
     }
 }
 

@@ -70,6 +70,19 @@ pub(crate) const REFUSED_BACK_OFF: Duration = Duration::from_millis(250);
 /// Longest such delay: units that become available again are noticed within this time.
 pub(crate) const MAX_REFUSED_BACK_OFF: Duration = Duration::from_secs(30);
 
+/// Time without a verified unit after which a reserve is asked for units that peers have or fetch.
+/// Longer than peers with little bandwidth take for a unit in a crowd, and short compared with a
+/// download that needs a reserve.
+pub(crate) const RESERVE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// In a crowd, the longest random wait before a request to a reserve once few units are left: peers
+/// learn within this time what the others chose. Otherwise several choose the same of the last
+/// units, and each costs the reserve a copy.
+pub(crate) const RESERVE_HOLD: Duration = Duration::from_millis(100);
+
+/// Number of units left for each peer of the crowd at which these waits begin.
+pub(crate) const RESERVE_HOLD_UNITS: u32 = 8;
+
 /// Delay before a banned peer may be readmitted, if no other peer can serve; doubles with each ban.
 /// Long enough that a misbehaving peer costs next to nothing, short enough to wait for if a link
 /// damaged the bytes of an honest peer.

@@ -22,6 +22,9 @@
 //!   a unit or two for each peer that has requests in the endgame.
 //! - **Exact blame.** A unit comes from one peer. If it does not verify, its sender is banned.
 //!   Slowness never bans: even the slowest provider still gets requests if it is the last.
+//! - **A reserve is spared.** An origin has every unit and is costly ([`Swarm::reserve_joined`]). It
+//!   is asked for units that no peer has and nobody fetches; for others only after nothing arrived
+//!   for a while (`RESERVE_PATIENCE`), since what strangers claim to have may not come.
 //! - **A ban ends only if no other peer can serve.** After a delay that doubles with each ban
 //!   ([`BAN`]), the peer gets one request at a time, so a link that damaged bytes for a while does
 //!   not end a download.

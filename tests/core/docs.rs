@@ -126,6 +126,26 @@ fn the_contract_names_only_reasons_that_exist() {
     assert!(named > 30, "only {named} reasons were found");
 }
 
+#[test]
+fn the_image_is_built_with_the_manifest_of_every_member() {
+    let manifest = include_str!("../../Cargo.toml");
+    let ignored = include_str!("../../.dockerignore");
+    let members = manifest
+        .lines()
+        .find(|line| line.starts_with("members = "))
+        .unwrap();
+    let members: Vec<&str> = members.split('"').skip(1).step_by(2).collect();
+    assert!(members.len() > 10, "{members:?}");
+    for member in members {
+        let is_there =
+            |line: &str| line == format!("!{member}") || line == format!("!{member}/Cargo.toml");
+        assert!(
+            ignored.lines().any(is_there),
+            ".dockerignore leaves out {member}/Cargo.toml"
+        );
+    }
+}
+
 fn is_reason_like(word: &str) -> bool {
     word.contains('_') && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
 }

@@ -17,7 +17,6 @@ use potluck_core::{
         credentials::Credentials,
         identity::{MemberId, Role},
         key::IdentityKey,
-        own_pki::OwnPki,
         revocations::RevocationList,
         stored_identity::StoredIdentity,
         tls::{ServerIdentity, TlsContext, TlsMaterial},
@@ -25,7 +24,7 @@ use potluck_core::{
 };
 use potluck_testkit::{
     content::{bytes, write_file},
-    services::{TestIndex, TestNetwork, TestPeer, member_tls, secured_index},
+    services::{OwnCa, TestIndex, TestNetwork, TestPeer, member_tls, secured_index},
     transfer::{assert_done, transfer_request_from},
 };
 
@@ -307,50 +306,16 @@ async fn a_thousand_half_open_handshakes_do_not_keep_a_member_out() {
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
-/// A PKI of one's own: a CA, and files of a program with this DNS name.
-struct OwnCa {
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    dir: tempfile::TempDir,
-}
-
-impl OwnCa {
-    fn create() -> Self {
-        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("ca.pem"), certificate.pem()).unwrap();
-        Self {
-            issuer: rcgen::Issuer::new(params, key),
-            dir,
-        }
-    }
-
-    fn issue(&self, name: &str) -> OwnPki {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let path = |end: &str| self.dir.path().join(format!("{name}.{end}"));
-        std::fs::write(path("crt"), certificate.pem()).unwrap();
-        std::fs::write(path("key"), key.serialize_pem()).unwrap();
-        OwnPki {
-            certificate: path("crt"),
-            key: path("key"),
-            ca: self.dir.path().join("ca.pem"),
-            roles: None,
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_of_a_pki_of_ones_own_name_hosts_and_keys() {
     let ca = OwnCa::create();
-    let settings = |files: &OwnPki| TlsContext::new(TlsMaterial::own_pki(files).unwrap()).unwrap();
+    let settings = |files: &potluck_core::network::own_pki::OwnPki| {
+        TlsContext::new(TlsMaterial::own_pki(files).unwrap()).unwrap()
+    };
     let index_tls = settings(&ca.issue("127.0.0.1"));
     let index = TestIndex::secured(index_tls).await;
     let files = ca.issue("seed.example");
-    let seed = TestPeer::in_own_pki(&ca.dir.path().join("seed"), files).await;
+    let seed = TestPeer::in_own_pki(&ca.path("seed"), files).await;
     let tls = settings(&ca.issue("ann.example"));
     assert_eq!(index_problem(&index, &tls).await, None);
     let seed_id = seed.running.peer_id;

@@ -3,6 +3,10 @@
 use std::str::FromStr;
 
 use potluck_core::{FileId, IdPrefix, Sha256};
+use potluck_origins::{
+    error::OriginError,
+    reference::{FileUrl, OriginReference},
+};
 
 /// Marks the plain SHA-256 of a whole file.
 const SHA256_PREFIX: &str = "sha256:";
@@ -24,6 +28,8 @@ pub(crate) enum FileQuery {
     },
     /// `sha256:` and 64 hex digits.
     Sha256(Sha256),
+    /// A file or a repository at an origin.
+    Origin(OriginReference),
     /// Any other text.
     Name(String),
 }
@@ -39,6 +45,12 @@ impl FromStr for FileQuery {
                     hex.chars().count()
                 )
             });
+        }
+        if OriginReference::is_meant(text) {
+            return text
+                .parse()
+                .map(Self::Origin)
+                .map_err(|error: OriginError| error.to_string());
         }
         if text.is_empty() {
             return Err("give an id, a name, or sha256:HEX".into());
@@ -61,6 +73,11 @@ impl FileQuery {
             Self::Id(id) => id.to_string(),
             Self::IdPrefix { text, .. } | Self::Name(text) => text.clone(),
             Self::Sha256(sum) => format!("{SHA256_PREFIX}{sum}"),
+            Self::Origin(OriginReference::File(FileUrl { url, sha256 })) => match sha256 {
+                Some(sum) => format!("{url}#sha256={sum}"),
+                None => url.to_string(),
+            },
+            Self::Origin(origin) => origin.to_string(),
         }
     }
 
@@ -83,6 +100,7 @@ impl std::fmt::Display for FileQuery {
                 write!(f, "an id that begins with `{text}`, or this name")
             }
             Self::Sha256(sum) => write!(f, "the SHA-256 {sum}"),
+            Self::Origin(origin) => write!(f, "{origin}"),
             Self::Name(name) => write!(f, "the name `{name}`"),
         }
     }

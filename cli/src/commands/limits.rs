@@ -2,10 +2,10 @@
 
 use clap::Args;
 use potluck_core::units::parse_rate;
-use serde_json::json;
 
 use crate::{
     context::CommandContext, control::model::LimitsUpdate, error::CommandError, output::text,
+    views::status,
 };
 
 const EXAMPLES: &str = "\
@@ -58,11 +58,7 @@ pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<()
         Some(update) => peer.control.set_limits(update).await?,
     };
     if context.out.is_json() {
-        return context.out.print_object(&json!({
-            "upload_bytes_per_second": limits.upload,
-            "download_bytes_per_second": limits.download,
-            "upload_slots": limits.slots,
-        }));
+        return context.out.print_object(&status::limits_object(limits));
     }
     let slots = match limits.slots {
         0 => "no limit".to_owned(),

@@ -81,7 +81,7 @@ fn lines(found: &IndexedFile, width: Option<usize>) -> Vec<String> {
         |what: &str, value: String| lines.push(format!("  {:<7} {value}", style(what).dim()));
     fact("id", found.file.id.to_string());
     match found.file.kind {
-        FileKind::File => fact("size", exact_size(found.file.size)),
+        FileKind::File | FileKind::Provisional => fact("size", exact_size(found.file.size)),
         FileKind::Collection => fact(
             "kind",
             format!("folder (its manifest has {})", text::size(found.file.size)),

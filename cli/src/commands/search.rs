@@ -1,6 +1,6 @@
 //! `potluck search`: finds files by words in their names.
 
-use std::{cmp::Reverse, collections::HashSet, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
 use clap::Args;
 use potluck_core::{
@@ -8,7 +8,6 @@ use potluck_core::{
     index_client::IndexClient,
     model::{FilePage, IndexedFile},
 };
-use serde_json::json;
 
 use crate::{context::CommandContext, error::CommandError, views::indexed_files};
 
@@ -18,11 +17,7 @@ const DEFAULT_LIMIT: u64 = 100;
 /// Page size: the maximum that the index returns.
 const PAGE: u64 = 1000;
 
-/// Number of matches among which the best are selected. The index returns matches in no useful
-/// order.
-const RANKED_MATCHES: usize = 1000;
-
-/// Maximum pages that are read for better matches once there are enough.
+/// Maximum pages that are read to learn whether there are more results than those to print.
 const MAX_PAGES_AFTER_LIMIT: u32 = 10;
 
 /// Consecutive empty pages after which the search gives up. The index examines about ten thousand
@@ -41,11 +36,13 @@ const MAX_REMEMBERED: usize = 100_000;
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck search llama 70b     names with words that begin with llama and 70b
+  potluck search llama 70b     names with both words, or words that begin so
   potluck search               all files of the index
   potluck search --all --json  all matches, one JSON object per page
 
-Files whose names match best come first, then those with the most peers.";
+Case and accents do not matter. The best matches come first: the whole name,
+then whole words, then beginnings of words; among equal matches, the files with
+the most peers.";
 
 /// Find files by words in their names
 #[derive(Debug, Args)]
@@ -68,7 +65,7 @@ pub(crate) struct SearchArgs {
     page: Option<String>,
 }
 
-/// Searches and prints the results: the best of the first matches, or everything page by page.
+/// Searches and prints the results: in one table, or page by page.
 pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<(), CommandError> {
     let mut search = Search {
         index: context.lookup_index().await?,
@@ -80,7 +77,7 @@ pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<()
     let is_paged = args.all || args.page.is_some() || context.out.is_json();
     let (found, has_more) = match is_paged {
         true => print_pages(context, &args, &mut search).await?,
-        false => print_best(context, &args, &mut search).await?,
+        false => print_table(context, &args, &mut search).await?,
     };
     let query = &search.query;
     if let Some(page) = search.next.as_ref().filter(|_| search.empty == MAX_EMPTY) {
@@ -118,14 +115,13 @@ async fn print_pages(
     let mut remaining = if args.all { u64::MAX } else { args.limit };
     let mut found = 0;
     while remaining > 0 && search.empty < MAX_EMPTY {
-        let mut files = search.page(context, remaining.min(PAGE)).await?;
-        search.sort(&mut files);
+        let files = search.page(context, remaining.min(PAGE)).await?;
         remaining = remaining.saturating_sub(files.len() as u64);
         found += files.len();
         if context.out.is_json() {
             // The last object has `next_page` set if there are more results.
             if !files.is_empty() || search.next.is_none() || search.empty == MAX_EMPTY {
-                context.out.print_object(&SearchObject {
+                context.out.print_object(&indexed_files::SearchObject {
                     files: &files,
                     next_page: search.next.as_deref(),
                 })?;
@@ -142,9 +138,8 @@ async fn print_pages(
     Ok((found, search.next.is_some()))
 }
 
-/// Prints the best matches of the first [`RANKED_MATCHES`], in one table. Returns the number of
-/// matches, and whether there are more.
-async fn print_best(
+/// Prints the first matches in one table. Returns their number, and whether there are more.
+async fn print_table(
     context: &CommandContext,
     args: &SearchArgs,
     search: &mut Search,
@@ -153,24 +148,25 @@ async fn print_best(
     let mut files = Vec::new();
     let mut pages_after_limit = 0;
     while search.empty < MAX_EMPTY
-        && files.len() < RANKED_MATCHES.max(limit)
+        && files.len() <= limit
         && pages_after_limit < MAX_PAGES_AFTER_LIMIT
     {
-        files.extend(search.page(context, PAGE).await?);
+        // One more shows that there are more.
+        let missing = (limit - files.len()) as u64 + 1;
+        files.extend(search.page(context, missing.min(PAGE)).await?);
         pages_after_limit += u32::from(files.len() >= limit);
         if search.next.is_none() {
             break;
         }
     }
-    search.sort(&mut files);
-    let found = files.len();
+    let has_more = files.len() > limit || search.next.is_some();
     files.truncate(limit);
     if !files.is_empty() {
         context
             .out
             .print_lines(indexed_files::table_lines(&context.out, &files))?;
     }
-    Ok((found, found > limit || search.next.is_some()))
+    Ok((files.len(), has_more))
 }
 
 /// A search in progress.
@@ -197,7 +193,9 @@ impl Search {
         let call = async { Ok(search_page(&self.index, &self.query, size, page).await?) };
         let mut answer = context.stoppable(call).await?;
         self.next = answer.next;
-        answer.files.retain(|found| !self.seen.contains(&found.file.id));
+        answer
+            .files
+            .retain(|found| !found.file.is_provisional() && !self.seen.contains(&found.file.id));
         let room = MAX_REMEMBERED.saturating_sub(self.seen.len());
         self.seen
             .extend(answer.files.iter().take(room).map(|found| found.file.id));
@@ -208,48 +206,6 @@ impl Search {
         };
         Ok(answer.files)
     }
-
-    /// Sorts files: the best match first, then the most providers, then by name.
-    fn sort(&self, files: &mut [IndexedFile]) {
-        let words = words_of(&self.query);
-        files.sort_by_cached_key(|found| {
-            let name = found.names.first().cloned().unwrap_or_default();
-            let match_rank = found.names.iter().map(|name| match_rank(&words, name)).min();
-            (match_rank, Reverse(found.provider_count), name, found.file.id)
-        });
-    }
-}
-
-/// How well a name matches words: lower is better.
-fn match_rank(words: &[String], name: &str) -> u8 {
-    let of_name = words_of(name);
-    let is_whole = |word: &String| of_name.contains(word);
-    match words.iter().all(is_whole) {
-        _ if of_name == words => 0,
-        true => 1,
-        false => 2,
-    }
-}
-
-/// The words of a name or query, as the index separates them.
-fn words_of(text: &str) -> Vec<String> {
-    let words = text.split(|c: char| !c.is_alphanumeric());
-    words
-        .filter(|word| !word.is_empty())
-        .map(str::to_lowercase)
-        .collect()
-}
-
-/// A page of results. Serialized one file at a time to save memory.
-#[derive(serde::Serialize)]
-struct SearchObject<'a> {
-    #[serde(serialize_with = "objects")]
-    files: &'a [IndexedFile],
-    next_page: Option<&'a str>,
-}
-
-fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(files.iter().map(object))
 }
 
 /// Requests a page; retries if the index is busy or limits the request rate.
@@ -278,29 +234,5 @@ async fn search_page(
             }
             answer => return answer,
         }
-    }
-}
-
-fn object(found: &IndexedFile) -> serde_json::Value {
-    json!({
-        "id": found.file.id,
-        "size": found.file.size,
-        "kind": found.file.kind,
-        "names": found.names,
-        "providers": found.provider_count,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whole_names_and_whole_words_match_best() {
-        let rank = |query: &str, name: &str| match_rank(&words_of(query), name);
-        assert_eq!(rank("model 7b", "Model-7B"), 0);
-        assert_eq!(rank("7b model", "model-7b.bin"), 1);
-        assert_eq!(rank("mod", "model-7b.bin"), 2);
-        assert_eq!(rank("", "model"), 1);
     }
 }

@@ -1,15 +1,27 @@
 //! `potluck index` and `potluck peer`: run the services, with their own flags.
 
 use clap::Args;
-use potluck_core::Reason;
+use potluck_core::{
+    Reason,
+    configuration::{Configured, ServiceCommand, Settings},
+    process::Hangups,
+};
 use potluck_index::{RunError, ServeError};
 
-use crate::{context::CommandContext, error::CommandError};
+use crate::{
+    commands::index_store::IndexMaintenance, context::CommandContext, error::CommandError,
+};
 
-/// Run an index, which knows which peers have which files
+/// Run an index, which knows which peers have which files, or look after its stored registrations
 #[derive(Debug, Args)]
-#[command(after_help = potluck_index::Options::help_footer("potluck index"))]
+#[command(
+    after_help = potluck_index::Options::help_footer("potluck index"),
+    args_conflicts_with_subcommands = true
+)]
 pub(crate) struct IndexArgs {
+    #[command(subcommand)]
+    pub(crate) maintenance: Option<IndexMaintenance>,
+
     #[command(flatten)]
     pub(crate) options: potluck_index::Options,
 }
@@ -22,14 +34,36 @@ pub(crate) struct PeerArgs {
     pub(crate) options: potluck_peer::Options,
 }
 
+/// The services, whose options may be in a file.
+pub(crate) fn services() -> [ServiceCommand; 2] {
+    [index_service(), peer_service()]
+}
+
+/// The index, whose options may be in a file.
+pub(crate) fn index_service() -> ServiceCommand {
+    ServiceCommand::subcommand::<potluck_index::Options>("index")
+}
+
+/// The peer, whose options may be in a file.
+pub(crate) fn peer_service() -> ServiceCommand {
+    ServiceCommand::subcommand::<potluck_peer::Options>("peer")
+}
+
 /// Runs an index until it is stopped.
-pub(crate) async fn index(context: &CommandContext, args: IndexArgs) -> Result<(), CommandError> {
-    potluck_index::run(args.options, context.stop.clone())
+pub(crate) async fn index(
+    context: &CommandContext,
+    configured: Configured<potluck_index::Options>,
+    hangups: Hangups,
+) -> Result<(), CommandError> {
+    if configured.options.print_config {
+        return print(context, &configured.settings);
+    }
+    potluck_index::run(configured, hangups, context.stop.clone())
         .await
         .map_err(|error| {
             let reason = match error {
                 RunError::AddressInUse(_) => Reason::AddressInUse,
-                RunError::Listen { .. } => Reason::InvalidAddress,
+                RunError::Listen { .. } | RunError::Monitoring(_) => Reason::InvalidAddress,
                 RunError::Options(_) | RunError::BeyondLoopback(_) => Reason::InvalidArgument,
                 RunError::Serve(ServeError::Network(_)) => Reason::InvalidArgument,
                 _ => Reason::StoreUnavailable,
@@ -39,8 +73,21 @@ pub(crate) async fn index(context: &CommandContext, args: IndexArgs) -> Result<(
 }
 
 /// Runs a peer until it is stopped.
-pub(crate) async fn peer(context: &CommandContext, args: PeerArgs) -> Result<(), CommandError> {
-    Ok(potluck_peer::run(args.options, context.stop.clone()).await?)
+pub(crate) async fn peer(
+    context: &CommandContext,
+    configured: Configured<potluck_peer::Options>,
+    hangups: Hangups,
+) -> Result<(), CommandError> {
+    if configured.options.print_config {
+        return print(context, &configured.settings);
+    }
+    Ok(potluck_peer::run(configured, hangups, context.stop.clone()).await?)
+}
+
+fn print(context: &CommandContext, settings: &Settings) -> Result<(), CommandError> {
+    context
+        .out
+        .print_lines(settings.to_string().lines().map(ToOwned::to_owned))
 }
 
 /// An error's message, followed by those causes that it does not already contain.

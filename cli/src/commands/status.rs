@@ -4,12 +4,8 @@ use std::{path::Path, time::Duration};
 
 use clap::Args;
 use console::style;
-use potluck_core::{
-    Problem,
-    grpc::transport::Endpoint,
-    model::{IndexStats, Reachability},
-};
-use serde_json::{Value, json};
+use potluck_core::{Problem, grpc::transport::Endpoint, model::IndexStats};
+use serde_json::json;
 
 use crate::{
     context::CommandContext,
@@ -17,6 +13,7 @@ use crate::{
     error::{CommandError, ExitStatus},
     output::text,
     peer::{CONTROL_SOCKET, LockOwner},
+    views::status,
 };
 
 const EXAMPLES: &str = "\
@@ -38,6 +35,8 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
         Ok(peer) => (peer, None),
         Err(error) => (None, Some(error)),
     };
+    // A failure shows as an index that is down.
+    drop(context.renew_membership().await);
     let index = context.index_in_use(peer.as_deref())?;
     let peer = match &peer {
         // Query again: in a prompt session, the status from connection time may be old.
@@ -49,13 +48,17 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
         None => None,
     };
     let stats = match &index {
-        Some(index) => Some((index.endpoint(), index.stats().await)),
+        Some(index) => {
+            // The call may change which index is in use.
+            let stats = index.stats().await;
+            Some((index.endpoint(), stats))
+        }
         None => None,
     };
     if context.out.is_json() {
         context.out.print_object(&json!({
-            "index": stats.as_ref().map(|(index, stats)| index_object(index, stats)),
-            "peer": peer.as_ref().map(|(status, control, _)| peer_object(status, control)),
+            "index": stats.as_ref().map(|(index, stats)| status::index_object(index, stats)),
+            "peer": peer.as_ref().map(|(peer, control, _)| status::peer_object(peer, control)),
         }))?;
     } else {
         let mut lines = match &stats {
@@ -89,57 +92,6 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
         }),
         (None, Some((_, Ok(_))) | None) => Ok(()),
     }
-}
-
-fn index_object(endpoint: &Endpoint, stats: &Result<IndexStats, Problem>) -> Value {
-    match stats {
-        Ok(stats) => json!({
-            "url": endpoint.to_string(),
-            "reachable": true,
-            "peers": stats.peers,
-            "files": stats.files,
-            "registrations": stats.registrations,
-            "watchers": stats.watchers,
-            "uptime_seconds": stats.uptime.as_secs(),
-            "version": stats.version,
-            "store": stats.store,
-        }),
-        Err(problem) => json!({
-            "url": endpoint.to_string(),
-            "reachable": false,
-            "error": problem.reason.word(),
-            "message": problem.message,
-        }),
-    }
-}
-
-fn peer_object(status: &Status, control: &Endpoint) -> Value {
-    json!({
-        "peer": status.peer,
-        "control": control.to_string(),
-        "listening": status.listening.as_ref().map(ToString::to_string),
-        "advertised": status.advertised.as_ref().map(ToString::to_string),
-        "index": status.index,
-        "registered": status.registered,
-        "index_error": status.index_error.as_ref().map(|problem| problem.reason.word()),
-        "reachable": status.reachability.and_then(Reachability::is_reachable),
-        "reachability": status.reachability,
-        "download_only": status.is_download_only,
-        "items": status.items,
-        "files": status.files,
-        "bytes": status.bytes,
-        "uploaded_bytes": status.uploaded,
-        "downloaded_bytes": status.downloaded,
-        "transfers": status.transfers,
-        "paused_transfers": status.paused,
-        "warnings": status.warnings,
-        "home": status.home,
-        "files_folder": status.files_folder,
-        "uptime_seconds": status.uptime.as_secs(),
-        "version": status.version,
-        "damaged_items": status.damaged_items,
-        "previous_peer": status.previous_peer,
-    })
 }
 
 fn index_lines(endpoint: &Endpoint, stats: &Result<IndexStats, Problem>) -> Vec<String> {
@@ -276,7 +228,10 @@ fn registration_text(status: &Status, index: Option<&ShownIndex<'_>>) -> String 
     let Some(url) = &status.index else {
         return "runs without an index".to_owned();
     };
-    let shown = index.filter(|index| url.trim_end_matches('/') == index.endpoint.to_string());
+    let shown = index.filter(|index| {
+        let shown = index.endpoint.to_string();
+        url.split(',').any(|url| url.trim_end_matches('/') == shown)
+    });
     let at = match shown {
         Some(_) => String::new(),
         None => format!(" at {}", text::escape(url)),

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use potluck_core::Reason;
-use potluck_peer::library::{ShareOptions, stored_manifest};
+use potluck_peer::library::stored_manifest;
 use serde_json::json;
 
 use crate::{
-    arguments::id::IdArgument,
+    arguments::{folder_options::FolderOptions, id::IdArgument},
     context::CommandContext,
     error::CommandError,
     local_files,
@@ -20,6 +20,8 @@ const EXAMPLES: &str = "\
 Examples:
   potluck verify 3f9a… model.bin     check a file
   potluck verify 3f9a… photos/       check a folder and every file in it
+  potluck verify --exclude target/ 3f9a… src
+                                     a folder that was shared with this option
 
 Exit codes: 0 it has this id, 4 it has another id";
 
@@ -31,11 +33,14 @@ pub(crate) struct VerifyArgs {
     id: IdArgument,
     /// File or folder to check
     path: PathBuf,
+
+    #[command(flatten)]
+    options: FolderOptions,
 }
 
 /// Hashes the path and compares the ids.
 pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<(), CommandError> {
-    let hashed = local_files::hash(context, &args.path, &ShareOptions::default()).await?;
+    let hashed = local_files::hash(context, &args.path, &args.options.into()).await?;
     let path = local_files::absolute(&args.path)?;
     let is_same = args.id.matches(&hashed.record.id);
     let not_kept = match args.id {

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use console::style;
-use serde_json::json;
 
 use crate::{
     arguments::transfer_target::TransferTarget,
@@ -44,10 +43,9 @@ pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), C
         CommandError::from(problem).hint("`potluck transfers` lists the transfers")
     })?;
     if context.out.is_json() {
-        let mut object = transfers::object(&explanation.transfer);
-        object["missing"] = json!(explanation.missing);
-        object["findings"] = json!(explanation.findings);
-        return context.out.print_object(&object);
+        return context
+            .out
+            .print_object(&transfers::explanation_object(&explanation));
     }
     context.out.print_lines(lines(&explanation, context.out.width()))
 }

@@ -1,17 +1,20 @@
 //! Client of a peer's `ControlService`. Requests and responses are domain types, and every call has
 //! a deadline.
 
+pub(crate) mod cache;
 pub(crate) mod model;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _};
 use potluck_core::{
     FileId, Problem, Reason, Sha256,
     grpc::transport::{Endpoint, MAX_MESSAGE},
     model::Address,
+    process::traces::TraceContext,
     proto::v1::{self, control_service_client::ControlServiceClient},
 };
+use potluck_origins::OriginFile;
 use potluck_peer::library::{LinkPolicy, ShareOptions};
 use tonic::{
     Request, Status as GrpcStatus,
@@ -48,6 +51,8 @@ pub(crate) struct DownloadRequest {
     pub(crate) sha256: Option<Sha256>,
     /// Peers to ask in addition to those that the index lists.
     pub(crate) providers: Vec<Address>,
+    /// Where bytes come from that no peer has.
+    pub(crate) origin: Option<RequestedOrigin>,
     /// Whether the download continues after the client disconnects.
     pub(crate) detach: bool,
     /// Whether a collection may write many times the size of its distinct content.
@@ -63,6 +68,32 @@ pub(crate) struct DownloadRequest {
     pub(crate) limit: Option<u64>,
     /// 1 to 100. `None`: the default, or the priority of the transfer that this request joins.
     pub(crate) priority: Option<u32>,
+}
+
+/// A file at an origin.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestedOrigin {
+    /// The file, as it was looked up.
+    pub(crate) file: Arc<OriginFile>,
+    /// Whether content that needs credentials is shared.
+    pub(crate) share_gated: bool,
+}
+
+impl From<&RequestedOrigin> for v1::TransferOrigin {
+    fn from(origin: &RequestedOrigin) -> Self {
+        let file = &origin.file;
+        Self {
+            url: file.url.to_string(),
+            size: file.size,
+            validator: file.validator.clone().unwrap_or_default(),
+            authorization: file
+                .authorization
+                .as_ref()
+                .map(|secret| secret.expose().to_owned())
+                .unwrap_or_default(),
+            share_gated: origin.share_gated,
+        }
+    }
 }
 
 /// Identifies a shared item.
@@ -81,7 +112,7 @@ pub(crate) struct ControlClient {
     client: ControlServiceClient<InterceptedService<Channel, TokenInterceptor>>,
 }
 
-/// Adds the control token to each request, if there is one.
+/// Adds the control token to each request, if there is one, and the context of the current span.
 #[derive(Debug, Clone)]
 struct TokenInterceptor(Option<MetadataValue<Ascii>>);
 
@@ -90,7 +121,7 @@ impl Interceptor for TokenInterceptor {
         if let Some(value) = &self.0 {
             request.metadata_mut().insert("authorization", value.clone());
         }
-        Ok(request)
+        TraceContext.call(request)
     }
 }
 
@@ -278,6 +309,7 @@ impl ControlClient {
             seed: request.seed.map(model::seed_limit),
             max_bytes_per_second: request.limit,
             priority: request.priority,
+            origin: request.origin.as_ref().map(Into::into),
         };
         let messages = self
             .call(CALL_TIMEOUT, self.client.clone().start_transfer(message))

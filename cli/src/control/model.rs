@@ -150,6 +150,8 @@ pub(crate) struct TransferPeer {
     /// `None` if only the address is known.
     pub(crate) peer: Option<PeerId>,
     pub(crate) address: Address,
+    /// The address of the file, if this is an origin and not a peer.
+    pub(crate) origin: Option<String>,
     pub(crate) state: PeerState,
     pub(crate) reason: Option<String>,
     pub(crate) bytes: u64,
@@ -228,12 +230,25 @@ pub(crate) struct MissingUnits {
     pub(crate) in_flight: u32,
 }
 
+/// A picture of the content of a transfer in cells; each list but the last has one entry for each
+/// cell, as `ContentMap` in control.proto describes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ContentMap {
+    pub(crate) verified: Bytes,
+    pub(crate) in_flight: Bytes,
+    pub(crate) providers: Bytes,
+    pub(crate) sender: Bytes,
+    pub(crate) senders: Vec<Address>,
+}
+
 /// The activity of a transfer, and its reasons.
 #[derive(Debug, Clone)]
 pub(crate) struct Explanation {
     pub(crate) transfer: Transfer,
     pub(crate) missing: Vec<MissingUnits>,
     pub(crate) findings: Vec<String>,
+    /// Without cells if the peer has none, or is of an earlier version.
+    pub(crate) map: ContentMap,
 }
 
 /// A peer's limits; 0: no limit.
@@ -495,6 +510,7 @@ impl From<v1::TransferPeer> for TransferPeer {
             state: peer.state().into(),
             peer: PeerId::try_from(&peer.peer_id[..]).ok(),
             address: address(peer.address.unwrap_or_default()),
+            origin: Some(peer.origin).filter(|origin| !origin.is_empty()),
             reason: Some(peer.reason).filter(|reason| !reason.is_empty()),
             bytes: peer.bytes,
             bytes_per_second: peer.bytes_per_second,
@@ -544,6 +560,18 @@ impl TryFrom<v1::Transfer> for Transfer {
     }
 }
 
+impl From<v1::ContentMap> for ContentMap {
+    fn from(map: v1::ContentMap) -> Self {
+        Self {
+            verified: map.verified,
+            in_flight: map.in_flight,
+            providers: map.providers,
+            sender: map.sender,
+            senders: map.senders.into_iter().map(address).collect(),
+        }
+    }
+}
+
 impl TryFrom<v1::ExplainTransferResponse> for Explanation {
     type Error = Problem;
 
@@ -564,6 +592,7 @@ impl TryFrom<v1::ExplainTransferResponse> for Explanation {
                 })
                 .collect(),
             findings: answer.findings,
+            map: answer.map.map(Into::into).unwrap_or_default(),
         })
     }
 }

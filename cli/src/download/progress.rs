@@ -186,6 +186,7 @@ mod tests {
             peers: (0..peers)
                 .map(|i| TransferPeer {
                     peer: None,
+                    origin: None,
                     address: Address {
                         host: format!("10.0.0.{i}"),
                         port: 12349,

@@ -174,7 +174,10 @@ fn peer_lines(peers: &[TransferPeer], width: Option<usize>) -> Vec<String> {
             _ => String::new(),
         };
         table.row([
-            format!("  {}", text::escape(&peer.address.to_string())),
+            match &peer.origin {
+                Some(_) => format!("  origin {}", text::escape(&peer.address.to_string())),
+                None => format!("  {}", text::escape(&peer.address.to_string())),
+            },
             text::size(peer.bytes),
             format!(
                 "{} %",

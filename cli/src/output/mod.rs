@@ -151,17 +151,15 @@ impl Output {
     /// Prints a note to stderr; suppressed by `--json` and `-q`.
     pub(crate) fn note(&self, line: impl Display) {
         if !self.flags.json && !self.flags.quiet {
-            self.to_stderr(format_args!("{line}"));
+            self.to_stderr(&wrapped(&line.to_string(), ""));
         }
     }
 
     /// Prints a warning to stderr; suppressed by `--json`.
     pub(crate) fn warn(&self, line: impl Display) {
         if !self.flags.json {
-            self.to_stderr(format_args!(
-                "{} {line}",
-                style("warning:").yellow().bold().for_stderr()
-            ));
+            let head = style("warning:").yellow().bold().for_stderr();
+            self.to_stderr(&wrapped(&format!("{head} {line}"), ""));
         }
     }
 
@@ -182,7 +180,7 @@ impl Output {
             if let Some(target) = target {
                 object["target"] = target.as_str().into();
             }
-            self.to_stderr(format_args!("{}", json_line(&object)));
+            self.to_stderr(&json_line(&object));
             return;
         }
         let head = match exit {
@@ -192,25 +190,31 @@ impl Output {
         let target = target
             .as_ref()
             .map(|target| format!("{}: ", text::escape(target)));
-        self.to_stderr(format_args!(
+        let line = format!(
             "{} {}{}",
             head.bold().for_stderr(),
             target.unwrap_or_default(),
             text::escape(message)
-        ));
+        );
+        self.to_stderr(&wrapped(&line, ""));
         for hint in hints {
-            self.to_stderr(format_args!(
-                "  {} {}",
-                style("→").dim().for_stderr(),
-                text::escape(hint)
-            ));
+            let line = format!("  {} {}", style("→").dim().for_stderr(), text::escape(hint));
+            self.to_stderr(&wrapped(&line, "    "));
         }
     }
 
-    fn to_stderr(&self, text: std::fmt::Arguments<'_>) {
+    fn to_stderr(&self, text: &str) {
         // Ignore a failed write: stderr may be closed.
         self.bars
             .suspend(|| drop(writeln!(io::stderr().lock(), "{text}")));
+    }
+}
+
+/// The text, wrapped at spaces if stderr is a terminal; lines after the first begin with `indent`.
+fn wrapped(text: &str, indent: &str) -> String {
+    match Term::stderr().size_checked() {
+        Some((_, columns)) => text::wrap(text, usize::from(columns), indent),
+        None => text.to_owned(),
     }
 }
 
@@ -240,7 +244,7 @@ fn check_written(written: io::Result<()>) -> Result<(), CommandError> {
 
 /// Serializes an object to one line of JSON that is safe on a terminal: characters for which
 /// [`text::is_hostile`] is true are escaped.
-fn json_line(object: &impl Serialize) -> String {
+pub(crate) fn json_line(object: &impl Serialize) -> String {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, EscapingFormatter);
     object

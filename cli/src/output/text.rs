@@ -139,6 +139,17 @@ pub(crate) fn mean_rate(bytes: u64, elapsed: Duration) -> String {
     rate(per_second as u64)
 }
 
+/// The text in lines of at most `width` columns, broken at spaces only, so that a path or command
+/// that is longer stays whole. Lines after the first begin with `indent`.
+pub(crate) fn wrap(text: &str, width: usize, indent: &str) -> String {
+    let options = textwrap::Options::new(width)
+        .break_words(false)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .subsequent_indent(indent);
+    textwrap::fill(text, options)
+}
+
 /// A duration, rounded for reading: `0.84 s`, `7 s`, `3 min 05 s`, `2 h 04 min`, `3 d 4 h`.
 pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -215,6 +226,16 @@ pub(crate) fn path(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_wrap_at_spaces_and_keep_paths_whole() {
+        let text = "  \u{1b}[2m→\u{1b}[0m run /a/path/that/is/longer-than/the/line and go on";
+        assert_eq!(
+            wrap(text, 20, "    "),
+            "  \u{1b}[2m→\u{1b}[0m run\n    /a/path/that/is/longer-than/the/line\n    and go on"
+        );
+        assert_eq!(wrap("  indented", 80, ""), "  indented");
+    }
 
     #[test]
     fn hostile_characters_are_escaped() {

@@ -12,6 +12,7 @@ use std::{
 use potluck_core::{
     Problem, Reason,
     grpc::transport::Endpoint,
+    index_client::IndexList,
     network::{credentials::Credentials, own_pki::OwnPki},
 };
 use potluck_peer::{Config, ControlAt, Running, options::DEFAULT_LISTEN};
@@ -28,7 +29,7 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(crate) struct InProcessSettings {
     /// The index to register with and to query; `None` for no index.
-    pub(crate) index: Option<Endpoint>,
+    pub(crate) index: Option<IndexList>,
     /// The private network; `None` for plaintext.
     pub(crate) network: Option<Credentials>,
     /// The files of a PKI of one's own, instead of a private network.

@@ -206,6 +206,71 @@ mod tests {
         assert!(matches!(parse("   "), ParsedLine::Empty));
     }
 
+    /// The fuzz target of the prompt: any text is parsed without a panic, and a line means the same
+    /// when each of its words is quoted.
+    fn parses_the_same_when_quoted(input: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(input);
+        let quoted = shlex::split(&text).map(|words| {
+            let words = words.iter().map(String::as_str);
+            shlex::try_join(words).unwrap_or_default()
+        });
+        match (parse(&text), quoted.as_deref().map(parse)) {
+            (ParsedLine::Empty, Some(ParsedLine::Empty)) => false,
+            (ParsedLine::Message(first), Some(ParsedLine::Message(second))) => {
+                assert_eq!(first, second);
+                false
+            }
+            (ParsedLine::Line(first), Some(ParsedLine::Line(second))) => {
+                assert_eq!(format!("{first:?}"), format!("{second:?}"));
+                true
+            }
+            (ParsedLine::Invalid { error, .. }, second) => {
+                let has_message =
+                    matches!(&error, CommandError::Failed { message, .. } if !message.is_empty());
+                assert!(has_message, "{error:?}");
+                // A text with a NUL byte cannot be quoted.
+                let is_invalid = matches!(second, None | Some(ParsedLine::Invalid { .. }));
+                assert!(is_invalid || text.contains('\0'));
+                false
+            }
+            (_, second) => {
+                assert!(text.contains('\0'), "{text:?} becomes {second:?}");
+                false
+            }
+        }
+    }
+
+    fn lines() -> Vec<Vec<u8>> {
+        let lines = [
+            "get 'a b.bin' -o /tmp --include '*.json'",
+            "share a b --exclude \"*.tmp\" --links follow",
+            "search model v2 --json",
+            "limits --upload 10MiB/s",
+            "transfers adjust 3 --priority 7",
+            "potluck why 3f9a1234",
+            "help get # comment",
+        ];
+        lines.map(|line| line.as_bytes().to_vec()).into()
+    }
+
+    #[test]
+    fn any_text_is_parsed() {
+        use potluck_fuzz::driver::{Budget, run};
+        static TARGET: potluck_fuzz::Target = potluck_fuzz::Target {
+            name: "prompt_line",
+            run: parses_the_same_when_quoted,
+            seeds: lines,
+            words: &[
+                b"'", b"\"", b"\\", b"--", b" ", b"#", b"get", b"-o", b"--json", b"=", b"\n",
+            ],
+            is_store: false,
+        };
+        let report = run(&TARGET, Budget::of_test(200));
+        let report = report.unwrap_or_else(|failure| panic!("{failure}"));
+        println!("prompt_line: {report}");
+        assert!(report.accepted > 0);
+    }
+
     #[test]
     fn an_invalid_line_is_an_error_and_help_is_a_message() {
         for wrong in ["frobnicate", "get", "share 'x", "id --nonsense", "-x"] {

@@ -132,7 +132,7 @@ fn lines(out: &Output, matches: &[IdMatch]) -> Vec<String> {
         let size = match (found.size, found.kind) {
             (Some(size), _) => text::size(size),
             (None, FileKind::Collection) => "folder".to_owned(),
-            (None, FileKind::File) => String::new(),
+            (None, FileKind::File | FileKind::Provisional) => String::new(),
         };
         table.row([
             ids.text(&found.id),

@@ -45,6 +45,29 @@ fn object(found: &IndexedFile) -> serde_json::Value {
     })
 }
 
+/// A page of search results as JSON. Serialized one file at a time to save memory.
+#[derive(serde::Serialize)]
+pub(crate) struct SearchObject<'a> {
+    #[serde(serialize_with = "results")]
+    pub(crate) files: &'a [IndexedFile],
+    pub(crate) next_page: Option<&'a str>,
+}
+
+fn results<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(files.iter().map(result))
+}
+
+/// A result of a search as JSON.
+fn result(found: &IndexedFile) -> serde_json::Value {
+    json!({
+        "id": found.file.id,
+        "size": found.file.size,
+        "kind": found.file.kind,
+        "names": found.names,
+        "providers": found.provider_count,
+    })
+}
+
 /// A table of files with their ids, from which the user can choose one.
 pub(crate) fn table_lines(out: &Output, files: &[IndexedFile]) -> Vec<String> {
     let mut table = Table::new(&[
@@ -68,7 +91,7 @@ pub(crate) fn table_lines(out: &Output, files: &[IndexedFile]) -> Vec<String> {
 /// The size as text. The index does not know the content size of a collection.
 fn size_text(found: &IndexedFile) -> String {
     match found.file.kind {
-        FileKind::File => text::size(found.file.size),
+        FileKind::File | FileKind::Provisional => text::size(found.file.size),
         FileKind::Collection => "folder".to_owned(),
     }
 }

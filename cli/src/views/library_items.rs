@@ -27,7 +27,7 @@ pub(crate) fn object(item: &Item) -> serde_json::Value {
 /// The kind of an item: `file`, or the number of files in the folder; and whether it is damaged.
 pub(crate) fn kind_text(item: &Item) -> String {
     let what = match item.record.kind {
-        FileKind::File => "file".to_owned(),
+        FileKind::File | FileKind::Provisional => "file".to_owned(),
         FileKind::Collection => format!("folder, {}", text::count(item.file_count, "file")),
     };
     match item.damaged_paths.is_empty() {

@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 use serde_json::{Value, json};
 
 use crate::{
-    control::model::{Transfer, TransferPeer},
+    control::model::{ContentMap, Explanation, Transfer, TransferPeer},
     output::text,
 };
 
@@ -45,6 +45,33 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
     })
 }
 
+/// A transfer with the reasons for its state, as JSON.
+pub(crate) fn explanation_object(explanation: &Explanation) -> Value {
+    let mut object = object(&explanation.transfer);
+    object["missing"] = json!(explanation.missing);
+    object["findings"] = json!(explanation.findings);
+    object
+}
+
+/// A transfer with the reasons for its state and the picture of its content, as JSON.
+pub(crate) fn pictured_object(explanation: &Explanation) -> Value {
+    let mut object = explanation_object(explanation);
+    object["map"] = map_object(&explanation.map);
+    object
+}
+
+/// The picture of a transfer's content as JSON: lists with a number from 0 to 255 for each cell, and
+/// the addresses of the senders.
+fn map_object(map: &ContentMap) -> Value {
+    json!({
+        "verified": &map.verified[..],
+        "in_flight": &map.in_flight[..],
+        "providers": &map.providers[..],
+        "sender": &map.sender[..],
+        "senders": map.senders.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
+
 /// How many files of a collection are downloaded, if not all, as text.
 pub(crate) fn chosen_text(transfer: &Transfer) -> Option<String> {
     let (chosen, all) = transfer.chosen_files?;
@@ -53,7 +80,7 @@ pub(crate) fn chosen_text(transfer: &Transfer) -> Option<String> {
 
 /// A peer of a transfer as JSON.
 pub(crate) fn peer_object(peer: &TransferPeer) -> Value {
-    json!({
+    let mut object = json!({
         "peer": peer.peer,
         "address": peer.address.to_string(),
         "bytes": peer.bytes,
@@ -62,7 +89,11 @@ pub(crate) fn peer_object(peer: &TransferPeer) -> Value {
         "units": peer.units,
         "state": peer.state,
         "reason": peer.reason,
-    })
+    });
+    if let Some(origin) = &peer.origin {
+        object["origin"] = json!(origin);
+    }
+    object
 }
 
 /// The limit and priority of a transfer, as text.

@@ -1,6 +1,10 @@
 //! `potluck health`, as container health checks call it.
 
-use potluck_testkit::{background::Background, system::program::Program};
+use potluck_testkit::{
+    background::Background,
+    system::program::{Program, Server as Started},
+    wait::wait_until_blocking,
+};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
@@ -22,6 +26,40 @@ fn running_services_are_serving() {
         assert_eq!(object["serving"], true, "{object}");
         assert_eq!(object["endpoint"], endpoint);
     }
+}
+
+#[test]
+fn a_monitoring_endpoint_answers_where_the_service_wants_a_certificate() {
+    let sandbox = Sandbox::without_index();
+    sandbox
+        .run(&["network", "create", "kitchen", "--index", "https://127.0.0.1:1"])
+        .expect(0);
+    let port = free_port();
+    let page = |page: &str| format!("http://127.0.0.1:{port}{page}");
+    sandbox.run(&["health", &page("/readyz")]).expect(5);
+    let mut command = sandbox.command();
+    command
+        .args(["index", "--listen", "127.0.0.1:0", "--store", "memory", "-q"])
+        .args(["--network", "kitchen", "--metrics", &port.to_string()]);
+    let mut index = Started::start(&mut command);
+    for name in ["/healthz", "/readyz", "/metrics"] {
+        wait_until_blocking(name, || sandbox.run(&["health", &page(name)]).code == Some(0));
+    }
+    let refused = sandbox
+        .run(&["health", &index.address.to_string(), "--json"])
+        .expect(1);
+    assert_eq!(refused.error()["error"], "not_a_member");
+    index.terminate();
+    let peer = sandbox.peer("home", &["--index", "none", "--metrics", &port.to_string()]);
+    let ready = sandbox.run(&["health", &page("/readyz"), "--json"]).expect(0);
+    assert_eq!(ready.object()["serving"], true);
+    drop(peer);
+}
+
+/// A free port of loopback, as an operator would choose one.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 #[test]

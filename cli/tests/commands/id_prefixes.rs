@@ -212,8 +212,9 @@ fn a_search_lists_the_best_matches_first_and_then_those_with_more_peers() {
         [
             "model",
             "z-model.bin",
-            "a-model.bin",
+            // Equal matches come in the order of their ids.
             "b-model.bin",
+            "a-model.bin",
             "modeller-guide.pdf"
         ]
     );

@@ -69,9 +69,16 @@ impl Sandbox {
 
     /// A sandbox with an index.
     pub(crate) fn new() -> Self {
+        Self::with_index_options(&[])
+    }
+
+    /// A sandbox with an index that has these options.
+    pub(crate) fn with_index_options(options: &[&str]) -> Self {
         let mut sandbox = Self::without_index();
         let mut command = sandbox.command();
-        command.args(["index", "--listen", "127.0.0.1:0", "--store", "memory", "-q"]);
+        command
+            .args(["index", "--listen", "127.0.0.1:0", "--store", "memory", "-q"])
+            .args(options);
         sandbox.index = Some(Server::start(&mut command));
         sandbox
     }
@@ -87,6 +94,13 @@ impl Sandbox {
             || UNREACHABLE_URL.to_owned(),
             |index| format!("http://{}", index.address),
         )
+    }
+
+    /// Stops the index.
+    #[track_caller]
+    pub(crate) fn stop_index(mut self) {
+        let mut index = self.index.take().expect("the sandbox has an index");
+        assert!(index.terminate().success());
     }
 
     /// Kills the index.

@@ -6,13 +6,17 @@ use potluck_core::{
 };
 use smallvec::SmallVec;
 
-use crate::catalog::{
-    lookup::Catalog,
-    tables::{
-        cost,
-        files::ProviderEntry,
-        peers::{PeerEntry, PeerSlot},
+use crate::{
+    catalog::{
+        lookup::Catalog,
+        tables::{
+            claims::ClaimRef,
+            cost,
+            files::{ProviderEntry, ProviderSet},
+            peers::{PeerEntry, PeerSlot},
+        },
     },
+    registration::RegistrationRef,
 };
 
 /// The effect of a registration on the providers of its file.
@@ -27,6 +31,30 @@ pub enum PutOutcome {
 }
 
 impl Catalog {
+    /// A catalog for many peers, whose names are searchable only after [`Self::index_words`].
+    pub(crate) fn without_words() -> Self {
+        let mut catalog = Self::default();
+        catalog.names.defer_words();
+        catalog
+    }
+
+    /// Makes room for this many registrations in an empty catalog. An estimate is enough.
+    pub(crate) fn reserve(&mut self, registrations: usize) {
+        self.files.reserve(registrations);
+        self.names.reserve(registrations);
+    }
+
+    /// Gives back room that [`Self::reserve`] made and that is not used.
+    pub(crate) fn shrink(&mut self) {
+        self.files.shrink();
+        self.names.shrink();
+    }
+
+    /// Indexes the words of up to `max` names; true once those of all names are indexed.
+    pub(crate) fn index_words(&mut self, max: u32) -> bool {
+        self.names.index_words(max)
+    }
+
     /// Returns how many registrations were put or removed since the last call.
     pub(crate) const fn take_change_count(&mut self) -> usize {
         std::mem::replace(&mut self.change_count, 0)
@@ -125,8 +153,28 @@ impl Catalog {
 
     /// Registers a file of a live or hidden peer; otherwise like [`Self::put`].
     pub(crate) fn put_at(&mut self, slot: PeerSlot, registration: &Registration) -> PutOutcome {
+        let registration = RegistrationRef::from(registration);
+        self.put_hashed(slot, &registration, &registration.hash())
+    }
+
+    /// Brings what [`Self::put_hashed`] reads of the tables into the processor's cache. Worth it
+    /// before several registrations: one after the other would wait for memory each time.
+    pub(crate) fn touch(&self, registration: &RegistrationRef<'_>) {
+        self.files.touch(&registration.file.id);
+        if let Some(name) = registration.names.first() {
+            self.names.touch(name);
+        }
+    }
+
+    /// Like [`Self::put_at`], with the hash of the registration.
+    pub(crate) fn put_hashed(
+        &mut self,
+        slot: PeerSlot,
+        registration: &RegistrationRef<'_>,
+        hash: &RegistrationHash,
+    ) -> PutOutcome {
         self.change_count += 1;
-        let (file, is_new_file) = self.files.intern(&registration.file);
+        let (file, is_new_file) = self.files.intern(registration.file);
         let (claim, is_new_claim) = self.claims.intern(&mut self.names, registration);
         let mut provider = ProviderEntry::new(slot, claim, registration.is_complete);
         if is_new_file {
@@ -136,46 +184,48 @@ impl Catalog {
         if is_new_claim {
             provider.charge_claim();
         }
-        let hash = RegistrationHash::from(registration);
-        match self.files[file].find_provider(slot) {
-            Ok(at) => {
-                let old = self.files[file].providers[at];
-                if old.pays_file() {
-                    provider.charge_file();
-                }
-                if old.claim() == claim && old.pays_claim() {
-                    provider.charge_claim();
-                }
-                let old_hash = self.registration_hash(file, old);
-                self.files[file].providers[at] = provider;
-                self.adjust_charge(slot, self.charge_for(provider), self.charge_for(old));
-                let digest = &mut self.peers[slot].digest;
-                digest.remove(&old_hash);
-                digest.insert(&hash);
-                // Add before removing, so that a value that both claims share is not freed in
-                // between.
-                self.add_claim(file, claim);
-                self.remove_claim(file, old.claim());
-                match old.is_complete() == provider.is_complete() {
-                    true => PutOutcome::Unchanged,
-                    false => PutOutcome::CompletenessChanged,
-                }
+        if let Some(old) = self.files.provider(file, slot) {
+            if old.pays_file() {
+                provider.charge_file();
             }
-            Err(at) => {
-                self.files[file].providers.insert(at, provider);
-                self.add_claim(file, claim);
-                self.adjust_charge(slot, self.charge_for(provider), 0);
-                let peer = &mut self.peers[slot];
-                peer.digest.insert(&hash);
-                peer.files.insert(file);
-                if !peer.is_live {
-                    self.hidden_registrations += 1;
-                }
-                self.registrations += 1;
-                self.bytes += cost::REGISTRATION;
-                PutOutcome::New
+            if old.claim() == claim && old.pays_claim() {
+                provider.charge_claim();
             }
+            let old_hash = self.registration_hash(file, old);
+            self.adjust_charge(slot, self.charge_for(provider), self.charge_for(old));
+            let digest = &mut self.peers[slot].digest;
+            digest.remove(&old_hash);
+            digest.insert(hash);
         }
+        let ProviderSet {
+            old,
+            is_first_of_claim,
+            was_last_of_claim,
+        } = self.files.set_provider(file, provider);
+        // Add before removing, so that a value that both claims share is not freed in between.
+        if is_first_of_claim {
+            self.add_claim_of_file(file, claim);
+        }
+        if let Some(old) = old {
+            if was_last_of_claim {
+                self.remove_claim_of_file(file, old.claim());
+            }
+            self.claims.release(old.claim());
+            return match old.is_complete() == provider.is_complete() {
+                true => PutOutcome::Unchanged,
+                false => PutOutcome::CompletenessChanged,
+            };
+        }
+        self.adjust_charge(slot, self.charge_for(provider), 0);
+        let peer = &mut self.peers[slot];
+        peer.digest.insert(hash);
+        peer.files.insert(file);
+        if !peer.is_live {
+            self.hidden_registrations += 1;
+        }
+        self.registrations += 1;
+        self.bytes += cost::REGISTRATION;
+        PutOutcome::New
     }
 
     /// Removes a peer's registration of a file; true if there was one.
@@ -191,15 +241,19 @@ impl Catalog {
     /// Removes the registration of a file by a live or hidden peer; true if there was one.
     fn remove_at(&mut self, peer: PeerSlot, file: u32) -> bool {
         self.change_count += 1;
-        let Ok(at) = self.files[file].find_provider(peer) else {
+        let Some(provider) = self.files.provider(file, peer) else {
             return false;
         };
-        let provider = self.files[file].providers[at];
         let hash = self.registration_hash(file, provider);
         self.adjust_charge(peer, 0, self.charge_for(provider));
-        self.files[file].providers.remove(at);
-        let was_last = self.files[file].providers.is_empty();
-        self.remove_claim(file, provider.claim());
+        let removed = self.files.remove_provider(file, peer);
+        let (was_last_of_claim, was_last) = removed.map_or((false, false), |removed| {
+            (removed.was_last_of_claim, removed.was_last)
+        });
+        if was_last_of_claim {
+            self.remove_claim_of_file(file, provider.claim());
+        }
+        self.claims.release(provider.claim());
         let peer = &mut self.peers[peer];
         peer.digest.remove(&hash);
         peer.files.remove(file);
@@ -222,7 +276,7 @@ impl Catalog {
             charge += cost::FILE;
         }
         if provider.pays_claim() {
-            charge += u64::from(self.claims[provider.claim()].cost);
+            charge += self.claims.cost(provider.claim(), &self.names);
         }
         charge
     }
@@ -235,55 +289,29 @@ impl Catalog {
         host.charge = host.charge + added - removed;
     }
 
-    /// Counts one more provider of `file` with this claim. Takes over the reference from interning.
-    fn add_claim(&mut self, file: u32, claim: u32) {
-        let entry = &mut self.files[file];
-        match entry.find_claim(claim) {
-            Ok(at) => entry.claims[at].1 += 1,
-            Err(at) => {
-                entry.claims.insert(at, (claim, 1));
-                let claim = &self.claims[claim];
-                for &name in &claim.names {
-                    self.names.add_file(name, file);
-                    self.bytes += cost::NAME_OF_FILE;
-                }
-                if let Some(sum) = claim.sha256 {
-                    self.by_sha256.entry(sum).or_default().add(file);
-                    self.bytes += cost::SHA256_COST;
-                }
-            }
+    /// Adds a file to the names and the SHA-256 of a claim that its first provider makes.
+    fn add_claim_of_file(&mut self, file: u32, claim: ClaimRef) {
+        let content = self.claims.get(claim);
+        for &name in &*content.names {
+            self.names.add_file(name, file);
+            self.bytes += cost::NAME_OF_FILE;
         }
-    }
-
-    /// Counts one provider less of `file` with this claim, and releases its reference.
-    fn remove_claim(&mut self, file: u32, claim: u32) {
-        let entry = &mut self.files[file];
-        if let Ok(at) = entry.find_claim(claim) {
-            entry.claims[at].1 -= 1;
-            if entry.claims[at].1 == 0 {
-                entry.claims.remove(at);
-                self.remove_claim_of_file(file, claim);
-            }
+        if let Some(sum) = content.sum {
+            self.claims.sums.add_file(sum, file);
+            self.bytes += cost::SHA256_COST;
         }
-        self.claims.release(claim);
     }
 
     /// Removes a file from the names and the SHA-256 of a claim that no provider of it makes.
-    fn remove_claim_of_file(&mut self, file: u32, claim: u32) {
-        let claim = &self.claims[claim];
-        for &name in &claim.names {
+    fn remove_claim_of_file(&mut self, file: u32, claim: ClaimRef) {
+        let content = self.claims.get(claim);
+        for &name in &*content.names {
             self.names.remove_file(name, file);
             self.bytes -= cost::NAME_OF_FILE;
         }
-        if let Some(sum) = claim.sha256 {
+        if let Some(sum) = content.sum {
+            self.claims.sums.remove_file(sum, file);
             self.bytes -= cost::SHA256_COST;
-            if self
-                .by_sha256
-                .get_mut(&sum)
-                .is_some_and(|files| files.remove(file))
-            {
-                self.by_sha256.remove(&sum);
-            }
         }
     }
 }

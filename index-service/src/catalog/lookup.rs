@@ -1,18 +1,17 @@
 //! The catalog's tables, and lookups of one peer or one file.
 
 use potluck_core::{
-    FileId, PeerId, Sha256,
+    FileId, PeerId,
     model::{Address, FileRecord, Provider, Registration, RegistrationHash, SetDigest},
 };
 use smallvec::SmallVec;
 
 use crate::catalog::tables::{
-    claims::Claims,
+    claims::{ClaimRef, Claims},
     files::{Files, ProviderEntry},
     hosts::Hosts,
     names::Names,
     peers::{PeerSlot, Peers},
-    ref_counted_set::RefCountedSet,
 };
 
 /// The peers with their files, names and claims.
@@ -23,8 +22,6 @@ pub struct Catalog {
     pub(super) files: Files,
     pub(super) names: Names,
     pub(super) claims: Claims,
-    /// The files with a claimed SHA-256.
-    pub(super) by_sha256: hashbrown::HashMap<Sha256, RefCountedSet>,
     /// Number of registrations of live and hidden peers.
     pub(super) registrations: u64,
     /// Number of registrations of hidden peers.
@@ -35,10 +32,28 @@ pub struct Catalog {
     pub(super) change_count: usize,
 }
 
+/// The slot of the first peer of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PeerCursor(pub(crate) u32);
+
 impl Catalog {
     /// Number of live peers.
     pub(crate) fn peer_count(&self) -> u64 {
         self.peers.live_count() as u64
+    }
+
+    /// Up to `max` live peers from a cursor on, with the numbers of their registrations, and the cursor
+    /// of the next page. Does a bounded amount of work.
+    pub(crate) fn peers_from(
+        &self,
+        cursor: PeerCursor,
+        max: usize,
+    ) -> (Vec<(PeerId, Address, u64)>, Option<PeerCursor>) {
+        let (peers, next) = self.peers.live_from(cursor.0, max);
+        let listed = peers
+            .into_iter()
+            .map(|peer| (peer.id, peer.address.clone(), peer.files.len()));
+        (listed.collect(), next.map(PeerCursor))
     }
 
     /// Number of distinct files.
@@ -49,6 +64,11 @@ impl Catalog {
     /// Number of registrations of live peers.
     pub(crate) const fn registration_count(&self) -> u64 {
         self.registrations - self.hidden_registrations
+    }
+
+    /// Number of names that searches do not find yet, because a large index has just started.
+    pub(crate) fn unindexed_names(&self) -> u32 {
+        self.names.unindexed()
     }
 
     /// Estimate of the memory used, in bytes.
@@ -104,16 +124,16 @@ impl Catalog {
     }
 
     /// The files of a live peer.
-    pub(crate) fn files_of(&self, peer: &PeerId) -> impl Iterator<Item = &FileId> {
+    pub(crate) fn files_of(&self, peer: &PeerId) -> impl Iterator<Item = FileId> {
         self.slot_of(peer)
             .into_iter()
             .flat_map(move |slot| self.files_at(slot))
     }
 
     /// The files of a live or hidden peer.
-    pub(crate) fn files_at(&self, slot: PeerSlot) -> impl Iterator<Item = &FileId> {
+    pub(crate) fn files_at(&self, slot: PeerSlot) -> impl Iterator<Item = FileId> {
         let files = self.peers[slot].files.iter();
-        files.map(|file| &self.files[file].id)
+        files.map(|file| self.files.id(file))
     }
 
     /// Whether a live peer has a file.
@@ -142,21 +162,20 @@ impl Catalog {
         };
         let mut slots = live.files.range(from..);
         let page = slots.by_ref().take(max);
-        let page = page.filter_map(|slot| self.registration(peer, &self.files[slot].id));
+        let page = page.filter_map(|slot| self.registration(peer, &self.files.id(slot)));
         (page.collect(), slots.next())
     }
 
     /// A live peer's registration of a file.
     pub(crate) fn registration(&self, peer: &PeerId, file: &FileId) -> Option<Registration> {
         let (slot, provider) = self.find_provider(peer, file)?;
-        let file = &self.files[slot];
-        let claim = &self.claims[provider.claim()];
+        let claim = self.claims.get(provider.claim());
         Some(Registration {
             file: FileRecord {
-                id: file.id,
-                size: file.size,
-                root: file.root,
-                sha256: claim.sha256,
+                id: *file,
+                size: self.files.size(slot),
+                root: self.files.root(slot),
+                sha256: self.claims.sha256(&claim).copied(),
                 kind: claim.kind,
             },
             names: claim
@@ -174,7 +193,9 @@ impl Catalog {
         self.find_provider(peer, &registration.file.id)
             .is_some_and(|(_, provider)| {
                 provider.is_complete() == registration.is_complete
-                    && self.claims[provider.claim()].matches(&self.names, registration)
+                    && self
+                        .claims
+                        .matches(provider.claim(), &self.names, &registration.into())
             })
     }
 
@@ -183,8 +204,8 @@ impl Catalog {
     pub(crate) fn may_add_memory(&self, peer: &PeerId, registration: &Registration) -> bool {
         let has_claim = || {
             let file = self.files.find(&registration.file.id)?;
-            let claim = self.claims.find(&self.names, registration)?;
-            Some(self.files[file].find_claim(claim).is_ok())
+            let claim = self.claims.find(&self.names, &registration.into())?;
+            Some(self.makes_claim(file, claim))
         };
         !self.has_file(peer, &registration.file.id) || has_claim() != Some(true)
     }
@@ -206,10 +227,8 @@ impl Catalog {
         let Some(slot) = self.files.find(file) else {
             return Vec::new();
         };
-        let peers = self.files[slot]
-            .providers
-            .iter()
-            .map(|provider| &self.peers[provider.peer]);
+        let providers = self.files.providers(slot).iter();
+        let peers = providers.map(|provider| &self.peers[provider.peer()]);
         peers
             .filter(|peer| peer.is_binder)
             .map(|peer| (peer.id, peer.address.clone()))
@@ -221,10 +240,10 @@ impl Catalog {
         let Some(slot) = self.files.find(file) else {
             return Vec::new();
         };
-        let providers = self.files[slot].providers.iter();
+        let providers = self.files.providers(slot).iter();
         providers
             .filter(|provider| self.is_live(**provider))
-            .map(|provider| self.peers[provider.peer].id)
+            .map(|provider| self.peers[provider.peer()].id)
             .collect()
     }
 
@@ -232,13 +251,17 @@ impl Catalog {
     fn find_provider(&self, peer: &PeerId, file: &FileId) -> Option<(u32, ProviderEntry)> {
         let peer = self.slot_of(peer)?;
         let slot = self.files.find(file)?;
-        let file = &self.files[slot];
-        let at = file.find_provider(peer).ok()?;
-        Some((slot, file.providers[at]))
+        Some((slot, self.files.provider(slot, peer)?))
+    }
+
+    /// Whether a provider of a file makes a claim.
+    fn makes_claim(&self, file: u32, claim: ClaimRef) -> bool {
+        let claims = self.files.claims(file);
+        claims.binary_search_by_key(&claim, |&(claim, _)| claim).is_ok()
     }
 
     pub(super) fn to_provider(&self, provider: ProviderEntry) -> Provider {
-        let peer = &self.peers[provider.peer];
+        let peer = &self.peers[provider.peer()];
         Provider {
             peer: peer.id,
             address: peer.address.clone(),
@@ -248,30 +271,37 @@ impl Catalog {
 
     /// Number of live providers of a file.
     pub(super) fn provider_count(&self, file: u32) -> u64 {
-        let providers = &self.files[file].providers;
-        let count = match self.peers.has_hidden() {
-            true => providers
-                .iter()
-                .filter(|provider| self.is_live(**provider))
-                .count(),
-            false => providers.len(),
-        };
-        count as u64
+        let providers = self.files.providers(file);
+        (providers.len() - self.hidden_count(file, providers)) as u64
+    }
+
+    /// How many of a file's providers are not live. Goes through the providers or through all peers
+    /// that are not live, whichever are fewer.
+    pub(super) fn hidden_count(&self, file: u32, providers: &[ProviderEntry]) -> usize {
+        let hidden = self.peers.not_live();
+        if hidden.is_empty() {
+            return 0;
+        }
+        if hidden.len() < providers.len() as u64 {
+            let has_file = |peer: &u32| self.peers[PeerSlot(*peer)].files.contains(file);
+            return hidden.iter().filter(has_file).count();
+        }
+        let is_hidden = |provider: &&ProviderEntry| !self.is_live(**provider);
+        providers.iter().filter(is_hidden).count()
     }
 
     pub(super) fn is_live(&self, provider: ProviderEntry) -> bool {
-        self.peers[provider.peer].is_live
+        self.peers[provider.peer()].is_live
     }
 
     /// The hash of a registration, for the digest of its peer.
     pub(super) fn registration_hash(&self, file: u32, provider: ProviderEntry) -> RegistrationHash {
-        let claim = &self.claims[provider.claim()];
+        let claim = self.claims.get(provider.claim());
         let mut names: SmallVec<[&str; 4]> =
             claim.names.iter().map(|&name| self.names.text(name)).collect();
-        let id = &self.files[file].id;
         RegistrationHash::new(
-            id,
-            claim.sha256.as_ref(),
+            &self.files.id(file),
+            self.claims.sha256(&claim),
             claim.kind,
             provider.is_complete(),
             &mut names,

@@ -6,6 +6,7 @@
 //! | `change` | peers and registrations come and go |
 //! | `query` | paged searches and listings, descriptions, samples of providers |
 //! | `tables` | the values, each stored once |
+//! | `storage` | the structures that tables consist of |
 //!
 //! Other tables refer to a value by a 4-byte slot. A *claim* holds the names, SHA-256 and kind in a
 //! registration, once for all registrations that agree on them. Each file counts its providers per
@@ -39,10 +40,13 @@
 mod change;
 mod lookup;
 mod query;
+mod storage;
 mod tables;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use self::query::page::{MAX_CALL_STEPS, MAX_ITEM_STEPS, PageBounds};
 pub use self::{
     change::PutOutcome,
     lookup::Catalog,
@@ -50,14 +54,10 @@ pub use self::{
         listing::{Listing, ListingCursor, ListingPage},
         search::{SearchCursor, SearchPage, SearchScan},
     },
-    tables::words::{TermsError, terms},
+    tables::words::{SearchTerms, TermsError, terms},
 };
 pub(crate) use self::{
-    query::describe::MAX_NAMES,
-    tables::{cost, peers::PeerSlot},
-};
-#[cfg(test)]
-pub(crate) use self::{
-    query::page::{MAX_CALL_STEPS, MAX_ITEM_STEPS, PageBounds},
-    tables::words,
+    lookup::PeerCursor,
+    query::{describe::MAX_NAMES, search::cursor},
+    tables::{cost, peers::PeerSlot, words},
 };

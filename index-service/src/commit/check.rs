@@ -1,7 +1,8 @@
 //! Checks a batch of changes against the limits and the catalog before they are stored.
 //!
-//! Invariant: each peer occurs at most once per batch. The catalog therefore has all data that the
-//! check of one peer needs, and [`BatchCheck`] sums up the additions of the batch over all peers.
+//! Invariant: the changes of one peer in a batch do not depend on each other. If there are several,
+//! they add different files. The catalog therefore has all data that the check of one change needs,
+//! and [`BatchCheck`] sums up what the batch adds, for each peer and for all.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -36,12 +37,22 @@ pub(super) enum CheckedChange {
 pub(super) struct BatchCheck<'a> {
     registry: &'a Registry,
     limits: &'a Limits,
+    /// What the batch adds to each peer.
+    peers: hashbrown::HashMap<PeerId, Added>,
     /// Peers that the batch adds, by host.
     new_peers: HashMap<String, u64>,
     /// Memory that the batch adds, in bytes.
     bytes: u64,
     /// The same by host.
     bytes_of_host: HashMap<String, u64>,
+}
+
+/// What a batch adds to a peer.
+#[derive(Debug, Default, Clone, Copy)]
+struct Added {
+    files: u64,
+    /// Memory in bytes.
+    bytes: u64,
 }
 
 /// The parts of a [`CommitRequest::Register`].
@@ -59,6 +70,7 @@ impl<'a> BatchCheck<'a> {
         Self {
             registry,
             limits,
+            peers: hashbrown::HashMap::new(),
             new_peers: HashMap::new(),
             bytes: 0,
             bytes_of_host: HashMap::new(),
@@ -133,16 +145,18 @@ impl<'a> BatchCheck<'a> {
                 return Ok(CheckedChange::RestartLease { peer, instance });
             }
         }
-        let requested = kept + new as u64;
+        let pending = self.peers.get(&peer.id).copied();
+        let requested = kept + pending.unwrap_or_default().files + new as u64;
         let limit = self.limits.max_files_per_peer;
         if requested > limit && new > 0 {
             return Err(CommitError::TooManyFiles { limit, requested });
         }
         let added = self.check_memory(&catalog, &peer, &files, replace, cost)?;
         let host = host_key(&peer.address.host);
-        let was_on_host = catalog
-            .address_of(&peer.id)
-            .is_some_and(|known| host_key(&known.host) == host);
+        let was_on_host = pending.is_some()
+            || catalog
+                .address_of(&peer.id)
+                .is_some_and(|known| host_key(&known.host) == host);
         if !was_on_host {
             let new_peers = self.new_peers.entry(host.clone()).or_default();
             let limit = self.limits.max_peers_per_address;
@@ -154,6 +168,9 @@ impl<'a> BatchCheck<'a> {
             }
             *new_peers += 1;
         }
+        let pending = self.peers.entry(peer.id).or_default();
+        pending.files += new as u64;
+        pending.bytes += added;
         self.bytes += added;
         *self.bytes_of_host.entry(host).or_default() += added;
         let change = Change::Register {
@@ -175,7 +192,8 @@ impl<'a> BatchCheck<'a> {
         replace: bool,
         cost: u64,
     ) -> Result<u64, CommitError> {
-        let is_new = catalog.address_of(&peer.id).is_none();
+        let pending = self.peers.get(&peer.id);
+        let is_new = pending.is_none() && catalog.address_of(&peer.id).is_none();
         if !is_new && !files.iter().any(|file| catalog.may_add_memory(&peer.id, file)) {
             return Ok(0);
         }
@@ -199,7 +217,8 @@ impl<'a> BatchCheck<'a> {
         let charge = catalog.charge_of_peer(&peer.id);
         // A replacement gives this back later.
         let freed = if replace { charge } else { 0 };
-        check(&|| "this peer".to_owned(), charge - freed)?;
+        let own = charge - freed + pending.map_or(0, |pending| pending.bytes);
+        check(&|| "this peer".to_owned(), own)?;
         let host = &peer.address.host;
         if !is_shared_host(host) {
             let pending = self.bytes_of_host.get(&host_key(host)).copied().unwrap_or(0);

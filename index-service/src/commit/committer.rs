@@ -15,7 +15,7 @@ use crate::{
         request::{COMMIT_TIMEOUT, CommitError, CommitRequest, CommitResult},
         worker::{Caller, CommitMessage, CommitWorker, QueuedCommit},
     },
-    limits::Limits,
+    limits::{Limits, LimitsInForce},
     registry::Registry,
     store::IndexStore,
 };
@@ -33,6 +33,7 @@ pub(crate) struct Committer {
     /// One permit per byte that may still be queued.
     pub(super) queue_bytes: Arc<Semaphore>,
     store_works: watch::Receiver<bool>,
+    limits: LimitsInForce,
 }
 
 impl Committer {
@@ -46,7 +47,8 @@ impl Committer {
         limits: Limits,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (queue, requests) = sync_channel(MAX_QUEUED);
-        let (worker, store_works) = CommitWorker::new(store, registry, limits);
+        let limits = LimitsInForce::from(limits);
+        let (worker, store_works) = CommitWorker::new(store, registry, limits.clone());
         let thread = std::thread::Builder::new()
             .name("committer".to_owned())
             .spawn(move || worker.run(&requests))?;
@@ -55,9 +57,20 @@ impl Committer {
                 queue,
                 queue_bytes: Arc::new(Semaphore::new(MAX_QUEUED_BYTES)),
                 store_works,
+                limits,
             },
             thread,
         ))
+    }
+
+    /// Size of the changes that wait to be stored, in bytes.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        MAX_QUEUED_BYTES.saturating_sub(self.queue_bytes.available_permits())
+    }
+
+    /// Changes the limits for later changes.
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.limits.set(limits);
     }
 
     /// Makes a change, and returns once it is durable and visible to queries. `bytes` is its

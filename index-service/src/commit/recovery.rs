@@ -112,14 +112,14 @@ impl Difference<'_> {
             .filter(|file| !catalog.has_file(&peer, file))
             .copied()
             .collect();
-        let differs = |file: &&FileId| {
+        let differs = |file: &FileId| {
             stored
-                .get(*file)
+                .get(file)
                 .is_none_or(|stored| !catalog.has_registered(&peer, stored))
         };
         let unequal = catalog.files_of(&peer).filter(differs);
         let unequal: Vec<Registration> = unequal
-            .filter_map(|file| catalog.registration(&peer, file))
+            .filter_map(|file| catalog.registration(&peer, &file))
             .collect();
         drop(catalog);
         if !removed.is_empty() {

@@ -52,6 +52,34 @@ impl CommitRequest {
         }
     }
 
+    /// The files that the request adds, if that is all that it does to the peer's files.
+    pub(super) fn added_files(&self) -> Option<&[Registration]> {
+        match self {
+            Self::Register {
+                files,
+                replace: false,
+                ..
+            } => Some(files),
+            _ => None,
+        }
+    }
+
+    /// Whether two requests of one peer come from the same run of it, with the same address and
+    /// the same lease.
+    pub(super) fn has_same_holder(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Register { peer, instance, .. },
+                Self::Register {
+                    peer: other,
+                    instance: other_instance,
+                    ..
+                },
+            ) => peer == other && instance == other_instance,
+            _ => false,
+        }
+    }
+
     /// Number of files that the request registers.
     pub(super) const fn registered_files(&self) -> usize {
         match self {
@@ -121,8 +149,7 @@ pub(crate) enum CommitError {
     Slow,
     /// The store failed.
     #[error(
-        "the index cannot write to its disk at the moment: try again later, and check the index's \
-         log"
+        "the index cannot store anything at the moment: try again later, and check the index's log"
     )]
     Store,
     /// The index is shutting down.

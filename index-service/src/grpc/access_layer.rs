@@ -18,7 +18,7 @@ use tower::{Layer, Service};
 
 use crate::network::{
     access::{Access, method_name, required},
-    audit::{AuditEntry, Caller},
+    audit::{AuditEntry, AuditLog, Caller},
     membership::MembershipError,
     private_network::PrivateNetwork,
 };
@@ -30,6 +30,8 @@ pub(crate) struct AccessLayer {
     pub(crate) network: Option<Arc<PrivateNetwork>>,
     /// Whether connections use TLS; otherwise nothing is refused.
     pub(crate) is_private: bool,
+    /// Where refusals are recorded.
+    pub(crate) audit: AuditLog,
 }
 
 /// A service behind the layer.
@@ -92,14 +94,12 @@ impl AccessLayer {
                  join the network with `potluck network join CODE`",
             )),
         };
-        if let Err(problem) = &checked
-            && let Some(network) = &self.network
-        {
+        if let Err(problem) = &checked {
             let entry = AuditEntry::Refused {
                 call: method_name(path).to_owned(),
                 reason: problem.reason.word(),
             };
-            network.record(caller, entry);
+            self.audit.record(caller, entry);
         }
         checked
     }

@@ -14,7 +14,7 @@ use potluck_core::{
     FileId, PeerId, Problem, Reason, Token,
     grpc::transport::admission::Cost,
     identity::id::IdError,
-    model::{ProviderEvent, QueryKey, Registration},
+    model::{ClusterId, ProviderEvent, QueryKey, Registration},
     network::identity::{CertifiedIdentity, Role},
     proto::v1::{self, index_service_server::IndexService, watch_providers_response::Event},
 };
@@ -23,21 +23,21 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     address::{self, AddressError, AllowedHost},
-    catalog::{self, Listing, ListingCursor, ListingPage, SearchPage, cost},
-    commit::{self, Committer},
+    catalog::{self, Listing, ListingCursor, ListingPage, PeerCursor, SearchPage, cost},
+    commit::{self, CommitError, Committer},
     grpc::{
         access_layer::{self, caller},
         network_api::bind,
         page_tokens::PageTokens,
         reachability::ReachabilityChecker,
         request::{
-            ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch, ParsedUnregister, ParsedWatch,
-            read_token, require_names,
+            ParsedListPeers, ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch,
+            ParsedUnregister, ParsedWatch, read_token, require_names,
         },
     },
     leases::LeaseHolder,
     network::{
-        audit::{AuditEntry, Caller},
+        audit::{AuditEntry, AuditLog, Caller},
         private_network::PrivateNetwork,
     },
     problem::invalid_token,
@@ -50,6 +50,12 @@ use crate::{
 
 /// Files of a request that cost as much as one call.
 const FILES_PER_CALL: usize = 100;
+
+/// Peers of a page that cost as much as one call.
+const PEERS_PER_CALL: usize = 100;
+
+/// What the page tokens of `ListPeers` belong to.
+const LIST_PEERS_QUERY: &str = "peers";
 
 /// Steps of a search or listing that cost as much as one call: about the work of a short answer.
 const STEPS_PER_CALL: usize = 4_000;
@@ -64,6 +70,13 @@ const BYTES_PER_CALL: usize = 16 * 1024;
 
 /// Steps of a search per catalog lock: about 0.2 milliseconds.
 const SLICE_STEPS: usize = 8_000;
+
+/// Names whose words a busy machine indexes in a second.
+const NAMES_PER_SECOND: u32 = 100_000;
+
+/// When to search again while words are indexed: clients try thirty times.
+const MIN_WORDS_DELAY: Duration = Duration::from_secs(1);
+const MAX_WORDS_DELAY: Duration = Duration::from_secs(10);
 
 /// Steps of a listing that run inline: enough for most names. A longer listing continues in the
 /// search queue.
@@ -92,8 +105,14 @@ pub(crate) struct IndexApi {
     pub(crate) started: Instant,
     /// The kind of store, for `GetStats`.
     pub(crate) store_kind: &'static str,
+    /// Whether several processes share the store.
+    pub(crate) is_store_shared: bool,
+    /// The identity of the store.
+    pub(crate) cluster_id: ClusterId,
     /// The private network that the index serves, if any.
     pub(crate) network: Option<Arc<PrivateNetwork>>,
+    /// Where changes and refusals are recorded.
+    pub(crate) audit: AuditLog,
     /// Whether certificates identify peers.
     pub(crate) is_private: bool,
 }
@@ -159,10 +178,13 @@ impl IndexApi {
         let allowed = access_layer::require(self.network.as_deref(), identity, Role::Publisher);
         if let Err(problem) = allowed {
             let problem = problem.field(format!("files[{at}].names"));
-            self.record(caller.clone(), || AuditEntry::Refused {
-                call: "IndexService/Register".to_owned(),
-                reason: problem.reason.word(),
-            });
+            self.audit.record(
+                caller.clone(),
+                AuditEntry::Refused {
+                    call: "IndexService/Register".to_owned(),
+                    reason: problem.reason.word(),
+                },
+            );
             return Err(problem);
         }
         let named = files.iter().filter(|file| !file.names.is_empty());
@@ -174,13 +196,6 @@ impl IndexApi {
             PeerRecord::of_bindings(peer, member),
             bindings.collect(),
         )))
-    }
-
-    /// Adds an entry to the audit log of a private network.
-    fn record(&self, caller: Caller, entry: impl FnOnce() -> AuditEntry) {
-        if let Some(network) = &self.network {
-            network.record(caller, entry());
-        }
     }
 
     /// Charges the source for costs beyond the call itself.
@@ -265,6 +280,16 @@ fn lease_unknown() -> Problem {
     )
 }
 
+/// The answer to a search while the words of `names` names are not indexed yet.
+fn words_not_indexed(names: u32) -> Problem {
+    let delay = Duration::from_secs((names / NAMES_PER_SECOND).into());
+    Problem::new(
+        potluck_core::Reason::Busy,
+        "the index has just started and prepares searches: try again in a moment",
+    )
+    .retry_after(delay.clamp(MIN_WORDS_DELAY, MAX_WORDS_DELAY))
+}
+
 /// Cost of a request with this many files and bytes, in calls.
 fn call_cost(files: usize, bytes: usize) -> u32 {
     let more = (files / FILES_PER_CALL).max(bytes / BYTES_PER_CALL);
@@ -291,6 +316,7 @@ impl IndexService for IndexApi {
             ttl,
             replace,
             instance,
+            version,
         } = request.into_inner().try_into()?;
         let bindings = self.check_names(&caller, &files)?;
         let address =
@@ -328,11 +354,15 @@ impl IndexService for IndexApi {
                 file_count
             }
         };
-        self.record(caller, || AuditEntry::Registered {
-            files: file_ids.len(),
-            names,
-            replace,
-        });
+        self.audit.record(
+            caller,
+            AuditEntry::Registered {
+                files: file_ids.len(),
+                names,
+                replace,
+            },
+        );
+        self.registry.set_version(&id, &version);
         let PeerSummary {
             digest,
             conflicting_address,
@@ -363,11 +393,14 @@ impl IndexService for IndexApi {
             token,
             address,
             instance,
+            version,
         } = request.into_inner().try_into()?;
         let address = match address::resolve(&address, source, &self.allowed_hosts) {
             Ok(address) => address,
             // The peer then registers again, and that call returns the reason.
-            Err(AddressError::Refused { .. }) => return Err(lease_unknown().into()),
+            Err(AddressError::Refused { .. } | AddressError::Loopback { .. }) => {
+                return Err(lease_unknown().into());
+            }
             Err(error) => return Err(Problem::from(error).into()),
         };
         let holder = LeaseHolder {
@@ -375,15 +408,21 @@ impl IndexService for IndexApi {
             instance: instance.to_vec(),
         };
         let peer = self.acting_peer(&caller, token)?;
+        if self.is_store_shared && !*self.committer.store_works().borrow() {
+            // The other processes do not learn of a renewal, and let the lease end.
+            return Err(Problem::from(CommitError::Store).into());
+        }
         let (ttl, summary) = self
             .registry
             .renew(&peer, &holder, Instant::now())
             .ok_or_else(lease_unknown)?;
+        self.registry.set_version(&peer, &version);
         Ok(Response::new(v1::RenewResponse {
             ttl_ms: millis(ttl),
             file_count: summary.file_count,
             digest: summary.digest.to_bytes(),
             conflicting_address: summary.conflicting_address.as_ref().map(Into::into),
+            store_generation: self.registry.store_generation(),
             revocations: self
                 .network
                 .as_ref()
@@ -436,6 +475,10 @@ impl IndexService for IndexApi {
             page_size,
             page_token,
         } = request.into_inner().try_into()?;
+        let unindexed = self.registry.catalog().unindexed_names();
+        if unindexed > 0 && !terms.is_empty() {
+            return Err(words_not_indexed(unindexed).into());
+        }
         let token_query = ("search", &terms);
         let after = self
             .page_tokens
@@ -489,7 +532,8 @@ impl IndexService for IndexApi {
             .commit(change, bytes)
             .await
             .map_err(Problem::from)?;
-        self.record(caller, || AuditEntry::Unregistered { files: removed, all });
+        self.audit
+            .record(caller, AuditEntry::Unregistered { files: removed, all });
         Ok(Response::new(v1::UnregisterResponse { removed }))
     }
 
@@ -538,6 +582,28 @@ impl IndexService for IndexApi {
         }))
     }
 
+    async fn list_peers(
+        &self,
+        request: Request<v1::ListPeersRequest>,
+    ) -> Result<Response<v1::ListPeersResponse>, Status> {
+        let ParsedListPeers {
+            page_size,
+            page_token,
+        } = request.get_ref().clone().into();
+        let cost = u32::try_from(page_size / PEERS_PER_CALL).unwrap_or(u32::MAX);
+        self.admit(&request, cost.saturating_add(1))?;
+        let cursor = self
+            .page_tokens
+            .position(&LIST_PEERS_QUERY, &page_token)
+            .map_err(Problem::from)?
+            .unwrap_or(PeerCursor(0));
+        let (peers, next) = self.registry.list_peers(cursor, page_size, Instant::now());
+        Ok(Response::new(v1::ListPeersResponse {
+            peers: peers.iter().map(Into::into).collect(),
+            next_page_token: self.page_tokens.token(&LIST_PEERS_QUERY, next),
+        }))
+    }
+
     async fn get_stats(
         &self,
         request: Request<v1::GetStatsRequest>,
@@ -552,6 +618,7 @@ impl IndexService for IndexApi {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store: self.store_kind.to_owned(),
+            cluster_id: self.cluster_id.to_bytes(),
         }))
     }
 }
@@ -622,7 +689,10 @@ pub(crate) mod tests {
             reachability: ReachabilityChecker::new(true, None),
             started: Instant::now(),
             store_kind: "memory",
+            cluster_id: ClusterId::generate(),
+            is_store_shared: false,
             network: None,
+            audit: AuditLog::disabled(),
             is_private: false,
         }
     }
@@ -670,7 +740,7 @@ pub(crate) mod tests {
     async fn a_query_is_charged_for_the_files_that_it_ranks() {
         use v1::query_request::Key;
         let mut restored = RestoredPeers::default();
-        restored.add(crowd(5 * STEPS_PER_CALL));
+        restored.add_stored(&crowd(5 * STEPS_PER_CALL));
         let service = service(restored, 1);
         let keys = [
             Key::Name("same".to_owned()),
@@ -691,6 +761,12 @@ pub(crate) mod tests {
         }
     }
 
+    #[test]
+    fn a_search_waits_longer_if_more_names_are_not_indexed() {
+        let delay = |names| words_not_indexed(names).retry_after.unwrap().as_secs();
+        assert_eq!([1, 400_000, u32::MAX].map(delay), [1, 4, 10]);
+    }
+
     #[tokio::test]
     async fn a_search_is_charged_for_the_names_that_it_checks() {
         let mut restored = RestoredPeers::default();
@@ -698,7 +774,7 @@ pub(crate) mod tests {
         for (n, file) in all.files.iter_mut().enumerate() {
             file.names = vec![format!("a{n} b{n}")];
         }
-        restored.add(all);
+        restored.add_stored(&all);
         let service = service(restored, 1);
         // `a` and `b` match too many words for a lookup, and every name matches both. No name
         // matches `c`.

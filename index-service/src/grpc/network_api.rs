@@ -1,6 +1,7 @@
 //! Implements `NetworkService`: parses requests, changes the members, builds responses.
 //!
-//! The access layer has checked the role of the caller before a method runs.
+//! The access layer has checked the role of the caller before a method runs. An index with a PKI of
+//! one's own has no members: it offers only the removal of registrations and names.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -27,9 +28,9 @@ use tonic::{Request, Response, Status};
 use crate::{
     catalog::cost,
     commit::{CommitRequest, Committer},
-    grpc::access_layer::caller,
+    grpc::access_layer::{caller, require},
     network::{
-        audit::{AuditEntry, Caller},
+        audit::{AuditEntry, AuditLog, Caller},
         membership::{MemberEntry, MemberState},
         private_network::{NetworkError, PrivateNetwork},
     },
@@ -49,6 +50,9 @@ const ALL_ATTEMPTS_PER_SECOND: u32 = 100;
 /// Attempts that one with a wrong code counts as, besides itself.
 const FAILURE_COST: u32 = 9;
 
+/// Time for the answer to a member that leaves, until its connections are closed.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// The limiters of attempts.
 #[derive(Debug)]
 struct AttemptLimiters {
@@ -59,21 +63,25 @@ struct AttemptLimiters {
 /// The state of the service.
 #[derive(Debug)]
 pub(crate) struct NetworkApi {
-    network: Arc<PrivateNetwork>,
+    /// `None` with a PKI of one's own.
+    network: Option<Arc<PrivateNetwork>>,
+    audit: AuditLog,
     registry: Arc<Registry>,
     committer: Committer,
     attempts: Mutex<AttemptLimiters>,
 }
 
 impl NetworkApi {
-    /// A service for the members of `network`.
+    /// A service for the members of `network`, or without one for those of a PKI of one's own.
     pub(crate) fn new(
-        network: Arc<PrivateNetwork>,
+        network: Option<Arc<PrivateNetwork>>,
+        audit: AuditLog,
         registry: Arc<Registry>,
         committer: Committer,
     ) -> Self {
         Self {
             network,
+            audit,
             registry,
             committer,
             attempts: Mutex::new(AttemptLimiters {
@@ -81,6 +89,19 @@ impl NetworkApi {
                 all: RateLimiter::new(ALL_ATTEMPTS_PER_SECOND),
             }),
         }
+    }
+
+    /// The network.
+    ///
+    /// # Errors
+    /// `UNIMPLEMENTED` with a PKI of one's own.
+    fn network(&self) -> Result<&Arc<PrivateNetwork>, Status> {
+        self.network.as_ref().ok_or_else(|| {
+            Status::unimplemented(
+                "this index uses certificates of a PKI of its own: whoever runs the PKI admits and \
+                 removes members",
+            )
+        })
     }
 
     /// Takes one attempt from the budget of an address.
@@ -96,8 +117,8 @@ impl NetworkApi {
         caller: &Caller,
         method: &str,
         change: impl FnOnce(&PrivateNetwork) -> Result<T, NetworkError> + Send + 'static,
-    ) -> Result<T, Problem> {
-        let network = Arc::clone(&self.network);
+    ) -> Result<T, Status> {
+        let network = Arc::clone(self.network()?);
         let done = tokio::task::spawn_blocking(move || change(&network)).await;
         let done = done
             .map_err(|_| Problem::new(Reason::Internal, "the change failed because of a defect"))?;
@@ -110,7 +131,7 @@ impl NetworkApi {
                     .charge(source(caller), FAILURE_COST, Instant::now());
             }
             self.record_refusal(caller, method, &problem);
-            problem
+            problem.into()
         })
     }
 
@@ -119,7 +140,7 @@ impl NetworkApi {
             call: format!("NetworkService/{method}"),
             reason: problem.reason.word(),
         };
-        self.network.record(caller.clone(), entry);
+        self.audit.record(caller.clone(), entry);
     }
 
     /// Drops the registrations of peers that may no longer register.
@@ -133,10 +154,10 @@ impl NetworkApi {
         Ok(())
     }
 
-    fn peers_of(&self, member: &MemberId) -> Vec<PeerId> {
-        let members = self.network.members();
+    fn peers_of(&self, member: &MemberId) -> Result<Vec<PeerId>, Status> {
+        let members = self.network()?.members();
         let entry = members.members(None).find(|(id, _)| *id == member);
-        entry.map_or_else(Vec::new, |(_, entry)| entry.peers.keys().copied().collect())
+        Ok(entry.map_or_else(Vec::new, |(_, entry)| entry.peers.keys().copied().collect()))
     }
 }
 
@@ -238,7 +259,7 @@ impl NetworkService for NetworkApi {
             name: request.name,
             role: issued.role,
         };
-        self.network.record(caller, entry);
+        self.audit.record(caller, entry);
         Ok(Response::new(v1::EnrollResponse {
             certificate: issued.certificate.into(),
             authority: authority.into(),
@@ -268,7 +289,7 @@ impl NetworkService for NetworkApi {
         if let Some(identity) = &mut by.identity {
             identity.peer = issued.peer;
         }
-        self.network.record(by, AuditEntry::PeerEnrolled);
+        self.audit.record(by, AuditEntry::PeerEnrolled);
         Ok(Response::new(v1::EnrollPeerResponse {
             certificate: issued.certificate.into(),
             peer_id: issued.peer.map(PeerId::to_bytes).unwrap_or_default(),
@@ -288,7 +309,7 @@ impl NetworkService for NetworkApi {
             member: issued.member,
             peer: issued.peer,
         };
-        self.network.record(caller, entry);
+        self.audit.record(caller, entry);
         Ok(Response::new(v1::RenewCertificateResponse {
             certificate: issued.certificate.into(),
             role: role_message(issued.role),
@@ -313,7 +334,7 @@ impl NetworkService for NetworkApi {
             role,
             uses: uses.unwrap_or(crate::network::membership::DEFAULT_USES),
         };
-        self.network.record(caller, entry);
+        self.audit.record(caller, entry);
         Ok(Response::new(v1::CreateInviteResponse { expires_unix_seconds }))
     }
 
@@ -343,7 +364,7 @@ impl NetworkService for NetworkApi {
         } else {
             page_size.min(MAX_PAGE)
         } as usize;
-        let mut page = self.network.list(after, size + 1);
+        let mut page = self.network()?.list(after, size + 1);
         let has_more = page.len() > size;
         page.truncate(size);
         let last = page.last().filter(|_| has_more);
@@ -361,11 +382,11 @@ impl NetworkService for NetworkApi {
         let id = member_id(&request.into_inner().member_id)?;
         let revoke = move |network: &PrivateNetwork| network.revoke(identity.member, id);
         let voided = self.change(&caller, "RevokeMember", revoke).await?;
-        self.network.record(caller, AuditEntry::Revoked { member: id });
-        self.forget(self.peers_of(&id)).await?;
+        self.audit.record(caller, AuditEntry::Revoked { member: id });
+        self.forget(self.peers_of(&id)?).await?;
         Ok(Response::new(v1::RevokeMemberResponse {
             voided_codes: u32::try_from(voided).unwrap_or(u32::MAX),
-            revocations_number: self.network.members().revocations_number(),
+            revocations_number: self.network()?.members().revocations_number(),
         }))
     }
 
@@ -376,7 +397,7 @@ impl NetworkService for NetworkApi {
         let (caller, CertifiedIdentity { member, peer, .. }) = member(&request)?;
         let peers = match peer {
             Some(peer) => vec![peer],
-            None => self.peers_of(&member),
+            None => self.peers_of(&member)?,
         };
         self.forget(peers).await?;
         let leave = move |network: &PrivateNetwork| match peer {
@@ -384,7 +405,12 @@ impl NetworkService for NetworkApi {
             None => network.leave(member),
         };
         let voided = self.change(&caller, "Leave", leave).await?;
-        self.network.record(caller, AuditEntry::Left);
+        let network = Arc::clone(self.network()?);
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            network.close_revoked();
+        });
+        self.audit.record(caller, AuditEntry::Left);
         Ok(Response::new(v1::LeaveResponse {
             voided_codes: u32::try_from(voided).unwrap_or(u32::MAX),
         }))
@@ -396,7 +422,7 @@ impl NetworkService for NetworkApi {
     ) -> Result<Response<v1::GetRevocationsResponse>, Status> {
         let number = request.into_inner().revocations_number;
         Ok(Response::new(v1::GetRevocationsResponse {
-            revocations: self.network.revocations_after(number),
+            revocations: self.network()?.revocations_after(number),
         }))
     }
 
@@ -411,7 +437,7 @@ impl NetworkService for NetworkApi {
             Label::parse(&name).map_err(|error| invalid_name(&error).field("name"))?;
         }
         let name = (!name.is_empty()).then_some(name);
-        let is_admin = self.network.require(&identity, Role::Admin).is_ok();
+        let is_admin = require(self.network.as_deref(), &identity, Role::Admin).is_ok();
         let owner = (!is_admin).then_some(&identity.member);
         let mut removed = 0;
         for (binding, change) in self.removals(&file, name.as_deref(), owner) {
@@ -419,7 +445,7 @@ impl NetworkService for NetworkApi {
             removed += binding;
         }
         let entry = AuditEntry::BindingsRemoved { file, removed };
-        self.network.record(caller, entry);
+        self.audit.record(caller, entry);
         Ok(Response::new(v1::RemoveBindingsResponse { removed }))
     }
 
@@ -456,7 +482,7 @@ impl NetworkService for NetworkApi {
             removed += self.committer.commit(change, 0).await.map_err(Problem::from)?;
         }
         let entry = AuditEntry::RegistrationsRemoved { file, peer, removed };
-        self.network.record(caller, entry);
+        self.audit.record(caller, entry);
         Ok(Response::new(v1::RemoveRegistrationsResponse { removed }))
     }
 }

@@ -5,11 +5,18 @@
 //! checksum keeps clients from depending on the content, and rejects tokens of other queries or
 //! earlier runs, which would give wrong pages. A token protects no secret.
 
-use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::{
+    cmp::Reverse,
+    hash::{BuildHasher as _, Hash, RandomState},
+};
 
 use potluck_core::FileId;
 
-use crate::catalog::{ListingCursor, SearchCursor};
+use crate::catalog::{
+    ListingCursor, PeerCursor, SearchCursor,
+    cursor::{FileRank, Pass, Place, Tier},
+    words::MatchLevel,
+};
 
 /// Encodes and checks page tokens.
 #[derive(Debug, Default)]
@@ -34,6 +41,9 @@ pub(crate) trait PagePosition: Sized {
 }
 
 impl PageTokens {
+    /// Maximum length of a position, in bytes.
+    pub(crate) const MAX_POSITION: usize = 59;
+
     /// The token for a position in the answer to a query; empty if there is no position.
     pub(crate) fn token<P: PagePosition>(&self, query: &impl Hash, position: Option<P>) -> String {
         position.map_or_else(String::new, |position| {
@@ -54,8 +64,8 @@ impl PageTokens {
         query: &impl Hash,
         token: &str,
     ) -> Result<Option<P>, PageTokenError> {
-        /// Hex digits of the longest position (48 bytes) and its checksum (8 bytes).
-        const MAX_LENGTH: usize = 2 * (48 + 8);
+        /// Hex digits of the longest position and its checksum (8 bytes).
+        const MAX_LENGTH: usize = 2 * (PageTokens::MAX_POSITION + 8);
         if token.is_empty() {
             return Ok(None);
         }
@@ -77,15 +87,51 @@ impl PageTokens {
 
 impl PagePosition for SearchCursor {
     fn to_bytes(&self) -> Vec<u8> {
-        [self.name.to_le_bytes(), self.file.to_le_bytes()].concat()
+        [
+            [self.tier as u8, self.pass.number(), self.after.level as u8].as_slice(),
+            &place_to_bytes(self.from),
+            &place_to_bytes(self.to),
+            &self.after.providers.0.to_le_bytes(),
+            self.after.file.as_bytes(),
+        ]
+        .concat()
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (name, file) = bytes.split_first_chunk()?;
+        let ([tier, pass, level], bytes) = bytes.split_first_chunk()?;
+        let (from, bytes) = bytes.split_first_chunk()?;
+        let (to, bytes) = bytes.split_first_chunk()?;
+        let (providers, file) = bytes.split_first_chunk()?;
         Some(Self {
-            name: u32::from_le_bytes(*name),
-            file: u32::from_le_bytes(file.try_into().ok()?),
+            tier: Tier::from_number(*tier)?,
+            pass: Pass::from_number(*pass)?,
+            from: place_from_bytes(*from),
+            to: place_from_bytes(*to),
+            after: FileRank {
+                level: MatchLevel::from_number(*level)?,
+                providers: Reverse(u64::from_le_bytes(*providers)),
+                file: FileId::try_from(file).ok()?,
+            },
         })
+    }
+}
+
+fn place_to_bytes((first, second): Place) -> [u8; 8] {
+    (u64::from(first) << 32 | u64::from(second)).to_le_bytes()
+}
+
+const fn place_from_bytes(bytes: [u8; 8]) -> Place {
+    let place = u64::from_le_bytes(bytes);
+    ((place >> 32) as u32, place as u32)
+}
+
+impl PagePosition for PeerCursor {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.0.to_le_bytes().to_vec()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self(u32::from_le_bytes(bytes.try_into().ok()?)))
     }
 }
 
@@ -121,8 +167,9 @@ mod tests {
     fn a_token_is_valid_for_its_query_only() {
         let pages = PageTokens::default();
         let cursor = SearchCursor {
-            name: 7,
-            file: u32::MAX,
+            from: (7, u32::MAX),
+            to: (u32::MAX, 9),
+            ..SearchCursor::pass(Tier::Words, Pass::Others)
         };
         let token = pages.token(&"one", Some(cursor));
         assert_eq!(pages.position(&"one", &token), Ok(Some(cursor)));

@@ -15,7 +15,7 @@ use potluck_core::{
 };
 
 use crate::{
-    catalog::{self, MAX_NAMES},
+    catalog::{self, MAX_NAMES, SearchTerms},
     options::{MAX_TTL, MIN_TTL},
     problem::{invalid_field, invalid_name, invalid_token},
 };
@@ -44,6 +44,8 @@ pub(crate) struct ParsedRegister {
     pub(crate) replace: bool,
     /// Identifies this run of the peer; may be empty.
     pub(crate) instance: Bytes,
+    /// The version of its program; empty if unknown.
+    pub(crate) version: String,
 }
 
 impl TryFrom<v1::RegisterRequest> for ParsedRegister {
@@ -78,8 +80,17 @@ impl TryFrom<v1::RegisterRequest> for ParsedRegister {
             ttl,
             replace: request.replace,
             instance: check_instance(request.instance)?,
+            version: read_version(request.version),
         })
     }
+}
+
+/// The version of a peer, or nothing if it is not one: it is only shown.
+fn read_version(version: String) -> String {
+    /// Maximum bytes of a version, as the contract defines it.
+    const MAX_VERSION: usize = 32;
+    let is_version = version.len() <= MAX_VERSION && version.bytes().all(|b| b.is_ascii_graphic());
+    if is_version { version } else { String::new() }
 }
 
 fn registration(registration: v1::Registration) -> Result<Registration, Problem> {
@@ -111,6 +122,8 @@ pub(crate) struct ParsedRenew {
     pub(crate) address: Address,
     /// Identifies this run of the peer; may be empty.
     pub(crate) instance: Bytes,
+    /// The version of its program; empty if unknown.
+    pub(crate) version: String,
 }
 
 impl TryFrom<v1::RenewRequest> for ParsedRenew {
@@ -121,6 +134,7 @@ impl TryFrom<v1::RenewRequest> for ParsedRenew {
             token: read_token(&request.token)?,
             address: read_address(request.address)?,
             instance: check_instance(request.instance)?,
+            version: read_version(request.version),
         })
     }
 }
@@ -211,11 +225,29 @@ impl TryFrom<v1::QueryRequest> for ParsedQuery {
     }
 }
 
+/// A valid `ListPeers` request, apart from its page token.
+#[derive(Debug)]
+pub(crate) struct ParsedListPeers {
+    /// Maximum peers.
+    pub(crate) page_size: usize,
+    /// Not checked yet.
+    pub(crate) page_token: String,
+}
+
+impl From<v1::ListPeersRequest> for ParsedListPeers {
+    fn from(request: v1::ListPeersRequest) -> Self {
+        Self {
+            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE_SIZE),
+            page_token: request.page_token,
+        }
+    }
+}
+
 /// A valid `Search` request, apart from its page token.
 #[derive(Debug)]
 pub(crate) struct ParsedSearch {
     /// From [`catalog::terms`].
-    pub(crate) terms: Vec<String>,
+    pub(crate) terms: SearchTerms,
     /// Maximum files.
     pub(crate) page_size: usize,
     /// Not checked yet.

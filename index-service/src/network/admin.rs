@@ -22,8 +22,9 @@ use potluck_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::network::{
+    audit::{self, AuditEntry},
     journal::{Journal, JournalError, MEMBERS},
-    membership::{Event, MemberState, MembershipError},
+    membership::{DEFAULT_USES, Event, MemberState, MembershipError},
     private_network::{NetworkError, unix},
 };
 
@@ -233,6 +234,10 @@ impl NetworkAdmin {
             };
             Ok::<_, NetworkAdminError>((expires, Some(event)))
         })?;
+        self.record(AuditEntry::Invited {
+            role,
+            uses: uses.unwrap_or(DEFAULT_USES),
+        })?;
         let expires = time(expires);
         Ok(NewCode { code, expires })
     }
@@ -266,10 +271,18 @@ impl NetworkAdmin {
     /// [`NetworkAdminError`].
     pub fn revoke(&mut self, member: &MemberId) -> Result<usize, NetworkAdminError> {
         let now = unix(SystemTime::now());
-        self.journal.change(|members| {
+        let voided = self.journal.change(|members| {
             let voided = members.open_codes_of(member, now);
-            Ok((voided, members.revoke(None, member, now)?))
-        })
+            Ok::<_, NetworkAdminError>((voided, members.revoke(None, member, now)?))
+        })?;
+        self.record(AuditEntry::Revoked { member: *member })?;
+        Ok(voided)
+    }
+
+    fn record(&self, entry: AuditEntry) -> Result<(), NetworkAdminError> {
+        let path = audit::location(&self.path);
+        let appended = audit::append(path.clone(), entry);
+        appended.map_err(|source| NetworkAdminError::System { path, source })
     }
 
     /// Writes a copy of the CA and the members to a new file with mode 0600.

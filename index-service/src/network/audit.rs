@@ -7,10 +7,14 @@
 //! Invariants: an entry has no secret, and the files together have a bounded size.
 
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
+    os::unix::{
+        ffi::{OsStrExt as _, OsStringExt as _},
+        fs::OpenOptionsExt as _,
+    },
+    path::{self, Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,13 +24,21 @@ use std::{
 };
 
 use potluck_core::{
-    FileId, PeerId,
+    FileId, PeerId, durable,
+    files::read_own,
     network::identity::{CertifiedIdentity, MemberId, Role},
 };
 use serde_json::{Map, Value, json};
 
-/// Name of the file in the folder of the network.
+/// Default name of the file.
 pub(crate) const AUDIT: &str = "audit.log";
+
+/// Name of the file in a network's folder that holds the path of another log of its index, for the
+/// commands of its operator.
+const LOCATION: &str = "audit.location";
+
+/// Maximum length of that path, in bytes: that of Linux.
+const MAX_PATH: u64 = 4096;
 
 /// Size at which a file is renamed: about 60,000 lines.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
@@ -174,37 +186,90 @@ struct QueuedEntry {
 /// A handle to the log. The thread ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct AuditLog {
-    queue: SyncSender<QueuedEntry>,
+    /// `None` if nothing is recorded.
+    queue: Option<SyncSender<QueuedEntry>>,
     dropped: Arc<AtomicU64>,
 }
 
 impl AuditLog {
-    /// Opens the log in a folder and starts its thread.
+    /// A log that records nothing.
+    pub(crate) fn disabled() -> Self {
+        Self {
+            queue: None,
+            dropped: Arc::default(),
+        }
+    }
+
+    /// Opens the log in a file and starts its thread.
     ///
     /// # Errors
     /// The file cannot be opened, or no thread can be started.
-    pub(crate) fn open(folder: &Path) -> io::Result<Self> {
-        let file = AuditFile::open(folder.join(AUDIT), MAX_BYTES)?;
+    pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
+        let file = AuditFile::open(path, MAX_BYTES)?;
         let (queue, entries) = sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&dropped);
         std::thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || write_entries(file, &entries, &counter))?;
-        Ok(Self { queue, dropped })
+        Ok(Self {
+            queue: Some(queue),
+            dropped,
+        })
     }
 
     /// Adds an entry, without waiting.
     pub(crate) fn record(&self, caller: Caller, entry: AuditEntry) {
+        let Some(queue) = &self.queue else { return };
         let entry = QueuedEntry {
             at: SystemTime::now(),
             caller,
             entry,
         };
-        if self.queue.try_send(entry).is_err() {
+        if queue.try_send(entry).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Stores which log the index of the network in `folder` writes; `None` for the default.
+///
+/// # Errors
+/// The folder cannot be written.
+pub(crate) fn store_location(folder: &Path, log: Option<&Path>) -> io::Result<()> {
+    let location = folder.join(LOCATION);
+    match log {
+        Some(log) => durable::write(&location, path::absolute(log)?.as_os_str().as_bytes(), 0o600),
+        None => match fs::remove_file(location) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// The log of the network in `folder`: that of its index if this machine has its folder, as it may
+/// not where the index runs in a container.
+pub(crate) fn location(folder: &Path) -> PathBuf {
+    let stored = read_own(&folder.join(LOCATION), MAX_PATH).ok();
+    let stored = stored.map(|path| PathBuf::from(OsString::from_vec(path)));
+    let usable = stored.filter(|path| path.parent().is_some_and(Path::is_dir));
+    usable.unwrap_or_else(|| folder.join(AUDIT))
+}
+
+/// Adds one entry to the log in a file, from a process other than the index. Its line has neither a
+/// caller nor an address.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn append(path: PathBuf, entry: AuditEntry) -> io::Result<()> {
+    // The index renames full files.
+    let mut file = AuditFile::open(path, u64::MAX)?;
+    let entry = QueuedEntry {
+        at: SystemTime::now(),
+        caller: Caller::default(),
+        entry,
+    };
+    file.write(&line(&entry, 0))
 }
 
 fn write_entries(mut file: AuditFile, entries: &Receiver<QueuedEntry>, dropped: &AtomicU64) {
@@ -317,6 +382,23 @@ mod tests {
         assert_eq!(newest, format!("{:039}\n{:039}\n", 38, 39));
         let oldest = fs::read_to_string(dir.path().join("audit.log.4")).unwrap();
         assert!(oldest.starts_with(&format!("{:039}\n", 30)), "{oldest}");
+    }
+
+    #[test]
+    fn the_operators_entries_go_to_the_log_of_the_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let default = dir.path().join(AUDIT);
+        assert_eq!(location(dir.path()), default);
+        let elsewhere = dir.path().join("log");
+        let log = elsewhere.join("audit");
+        store_location(dir.path(), Some(&log)).unwrap();
+        assert_eq!(location(dir.path()), default, "there is no such folder here");
+        fs::create_dir(elsewhere).unwrap();
+        assert_eq!(location(dir.path()), log);
+        for _ in 0..2 {
+            store_location(dir.path(), None).unwrap();
+            assert_eq!(location(dir.path()), default);
+        }
     }
 
     #[test]

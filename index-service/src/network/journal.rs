@@ -2,35 +2,43 @@
 //!
 //! ```text
 //! DIR/
-//!   members.jsonl   mode 0600; the first line has the version of the format
-//!   members.lock    locked by the process that appends
+//!   members.jsonl        mode 0600; the first line has the version of the format
+//!   members.generation   the number of the last acknowledged event
+//!   members.lock         locked by the process that appends
 //! ```
 //!
-//! A change takes the lock, reads what other processes appended, decides, appends one line and syncs
-//! it. So `potluck network invite` works on the folder of a running index, and the index sees the
-//! new code when it next reads. A line without its end is from a process that died: it was never
-//! acknowledged, and the next change overwrites it.
+//! A change takes the lock, reads what other processes appended, decides, appends one line and
+//! syncs it. So `potluck network invite` works on the folder of a running index, and the index sees
+//! the new code when it next reads. A line without its end is from a process that died: it was
+//! never acknowledged, and the next change overwrites it.
+//!
+//! A revoked member must not come back because of a damaged disk. So each line has a checksum of
+//! itself and of all lines before it, and the number of the last acknowledged event is in a file of
+//! its own ([`potluck_core::generation`]): a changed, lost, repeated or moved line is an error, and
+//! so is a file that lost its end or is an older copy. Unlike registrations, members do not come
+//! back by themselves, so the program stops and says what to do instead of starting with none.
 //!
 //! Invariant: the members in memory are the result of the lines up to `position`.
 
 use std::{
-    fmt,
     fs::{File, OpenOptions},
     io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
-use potluck_core::{
-    PeerId, Sha256, durable,
-    network::identity::{MemberId, Role},
-};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use potluck_core::{durable, generation::GenerationFile};
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
 
-use crate::network::membership::{
-    Enrolment, Event, Invite, MemberEntry, MemberState, Membership, PeerEntry,
+use crate::network::{
+    journal::event_line::EventLine,
+    membership::{Event, Membership},
 };
+
+mod event_line;
+#[cfg(test)]
+mod tests;
 
 /// Name of the file.
 pub(crate) const MEMBERS: &str = "members.jsonl";
@@ -38,8 +46,17 @@ pub(crate) const MEMBERS: &str = "members.jsonl";
 /// Name of the lock.
 const LOCK: &str = "members.lock";
 
-/// The first line. A reader refuses another version.
-const HEADER: &str = "{\"potluck_members\":1}\n";
+/// Name of the file with the number of the last acknowledged event.
+const GENERATION: &str = "members.generation";
+
+/// The version of the format. A reader refuses later ones.
+const VERSION: u32 = 2;
+
+/// The version without checksums. The next change rewrites such a file.
+const WITHOUT_SUMS: u32 = 1;
+
+/// What stands between an event and its checksum in a line; a `"` and a `}` follow.
+const SUM: &str = ",\"sum\":\"";
 
 /// Lines beyond twice the needed ones before the file is rewritten.
 const SLACK_LINES: usize = 1_000;
@@ -68,6 +85,22 @@ pub enum JournalError {
         /// The reason.
         reason: String,
     },
+    /// The file has fewer events than were acknowledged.
+    #[error(
+        "{} has {found} of {acknowledged} changes: it lost its end or is an older copy, so that \
+         revoked members could come back; restore the newest copy, or remove {} to go on without \
+         the lost changes, and revoke again", path.display(), generation.display()
+    )]
+    Lost {
+        /// The file.
+        path: PathBuf,
+        /// The file with the number of acknowledged events.
+        generation: PathBuf,
+        /// Number of events in the file.
+        found: u64,
+        /// Number of acknowledged events.
+        acknowledged: u64,
+    },
 }
 
 /// The members, and the file that keeps them.
@@ -78,9 +111,36 @@ pub(crate) struct Journal {
     members: Membership,
     /// Which file was read, by device and inode; `None` before the first time.
     file: Option<(u64, u64)>,
-    /// Bytes of complete lines.
-    position: u64,
+    position: Position,
+}
+
+/// What was read of the file: its complete lines.
+#[derive(Debug, Clone, Copy, Default)]
+struct Position {
+    bytes: u64,
     lines: usize,
+    version: u32,
+    /// Number of events since the network was made, also of those that are no longer in the file.
+    generation: u64,
+    /// Number of lines, of those at the start, that stand for all events up to that in the header.
+    unread_snapshot: u64,
+    sum: LineSum,
+}
+
+/// The checksum of a line and of all lines before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct LineSum([u8; 8]);
+
+/// The first line.
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    potluck_members: u32,
+    /// Number of events before the file was rewritten.
+    #[serde(default)]
+    generation: u64,
+    /// Number of lines that stand for them.
+    #[serde(default)]
+    snapshot: u64,
 }
 
 impl Journal {
@@ -94,8 +154,7 @@ impl Journal {
             lock: folder.join(LOCK),
             members: Membership::default(),
             file: None,
-            position: 0,
-            lines: 0,
+            position: Position::default(),
         };
         journal.refresh()?;
         Ok(journal)
@@ -111,53 +170,71 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]; the members are then as before.
     pub(crate) fn refresh(&mut self) -> Result<bool, JournalError> {
+        // Read before the file: another process may append meanwhile.
+        let acknowledged = self.acknowledged()?;
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound && self.file.is_none() => {
-                return Ok(false);
+                return self.check_complete(0, acknowledged).map(|()| false);
             }
             Err(source) => return Err(self.system(source)),
         };
         let metadata = file.metadata().map_err(|source| self.system(source))?;
         let identity = Some((metadata.dev(), metadata.ino()));
-        if identity == self.file && metadata.len() == self.position {
+        if identity == self.file && metadata.len() == self.position.bytes {
             return Ok(false);
         }
-        let (mut members, mut position, mut lines) =
-            (self.members.clone(), self.position, self.lines);
-        if identity != self.file || metadata.len() < self.position {
-            (members, position, lines) = (Membership::default(), 0, 0);
+        let (mut members, mut position) = (self.members.clone(), self.position);
+        if identity != self.file || metadata.len() < self.position.bytes {
+            (members, position) = (Membership::default(), Position::default());
         }
         let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(position))
+        file.seek(SeekFrom::Start(position.bytes))
             .and_then(|_| file.read_to_end(&mut bytes))
             .map_err(|source| self.system(source))?;
         let complete = bytes
             .iter()
             .rposition(|byte| *byte == b'\n')
             .map_or(0, |at| at + 1);
-        let before = lines;
+        let before = position.lines;
         for line in bytes[..complete].split_inclusive(|byte| *byte == b'\n') {
-            lines += 1;
-            let damaged = |reason: String| JournalError::Damaged {
+            let event = position.read_line(line).map_err(|reason| JournalError::Damaged {
                 path: self.path.clone(),
-                line: lines,
+                line: position.lines,
                 reason,
-            };
-            if lines == 1 {
-                if line != HEADER.as_bytes() {
-                    return Err(damaged("it does not name version 1 of the format".to_owned()));
-                }
-                continue;
+            })?;
+            if let Some(event) = event {
+                members.apply(event);
             }
-            let line: EventLine =
-                serde_json::from_slice(line).map_err(|error| damaged(error.to_string()))?;
-            members.apply(line.into());
         }
-        position += complete as u64;
-        (self.members, self.position, self.lines) = (members, position, lines);
-        self.file = identity;
-        Ok(lines > before)
+        // A file that ends in its snapshot lacks some of all events before it.
+        let found = match position.unread_snapshot {
+            0 => position.generation,
+            _ => 0,
+        };
+        self.check_complete(found, acknowledged.max(position.generation))?;
+        (self.members, self.position, self.file) = (members, position, identity);
+        Ok(position.lines > before)
+    }
+
+    /// Fails if the file has fewer events than were acknowledged.
+    fn check_complete(&self, found: u64, acknowledged: u64) -> Result<(), JournalError> {
+        match found < acknowledged {
+            true => Err(JournalError::Lost {
+                path: self.path.clone(),
+                generation: self.path.with_file_name(GENERATION),
+                found,
+                acknowledged,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// The number of the last acknowledged event; 0 if it is not known.
+    fn acknowledged(&self) -> Result<u64, JournalError> {
+        let path = self.path.with_file_name(GENERATION);
+        let read = GenerationFile::read(&path).map(Option::unwrap_or_default);
+        read.map_err(|source| JournalError::System { path, source })
     }
 
     /// Makes a change, durable before this returns. `decide` sees the latest members.
@@ -170,6 +247,9 @@ impl Journal {
     ) -> Result<T, E> {
         let _lock = self.take_lock()?;
         self.refresh()?;
+        if self.position.version == WITHOUT_SUMS {
+            self.rewrite(&self.members.clone())?;
+        }
         let (answer, event) = decide(&self.members)?;
         if let Some(event) = event {
             self.append(&event)?;
@@ -188,12 +268,17 @@ impl Journal {
         let mut members = self.members.clone();
         members.prune(now);
         let needed = members.snapshot().count();
-        if self.lines <= 2 * needed + SLACK_LINES {
+        if self.position.lines <= 2 * needed + SLACK_LINES {
             return Ok(());
         }
-        let mut text = HEADER.to_owned();
+        self.rewrite(&members)
+    }
+
+    /// Replaces the file by one with only these members. The caller has the lock.
+    fn rewrite(&mut self, members: &Membership) -> Result<(), JournalError> {
+        let (mut text, mut sum) = header(self.position.generation, members.snapshot().count());
         for event in members.snapshot() {
-            text.push_str(&line(event));
+            text.push_str(&line(event, &mut sum));
         }
         durable::write(&self.path, text.as_bytes(), 0o600).map_err(|source| self.system(source))?;
         self.file = None;
@@ -212,10 +297,13 @@ impl Journal {
     }
 
     fn append(&mut self, event: &Event) -> Result<(), JournalError> {
-        let is_new = self.position == 0;
-        let mut text = if is_new { HEADER.to_owned() } else { String::new() };
-        text.push_str(&line(event.clone()));
-        let position = self.position;
+        let is_new = self.position.bytes == 0;
+        let (mut text, mut sum) = match is_new {
+            true => header(0, 0),
+            false => (String::new(), self.position.sum),
+        };
+        text.push_str(&line(event.clone(), &mut sum));
+        let position = self.position.bytes;
         let written = open_private(&self.path).and_then(|mut file| {
             // The rest of a line whose writer died.
             file.set_len(position)?;
@@ -233,18 +321,36 @@ impl Journal {
         match written {
             Ok(identity) => {
                 self.file = Some(identity);
-                self.position += text.len() as u64;
-                self.lines += 1 + usize::from(is_new);
+                self.position.version = VERSION;
+                self.position.bytes += text.len() as u64;
+                self.position.lines += 1 + usize::from(is_new);
+                self.position.generation += 1;
+                self.position.sum = sum;
+                self.record_generation();
                 Ok(())
             }
             Err(source) => {
                 // What is in the file is unknown: read all of it again.
-                (self.position, self.lines) = (0, 0);
+                self.position = Position::default();
                 self.members = Membership::default();
                 self.file = None;
                 let _ = self.refresh();
                 Err(self.system(source))
             }
+        }
+    }
+
+    /// Records that the last event is durable. A failure only weakens the check at the next start.
+    fn record_generation(&self) {
+        let path = self.path.with_file_name(GENERATION);
+        let recorded =
+            GenerationFile::open(&path).and_then(|mut file| file.record(self.position.generation));
+        if let Err(error) = recorded {
+            tracing::warn!(
+                path = %path.display(), %error,
+                "cannot write down the number of the last change of the members: the next start \
+                 would not notice if it were lost"
+            );
         }
     }
 
@@ -254,6 +360,79 @@ impl Journal {
             source,
         }
     }
+}
+
+impl Position {
+    /// Reads the next line, and returns its event; the first line has none.
+    ///
+    /// # Errors
+    /// The reason why the line is damaged.
+    fn read_line(&mut self, line: &[u8]) -> Result<Option<Event>, String> {
+        self.lines += 1;
+        self.bytes += line.len() as u64;
+        if self.lines == 1 {
+            let header: Header = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+            if !(WITHOUT_SUMS..=VERSION).contains(&header.potluck_members) {
+                return Err(format!("it does not name version {VERSION} of the format"));
+            }
+            self.version = header.potluck_members;
+            (self.generation, self.unread_snapshot) = (header.generation, header.snapshot);
+            self.sum = LineSum::default().of_next(line);
+            return Ok(None);
+        }
+        let text = match self.version {
+            // A line never contains this in a text, where quotes are escaped.
+            WITHOUT_SUMS if line.windows(SUM.len()).any(|part| part == SUM.as_bytes()) => {
+                return Err("it has a checksum, but the first line names version 1".to_owned());
+            }
+            WITHOUT_SUMS => line.to_vec(),
+            _ => self.verify(line).ok_or("its checksum is wrong")?,
+        };
+        let event: EventLine = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        match self.unread_snapshot {
+            0 => self.generation += 1,
+            _ => self.unread_snapshot -= 1,
+        }
+        Ok(Some(event.into()))
+    }
+
+    /// The line without its checksum; `None` if that is wrong.
+    fn verify(&mut self, line: &[u8]) -> Option<Vec<u8>> {
+        let (text, end) = line.split_at_checked(line.len().checked_sub(SUM.len() + 16 + 3)?)?;
+        let found = end.strip_prefix(SUM.as_bytes())?.strip_suffix(b"\"}\n")?;
+        let text = [text, b"}"].concat();
+        let sum = self.sum.of_next(&text);
+        if found != hex::encode(sum.0).as_bytes() {
+            return None;
+        }
+        self.sum = sum;
+        Some(text)
+    }
+}
+
+impl LineSum {
+    /// The checksum of the next line.
+    fn of_next(self, line: &[u8]) -> Self {
+        let mut hash = sha2::Sha256::new();
+        hash.update(self.0);
+        hash.update(line);
+        let hash: [u8; 32] = hash.finalize().into();
+        let (parts, _) = hash.as_chunks();
+        Self(parts[0])
+    }
+}
+
+/// The first line of a file, and its checksum.
+fn header(generation: u64, snapshot: usize) -> (String, LineSum) {
+    let header = Header {
+        potluck_members: VERSION,
+        generation,
+        snapshot: snapshot as u64,
+    };
+    let mut text = serde_json::to_string(&header).expect("a header has only numbers");
+    text.push('\n');
+    let sum = LineSum::default().of_next(text.as_bytes());
+    (text, sum)
 }
 
 fn open_private(path: &Path) -> io::Result<File> {
@@ -266,387 +445,12 @@ fn open_private(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-fn line(event: Event) -> String {
+/// The line of an event. Updates `sum`, which is that of the line before.
+fn line(event: Event, sum: &mut LineSum) -> String {
     let line = EventLine::from(event);
     let mut text = serde_json::to_string(&line).expect("an event has only text and numbers");
-    text.push('\n');
-    text
-}
-
-/// A value that is stored as the text that people see.
-#[derive(Debug)]
-struct Text<T>(T);
-
-impl<T: fmt::Display> Serialize for Text<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
-    }
-}
-
-impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map(Self).map_err(serde::de::Error::custom)
-    }
-}
-
-/// Bytes, stored as hex digits.
-#[derive(Debug)]
-struct Hex(Vec<u8>);
-
-impl fmt::Display for Hex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(&self.0))
-    }
-}
-
-impl FromStr for Hex {
-    type Err = hex::FromHexError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        hex::decode(text).map(Self)
-    }
-}
-
-/// An [`Event`] as it is stored. A later version may add fields with a default.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum EventLine {
-    Invited {
-        secret_hash: Text<Sha256>,
-        invited_by: Option<Text<MemberId>>,
-        role: Text<Role>,
-        uses: u32,
-        expires: u64,
-    },
-    Joined {
-        member: Text<MemberId>,
-        name: String,
-        role: Text<Role>,
-        secret_hash: Text<Sha256>,
-        invited_by: Option<Text<MemberId>>,
-        at: u64,
-        certificate: Text<Hex>,
-        expires: u64,
-    },
-    Certified {
-        member: Text<MemberId>,
-        peer: Option<Text<PeerId>>,
-        expires: u64,
-    },
-    Revoked {
-        member: Text<MemberId>,
-        left: bool,
-        at: u64,
-    },
-    PeerLeft {
-        peer: Text<PeerId>,
-        at: u64,
-    },
-    PeerListed {
-        peer: Text<PeerId>,
-        until: u64,
-    },
-    Restored {
-        member: Text<MemberId>,
-        name: String,
-        role: Text<Role>,
-        state: StateWord,
-        joined: u64,
-        own_expires: u64,
-        expires: u64,
-        invited_by: Option<Text<MemberId>>,
-        peers: Vec<(Text<PeerId>, u64)>,
-        secret_hash: Text<Sha256>,
-        certificate: Text<Hex>,
-        certificate_expires: u64,
-        listed_until: Option<u64>,
-    },
-    Numbered {
-        revocations_number: u64,
-    },
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum StateWord {
-    Active,
-    Revoked,
-    Left,
-}
-
-impl From<Event> for EventLine {
-    fn from(event: Event) -> Self {
-        match event {
-            Event::Invited {
-                secret_hash,
-                invite:
-                    Invite {
-                        invited_by,
-                        role,
-                        uses,
-                        expires,
-                    },
-            } => Self::Invited {
-                secret_hash: Text(secret_hash),
-                invited_by: invited_by.map(Text),
-                role: Text(role),
-                uses,
-                expires,
-            },
-            Event::Joined {
-                member,
-                name,
-                role,
-                secret_hash,
-                invited_by,
-                at,
-                certificate,
-                expires,
-            } => Self::Joined {
-                member: Text(member),
-                name,
-                role: Text(role),
-                secret_hash: Text(secret_hash),
-                invited_by: invited_by.map(Text),
-                at,
-                certificate: Text(Hex(certificate)),
-                expires,
-            },
-            Event::Certified {
-                member,
-                peer,
-                expires,
-            } => Self::Certified {
-                member: Text(member),
-                peer: peer.map(Text),
-                expires,
-            },
-            Event::Revoked { member, left, at } => Self::Revoked {
-                member: Text(member),
-                left,
-                at,
-            },
-            Event::PeerLeft { peer, at } => Self::PeerLeft { peer: Text(peer), at },
-            Event::PeerListed { peer, until } => Self::PeerListed {
-                peer: Text(peer),
-                until,
-            },
-            Event::Restored {
-                member,
-                entry,
-                listed_until,
-            } => {
-                let entry = *entry;
-                Self::Restored {
-                    member: Text(member),
-                    name: entry.name,
-                    role: Text(entry.role),
-                    state: match entry.state {
-                        MemberState::Active => StateWord::Active,
-                        MemberState::Revoked => StateWord::Revoked,
-                        MemberState::Left => StateWord::Left,
-                    },
-                    joined: entry.joined,
-                    own_expires: entry.own_expires,
-                    expires: entry.expires,
-                    invited_by: entry.invited_by.map(Text),
-                    peers: entry
-                        .peers
-                        .into_iter()
-                        .map(|(peer, PeerEntry { expires })| (Text(peer), expires))
-                        .collect(),
-                    secret_hash: Text(entry.enrolment.secret_hash),
-                    certificate: Text(Hex(entry.enrolment.certificate)),
-                    certificate_expires: entry.enrolment.expires,
-                    listed_until,
-                }
-            }
-            Event::Numbered { revocations_number } => Self::Numbered { revocations_number },
-        }
-    }
-}
-
-impl From<EventLine> for Event {
-    fn from(line: EventLine) -> Self {
-        match line {
-            EventLine::Invited {
-                secret_hash,
-                invited_by,
-                role,
-                uses,
-                expires,
-            } => Self::Invited {
-                secret_hash: secret_hash.0,
-                invite: Invite {
-                    invited_by: invited_by.map(|by| by.0),
-                    role: role.0,
-                    uses,
-                    expires,
-                },
-            },
-            EventLine::Joined {
-                member,
-                name,
-                role,
-                secret_hash,
-                invited_by,
-                at,
-                certificate,
-                expires,
-            } => Self::Joined {
-                member: member.0,
-                name,
-                role: role.0,
-                secret_hash: secret_hash.0,
-                invited_by: invited_by.map(|by| by.0),
-                at,
-                certificate: certificate.0.0,
-                expires,
-            },
-            EventLine::Certified {
-                member,
-                peer,
-                expires,
-            } => Self::Certified {
-                member: member.0,
-                peer: peer.map(|peer| peer.0),
-                expires,
-            },
-            EventLine::Revoked { member, left, at } => Self::Revoked {
-                member: member.0,
-                left,
-                at,
-            },
-            EventLine::PeerLeft { peer, at } => Self::PeerLeft { peer: peer.0, at },
-            EventLine::PeerListed { peer, until } => Self::PeerListed { peer: peer.0, until },
-            EventLine::Restored {
-                member,
-                name,
-                role,
-                state,
-                joined,
-                own_expires,
-                expires,
-                invited_by,
-                peers,
-                secret_hash,
-                certificate,
-                certificate_expires,
-                listed_until,
-            } => Self::Restored {
-                member: member.0,
-                entry: Box::new(MemberEntry {
-                    name,
-                    role: role.0,
-                    state: match state {
-                        StateWord::Active => MemberState::Active,
-                        StateWord::Revoked => MemberState::Revoked,
-                        StateWord::Left => MemberState::Left,
-                    },
-                    joined,
-                    own_expires,
-                    expires,
-                    invited_by: invited_by.map(|by| by.0),
-                    peers: peers
-                        .into_iter()
-                        .map(|(peer, expires)| (peer.0, PeerEntry { expires }))
-                        .collect(),
-                    enrolment: Enrolment {
-                        secret_hash: secret_hash.0,
-                        certificate: certificate.0.0,
-                        expires: certificate_expires,
-                    },
-                }),
-                listed_until,
-            },
-            EventLine::Numbered { revocations_number } => Self::Numbered { revocations_number },
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::network::membership::tests::{Step, decide, steps};
-
-    const NOW: u64 = 1_800_000_000;
-
-    fn make(journal: &mut Journal, step: &Step, now: u64) {
-        let done: Result<(), JournalError> =
-            journal.change(|members| Ok(((), decide(members, step, now))));
-        done.unwrap();
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-        #[test]
-        fn two_processes_see_the_same_members_also_after_a_restart(steps in steps()) {
-            let dir = tempfile::tempdir().unwrap();
-            let mut journals = [Journal::open(dir.path()).unwrap(), Journal::open(dir.path()).unwrap()];
-            let mut now = NOW;
-            for (n, step) in steps.iter().enumerate() {
-                if let Step::Wait(seconds) = step {
-                    now += seconds;
-                }
-                make(&mut journals[n % 2], step, now);
-            }
-            for journal in &mut journals {
-                journal.refresh().unwrap();
-            }
-            let again = Journal::open(dir.path()).unwrap();
-            prop_assert_eq!(journals[0].members(), journals[1].members());
-            prop_assert_eq!(again.members(), journals[0].members());
-        }
-    }
-
-    #[test]
-    fn a_line_without_an_end_is_ignored_and_overwritten() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(MEMBERS);
-        let mut journal = Journal::open(dir.path()).unwrap();
-        make(&mut journal, &Step::Invite(None, 1, 0, 1, 60), NOW);
-        let mode = path.metadata().unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let complete = std::fs::read(&path).unwrap();
-        std::fs::write(&path, [&complete[..], b"{\"event\":\"revo"].concat()).unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        make(&mut journal, &Step::Enroll(1, 0), NOW);
-        let again = Journal::open(dir.path()).unwrap();
-        assert_eq!(again.members(), journal.members());
-        assert_eq!(again.members().members(None).count(), 1);
-    }
-
-    #[test]
-    fn a_damaged_line_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        for (text, line) in [("{}\n", 1), (&*format!("{HEADER}\n"), 2)] {
-            std::fs::write(dir.path().join(MEMBERS), text).unwrap();
-            let error = Journal::open(dir.path()).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("line {line} of ")), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_file_with_many_obsolete_lines_is_rewritten() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        make(&mut journal, &Step::Invite(None, 1, 2, 1, 60), NOW);
-        make(&mut journal, &Step::Enroll(1, 0), NOW);
-        let mut other = Journal::open(dir.path()).unwrap();
-        let before = journal.members().clone();
-        journal.lines = 3 * SLACK_LINES;
-        journal.compact(NOW).unwrap();
-        assert!(journal.lines < 10);
-        assert_eq!(*journal.members(), before);
-        // Another process notices that the file is a new one.
-        make(&mut other, &Step::Invite(Some(0), 2, 0, 1, 60), NOW);
-        assert!(journal.refresh().unwrap());
-        assert_eq!(journal.members(), other.members());
-    }
+    *sum = sum.of_next(text.as_bytes());
+    // An object, which has fields.
+    text.pop();
+    format!("{text}{SUM}{}\"}}\n", hex::encode(sum.0))
 }

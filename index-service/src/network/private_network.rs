@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use potluck_core::{
     PeerId, Sha256,
     network::{
-        authority::{AuthorityError, DEFAULT_VALIDITY, Grant},
+        authority::{AuthorityError, Grant},
         credentials_error::CredentialsError,
         folder::{NetworkFolder, NetworkFolderError},
         identity::{CertifiedIdentity, MemberId, Role},
@@ -30,7 +30,6 @@ use potluck_core::{
 use tokio_util::sync::CancellationToken;
 
 use crate::network::{
-    audit::{AuditEntry, AuditLog, Caller},
     journal::{Journal, JournalError},
     membership::{Enrollment, Event, MemberEntry, Membership, MembershipError},
 };
@@ -59,9 +58,6 @@ pub enum NetworkError {
     /// The members cannot be read or changed.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The audit log cannot be opened.
-    #[error("cannot open the audit log: {0}")]
-    Audit(#[source] std::io::Error),
     /// The operation is refused.
     #[error(transparent)]
     #[allow(
@@ -93,15 +89,16 @@ pub(crate) struct PrivateNetwork {
     members: RwLock<Arc<Membership>>,
     revocations: RwLock<SignedRevocations>,
     tls: TlsContext,
-    audit: AuditLog,
+    /// How long the certificates that it issues are valid.
+    lifetime: Duration,
 }
 
 impl PrivateNetwork {
-    /// Opens the network in a folder.
+    /// Opens the network in a folder. Certificates of members and peers are valid for `lifetime`.
     ///
     /// # Errors
     /// [`NetworkError`]; its message says what to do.
-    pub(crate) fn open(path: &Path) -> Result<Self, NetworkError> {
+    pub(crate) fn open(path: &Path, lifetime: Duration) -> Result<Self, NetworkError> {
         let now = SystemTime::now();
         let folder = NetworkFolder::open(path, now)?;
         let mut journal = Journal::open(path)?;
@@ -115,7 +112,7 @@ impl PrivateNetwork {
             members: RwLock::new(Arc::new(members)),
             revocations: RwLock::new(revocations),
             tls,
-            audit: AuditLog::open(path).map_err(NetworkError::Audit)?,
+            lifetime,
         })
     }
 
@@ -139,11 +136,6 @@ impl PrivateNetwork {
         role: Role,
     ) -> Result<(), MembershipError> {
         self.members.read().require(&identity.member, role)
-    }
-
-    /// Adds an entry to the audit log.
-    pub(crate) fn record(&self, caller: Caller, entry: AuditEntry) {
-        self.audit.record(caller, entry);
     }
 
     /// The signed list of revocations, if its number is higher than this one.
@@ -178,8 +170,8 @@ impl PrivateNetwork {
                     Enrollment::Repeated { certificate, role } => (certificate, role, None),
                     Enrollment::New { role } => {
                         let grant = Grant::Member { member, name, role };
-                        let certificate = issue(folder, request, grant, now)?;
-                        let expires = unix(now + DEFAULT_VALIDITY);
+                        let certificate = self.issue(folder, request, grant, now)?;
+                        let expires = unix(now + self.lifetime);
                         let event = members.joined(
                             secret_hash,
                             member,
@@ -244,12 +236,12 @@ impl PrivateNetwork {
                 None => Grant::Member { member, name, role },
             };
             let issued = Issued {
-                certificate: issue(folder, request, grant, now)?,
+                certificate: self.issue(folder, request, grant, now)?,
                 member,
                 peer,
                 role,
             };
-            let expires = unix(now + DEFAULT_VALIDITY);
+            let expires = unix(now + self.lifetime);
             let event = Event::Certified {
                 member,
                 peer,
@@ -257,6 +249,17 @@ impl PrivateNetwork {
             };
             Ok((issued, Some(event)))
         })
+    }
+
+    fn issue(
+        &self,
+        folder: &NetworkFolder,
+        request: &SigningRequest,
+        grant: Grant<'_>,
+        now: SystemTime,
+    ) -> Result<Vec<u8>, NetworkError> {
+        let issued = folder.authority().issue(request, grant, self.lifetime, now)?;
+        Ok(issued.to_vec())
     }
 
     /// Opens a code and returns when it expires.
@@ -294,25 +297,36 @@ impl PrivateNetwork {
         })
     }
 
-    /// Ends a membership by its own wish. Returns the number of codes that this voided.
+    /// Ends a membership by its own wish. Returns the number of codes that this voided. The member's
+    /// connections stay open, so that it receives the answer, until
+    /// [`close_revoked`](Self::close_revoked); they are refused every other call.
     ///
     /// # Errors
     /// [`NetworkError`].
     pub(crate) fn leave(&self, member: MemberId) -> Result<usize, NetworkError> {
         let now = unix(SystemTime::now());
-        self.change(|members, _| {
+        self.change_and_keep_connections(|members, _| {
             let voided = members.open_codes_of(&member, now);
             Ok((voided, Some(members.leave(&member, now)?)))
         })
     }
 
-    /// Ends the use of a peer's key.
+    /// Ends the use of a peer's key. Its connections stay open like those in
+    /// [`leave`](Self::leave).
     ///
     /// # Errors
     /// [`NetworkError`].
     pub(crate) fn peer_leaves(&self, member: MemberId, peer: PeerId) -> Result<(), NetworkError> {
         let now = unix(SystemTime::now());
-        self.change(|members, _| Ok(((), members.peer_leaves(&member, peer, now)?)))
+        let leave = |members: &Membership, _: &NetworkFolder| {
+            Ok(((), members.peer_leaves(&member, peer, now)?))
+        };
+        self.change_and_keep_connections(leave)
+    }
+
+    /// Closes the connections of revoked members and peers.
+    pub(crate) fn close_revoked(&self) {
+        self.tls.close_revoked();
     }
 
     /// Up to `max` members in the order of their ids, from the one after `after`.
@@ -322,8 +336,18 @@ impl PrivateNetwork {
         page.map(|(id, entry)| (*id, entry.clone())).collect()
     }
 
-    /// Makes a change, then publishes the members.
+    /// Makes a change, publishes the members, and closes the connections of those that it revokes.
     fn change<T>(
+        &self,
+        decide: impl FnOnce(&Membership, &NetworkFolder) -> Result<(T, Option<Event>), NetworkError>,
+    ) -> Result<T, NetworkError> {
+        let answer = self.change_and_keep_connections(decide);
+        self.close_revoked();
+        answer
+    }
+
+    /// Makes a change, then publishes the members.
+    fn change_and_keep_connections<T>(
         &self,
         decide: impl FnOnce(&Membership, &NetworkFolder) -> Result<(T, Option<Event>), NetworkError>,
     ) -> Result<T, NetworkError> {
@@ -346,8 +370,8 @@ impl PrivateNetwork {
         }
         let list = list_of(members, SystemTime::now());
         let signed = folder.authority().sign_revocations(list)?;
-        // Closes the connections of revoked members.
-        self.tls.replace(TlsMaterial::index(folder, signed.list())?)?;
+        // From now on handshakes of revoked members fail.
+        self.tls.set(TlsMaterial::index(folder, signed.list())?)?;
         *self.revocations.write() = signed;
         Ok(())
     }
@@ -381,6 +405,7 @@ impl PrivateNetwork {
         let mut journal = self.journal.lock();
         if journal.refresh()? {
             self.publish(&folder, &journal)?;
+            self.close_revoked();
         }
         if is_check_due {
             let now = SystemTime::now();
@@ -393,16 +418,6 @@ impl PrivateNetwork {
         }
         Ok(())
     }
-}
-
-fn issue(
-    folder: &NetworkFolder,
-    request: &SigningRequest,
-    grant: Grant<'_>,
-    now: SystemTime,
-) -> Result<Vec<u8>, NetworkError> {
-    let issued = folder.authority().issue(request, grant, DEFAULT_VALIDITY, now)?;
-    Ok(issued.to_vec())
 }
 
 fn list_of(members: &Membership, now: SystemTime) -> RevocationList {

@@ -12,6 +12,8 @@ use std::{
     time::SystemTime,
 };
 
+use potluck_core::{durable, generation::GenerationFile, model::ClusterId};
+
 use crate::store::{
     StoreError,
     durable::{probe, rewrite, sync_folder},
@@ -22,6 +24,18 @@ const LOCK: &str = "index.lock";
 
 /// The folder of the store in the data folder.
 const STORE: &str = "sled";
+
+/// The file with the number of the last acknowledged change, next to the store's folder.
+const GENERATION: &str = "sled.generation";
+
+/// The file with the identity of the store, next to the store's folder.
+const CLUSTER_ID: &str = "cluster-id";
+
+/// The path of the file with the number of the last acknowledged change of the store in this
+/// folder.
+pub(crate) fn generation_path(store: &Path) -> PathBuf {
+    store.with_file_name(GENERATION)
+}
 
 /// The reason why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +59,17 @@ pub enum FolderError {
         /// The system's error.
         source: io::Error,
     },
+    /// A later version wrote the store.
+    #[error(
+        "the registrations in {} have the layout {layout}, which a later version of potluck wrote: run \
+         that version", path.display()
+    )]
+    Newer {
+        /// The folder.
+        path: PathBuf,
+        /// The layout.
+        layout: String,
+    },
     /// Even an empty store in a new folder cannot be opened.
     #[error("an empty store in {} cannot be opened: {reason}", path.display())]
     Unusable {
@@ -59,6 +84,7 @@ pub enum FolderError {
 #[derive(Debug)]
 pub(crate) struct DataFolder {
     path: PathBuf,
+    cluster_id: ClusterId,
     _lock: FolderLock,
 }
 
@@ -84,11 +110,7 @@ pub(crate) fn open<T>(
         let path = path.to_owned();
         move |source| FolderError::System { path, source }
     };
-    create_private(data_dir).map_err(system(data_dir))?;
-    let folder = DataFolder {
-        path: data_dir.to_owned(),
-        _lock: lock_folder(data_dir)?,
-    };
+    let folder = lock(data_dir)?;
     let store = folder.store();
     check_permissions(&store)?;
     let reason = match try_open(&store, &open) {
@@ -97,7 +119,8 @@ pub(crate) fn open<T>(
             return Ok((value, folder));
         }
         Err(StoreError::Io(source)) => return Err(FolderError::System { path: store, source }),
-        Err(StoreError::Damaged(reason)) => reason,
+        Err(StoreError::Newer(layout)) => return Err(FolderError::Newer { path: store, layout }),
+        Err(StoreError::Damaged(reason) | StoreError::Partly { reason, .. }) => reason,
     };
     folder.move_aside(&reason).map_err(system(&store))?;
     match try_open(&store, &open) {
@@ -106,13 +129,92 @@ pub(crate) fn open<T>(
             Ok((value, folder))
         }
         Err(StoreError::Io(source)) => Err(FolderError::System { path: store, source }),
-        Err(StoreError::Damaged(reason)) => Err(FolderError::Unusable { path: store, reason }),
+        Err(StoreError::Newer(layout)) => Err(FolderError::Newer { path: store, layout }),
+        Err(StoreError::Damaged(reason) | StoreError::Partly { reason, .. }) => {
+            Err(FolderError::Unusable { path: store, reason })
+        }
     }
 }
 
+/// The folder of the store in a data folder.
+pub(crate) fn store_path(data_dir: &Path) -> PathBuf {
+    data_dir.join(STORE)
+}
+
+/// Opens the store in a data folder to look after it; `None` if there is none. Nothing is created or
+/// moved aside.
+///
+/// # Errors
+/// [`FolderError`]; [`FolderError::Unusable`] for a damaged store.
+pub(crate) fn inspect<T>(
+    data_dir: &Path,
+    open: impl Fn(&Path) -> Result<T, StoreError>,
+) -> Result<Option<(T, DataFolder)>, FolderError> {
+    let store = store_path(data_dir);
+    let system = |source| FolderError::System {
+        path: store.clone(),
+        source,
+    };
+    if !store.try_exists().map_err(system)? {
+        return Ok(None);
+    }
+    let folder = lock(data_dir)?;
+    check_permissions(&store)?;
+    match try_open(&store, &open) {
+        Ok(value) => Ok(Some((value, folder))),
+        Err(StoreError::Io(source)) => Err(system(source)),
+        Err(StoreError::Newer(layout)) => Err(FolderError::Newer { path: store, layout }),
+        Err(StoreError::Damaged(reason) | StoreError::Partly { reason, .. }) => {
+            Err(FolderError::Unusable { path: store, reason })
+        }
+    }
+}
+
+/// Locks a data folder, which is created if missing.
+///
+/// # Errors
+/// [`FolderError`].
+pub(crate) fn lock(data_dir: &Path) -> Result<DataFolder, FolderError> {
+    let system = |path: &Path| {
+        let path = path.to_owned();
+        move |source| FolderError::System { path, source }
+    };
+    create_private(data_dir).map_err(system(data_dir))?;
+    let lock = lock_folder(data_dir)?;
+    Ok(DataFolder {
+        path: data_dir.to_owned(),
+        cluster_id: cluster_id(data_dir).map_err(system(&data_dir.join(CLUSTER_ID)))?,
+        _lock: lock,
+    })
+}
+
+/// The number of the last acknowledged change of the store in a data folder.
+pub(crate) fn acknowledged(data_dir: &Path) -> io::Result<Option<u64>> {
+    Ok(GenerationFile::open(&data_dir.join(GENERATION))?.acknowledged())
+}
+
+/// A name for a store that is no longer used, with the time.
+pub(crate) fn unused_name(data_dir: &Path, word: &str) -> io::Result<PathBuf> {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now())
+        .to_string()
+        .replace(':', "-");
+    let mut name = data_dir.join(format!("{STORE}.{word}-{time}"));
+    let mut count = 1;
+    while name.try_exists()? {
+        count += 1;
+        name = data_dir.join(format!("{STORE}.{word}-{time}-{count}"));
+    }
+    Ok(name)
+}
+
 impl DataFolder {
+    /// The identity of the store, also after it was moved aside.
+    pub(crate) const fn cluster_id(&self) -> ClusterId {
+        self.cluster_id
+    }
+
     fn store(&self) -> PathBuf {
-        self.path.join(STORE)
+        store_path(&self.path)
     }
 
     /// Opens the store again after it failed and was closed.
@@ -153,6 +255,26 @@ impl DataFolder {
         );
         Ok(())
     }
+}
+
+/// Reads the identity of the store in a data folder. Generates one if there is none, or none that can
+/// be read: only indexes that share a store compare it, and these keep it in the store.
+fn cluster_id(data_dir: &Path) -> io::Result<ClusterId> {
+    let path = data_dir.join(CLUSTER_ID);
+    match fs::read(&path) {
+        Ok(text) => {
+            let text = str::from_utf8(&text).unwrap_or_default();
+            if let Some(id) = ClusterId::from_hex(text.trim()) {
+                return Ok(id);
+            }
+            tracing::warn!(file = %path.display(), "the id of the store is damaged: it gets another");
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let id = ClusterId::generate();
+    durable::write(&path, format!("{id}\n").as_bytes(), 0o600)?;
+    Ok(id)
 }
 
 /// Creates a folder with its missing parents, accessible only to its owner. Existing folders keep
@@ -274,17 +396,14 @@ fn check_permissions(store: &Path) -> Result<(), FolderError> {
 }
 
 fn move_aside(store: &Path) -> io::Result<PathBuf> {
-    let time = humantime::format_rfc3339_seconds(SystemTime::now())
-        .to_string()
-        .replace(':', "-");
-    let mut aside = store.with_file_name(format!("{STORE}.damaged-{time}"));
-    let mut count = 1;
-    while aside.try_exists()? {
-        count += 1;
-        aside = store.with_file_name(format!("{STORE}.damaged-{time}-{count}"));
-    }
+    let aside = unused_name(store.parent().unwrap_or_else(|| Path::new(".")), "damaged")?;
     fs::rename(store, &aside)?;
-    Ok(aside)
+    // The new store starts to count again. After a crash before this line, the next start moves an
+    // empty store aside.
+    match fs::remove_file(generation_path(store)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(aside),
+    }
 }
 
 #[cfg(test)]
@@ -296,7 +415,7 @@ mod tests {
     };
 
     fn open_sled(dir: &Path) -> Result<(SledStore, Vec<StoredPeer>), FolderError> {
-        SledStore::open(dir, |all: &mut Vec<StoredPeer>, peer| all.push(peer))
+        SledStore::open(dir)
     }
 
     fn filled_folder() -> tempfile::TempDir {
@@ -312,6 +431,18 @@ mod tests {
             }])
             .unwrap();
         dir
+    }
+
+    /// Opens sled itself, as soon as the threads of the closed store have unlocked it.
+    fn open_raw(dir: &Path) -> ::sled::Db {
+        loop {
+            match ::sled::open(dir.join(STORE)) {
+                Err(::sled::Error::Io(error)) if error.to_string().contains("lock") => {
+                    std::thread::yield_now();
+                }
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     fn count_moved_aside(dir: &Path) -> usize {
@@ -362,7 +493,7 @@ mod tests {
     #[test]
     fn foreign_entries_are_damage() {
         let dir = filled_folder();
-        let db = ::sled::open(dir.path().join(STORE)).unwrap();
+        let db = open_raw(dir.path());
         db.open_tree("registrations.v1")
             .unwrap()
             .insert("unknown", "entry")
@@ -431,6 +562,7 @@ mod tests {
             let index = tempfile::tempdir().unwrap();
             let store = index.path().join(STORE);
             fs::create_dir_all(store.join("blobs")).unwrap();
+            fs::copy(dir.path().join(GENERATION), index.path().join(GENERATION)).unwrap();
             let damaged = rng.random_range(0..intact.len());
             for (at, (path, bytes)) in intact.iter().enumerate() {
                 let mut bytes = bytes.clone();
@@ -449,7 +581,12 @@ mod tests {
             let (mut store, peers) = open_sled(index.path()).unwrap();
             opened[count_moved_aside(index.path())] += 1;
             let files: usize = peers.iter().map(|peer| peer.files.len()).sum();
-            assert!(files <= 500, "seed {seed}: {files}");
+            let expected = if count_moved_aside(index.path()) == 0 {
+                500
+            } else {
+                0
+            };
+            assert_eq!(files, expected, "seed {seed}");
             let more = Change::Register {
                 peer: peer(2),
                 files: vec![registration(1, "b.bin")],
@@ -459,6 +596,90 @@ mod tests {
             store.apply(&[more]).unwrap();
         }
         assert!(opened.iter().all(|count| *count > 0), "{opened:?}");
+    }
+
+    #[test]
+    fn an_older_copy_of_the_store_is_moved_aside() {
+        let dir = filled_folder();
+        let store = dir.path().join(STORE);
+        let older = fs::read(store.join("db")).unwrap();
+        let forget = Change::Unregister {
+            peer: peer(1).id,
+            files: vec![registration(7, "a.bin").file.id],
+        };
+        open_sled(dir.path()).unwrap().0.apply(&[forget]).unwrap();
+        // Without the snapshot, sled reads the log alone.
+        for entry in fs::read_dir(&store).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap().to_string_lossy().starts_with("snap") {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        fs::write(store.join("db"), older).unwrap();
+        assert!(open_sled(dir.path()).unwrap().1.is_empty());
+        assert_eq!(count_moved_aside(dir.path()), 1);
+        // The new store counts its own changes.
+        assert!(open_sled(dir.path()).unwrap().1.is_empty());
+        assert_eq!(count_moved_aside(dir.path()), 1);
+    }
+
+    #[test]
+    fn a_log_that_would_lose_the_next_change_is_moved_aside_before_it() {
+        let dir = filled_folder();
+        // From here on, sled needs the log only for its pages.
+        assert_eq!(open_sled(dir.path()).unwrap().1[0].files.len(), 500);
+        let log = dir.path().join(STORE).join("db");
+        let mut bytes = fs::read(&log).unwrap();
+        bytes[0] ^= 8;
+        fs::write(&log, bytes).unwrap();
+        let mut stored = Vec::new();
+        for n in 0..3 {
+            let (mut store, peers) = open_sled(dir.path()).unwrap();
+            stored.push(peers.iter().map(|peer| peer.files.len()).sum::<usize>());
+            let change = Change::Register {
+                peer: peer(1),
+                files: vec![registration(1000 + n, "b.bin")],
+                new: 1,
+                replace: false,
+            };
+            store.apply(&[change]).unwrap();
+        }
+        assert_eq!(stored, [0, 1, 2]);
+        assert_eq!(count_moved_aside(dir.path()), 1);
+    }
+
+    #[test]
+    fn a_lost_store_is_noticed() {
+        let dir = filled_folder();
+        fs::remove_dir_all(dir.path().join(STORE)).unwrap();
+        assert!(open_sled(dir.path()).unwrap().1.is_empty());
+        assert_eq!(count_moved_aside(dir.path()), 1);
+    }
+
+    #[test]
+    fn a_store_of_an_earlier_version_gets_a_summary() {
+        let dir = filled_folder();
+        let db = open_raw(dir.path());
+        db.open_tree("registrations.v1")
+            .unwrap()
+            .remove("summary")
+            .unwrap();
+        db.insert("potluck.begun", "0.1.0").unwrap();
+        db.flush().unwrap();
+        drop(db);
+        fs::remove_file(dir.path().join(GENERATION)).unwrap();
+        for files in [500, 501] {
+            let (mut store, peers) = open_sled(dir.path()).unwrap();
+            assert_eq!(peers[0].files.len(), files);
+            let change = Change::Register {
+                peer: peer(1),
+                files: vec![registration(1000, "b.bin")],
+                new: 1,
+                replace: false,
+            };
+            store.apply(&[change]).unwrap();
+        }
+        assert_eq!(count_moved_aside(dir.path()), 0);
     }
 
     #[test]

@@ -3,19 +3,36 @@
 
 use std::collections::HashMap;
 
-use potluck_core::{FileId, PeerId, model::Registration};
+use potluck_core::{
+    FileId, PeerId,
+    model::{ClusterId, Registration},
+};
 
 use crate::store::{Change, IndexStore, PeerRecord, StoreError, StoredPeer};
 
 /// Registrations in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct MemoryStore {
+    cluster_id: ClusterId,
     peers: HashMap<PeerId, (PeerRecord, HashMap<FileId, Registration>)>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self {
+            cluster_id: ClusterId::generate(),
+            peers: HashMap::new(),
+        }
+    }
 }
 
 impl IndexStore for MemoryStore {
     fn kind(&self) -> &'static str {
         "memory"
+    }
+
+    fn cluster_id(&self) -> ClusterId {
+        self.cluster_id
     }
 
     fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
@@ -53,7 +70,7 @@ impl IndexStore for MemoryStore {
                         }
                     }
                 }
-                Change::Forget { peer } => {
+                Change::Forget { peer } | Change::Expire { peer } => {
                     self.peers.remove(peer);
                 }
             }

@@ -6,22 +6,37 @@
 use std::time::Duration;
 
 use potluck_core::{
-    FileId, PeerId,
-    model::{Address, Registration},
+    FileId, PeerId, SetDigest,
+    model::{Address, ClusterId, Registration},
     network::identity::MemberId,
 };
 use sha2::Digest as _;
 
+mod backup_file;
 #[cfg(test)]
 mod contract;
 mod durable;
 mod folder;
+mod maintenance;
 mod memory;
-mod segment;
+pub(crate) mod packed;
+mod redis;
+pub(crate) mod segment;
+mod size;
 mod sled;
 
-pub(crate) use self::memory::MemoryStore;
-pub use self::{folder::FolderError, sled::SledStore};
+pub use self::{
+    folder::FolderError,
+    maintenance::{
+        ExportedRegistration, MaintenanceError, StoreSummary, StoredRegistrations, restore,
+    },
+    packed::{PeerPart, PeerSink, StoredPeers},
+    redis::{RedisConfig, RedisOpenError},
+    sled::SledStore,
+};
+pub(crate) use self::{
+    memory::MemoryStore, redis::RedisStore, size::size_of, sled::MIN_CACHE_BYTES,
+};
 
 /// A peer without its files, or the bindings of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +106,22 @@ pub enum Change {
         /// The peer.
         peer: PeerId,
     },
+    /// Removes a peer whose lease has ended, with all of its files. A `SharedStore` keeps it if
+    /// another process renewed the lease meanwhile.
+    Expire {
+        /// The peer.
+        peer: PeerId,
+    },
+}
+
+impl Change {
+    /// The peer that changes.
+    pub const fn peer(&self) -> &PeerId {
+        match self {
+            Self::Register { peer, .. } => &peer.id,
+            Self::Unregister { peer, .. } | Self::Forget { peer } | Self::Expire { peer } => peer,
+        }
+    }
 }
 
 /// A peer as read from a store.
@@ -106,6 +137,9 @@ pub struct StoredPeer {
 pub trait IndexStore: Send {
     /// The kind of store, as `GetStats` reports it.
     fn kind(&self) -> &'static str;
+
+    /// The identity of the stored data: the same for all indexes that share it, and at each start.
+    fn cluster_id(&self) -> ClusterId;
 
     /// Passes each stored peer to `each`.
     ///
@@ -132,6 +166,54 @@ pub trait IndexStore: Send {
     ///
     /// After either error, discard the peers that `each` received.
     fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError>;
+
+    /// The store, if several index processes share it.
+    fn shared(&mut self) -> Option<&mut dyn SharedStore> {
+        None
+    }
+}
+
+/// What a store does that several index processes share.
+///
+/// The store has the truth: a process makes its catalog equal to the store. [`IndexStore::reopen`]
+/// is not used; after a failure, [`Self::follow`] finds what differs.
+pub trait SharedStore {
+    /// Returns what other processes changed, and what the store lost, since the last call.
+    /// `digest_of` returns the digest of a peer in the caller's catalog. Also renews leases.
+    ///
+    /// # Errors
+    /// [`StoreError`] if no part of the store answers.
+    fn follow(
+        &mut self,
+        digest_of: &dyn Fn(&PeerId) -> Option<SetDigest>,
+    ) -> Result<Following, StoreError>;
+
+    /// Renews leases with the next [`Self::follow`].
+    fn renew_leases(&mut self, leases: Vec<(PeerId, Duration)>);
+
+    /// The remaining leases of peers; `None` for one that has ended. Peers whose part of the store
+    /// does not answer are left out.
+    fn leases(&mut self, peers: &[PeerId]) -> Vec<(PeerId, Option<Duration>)>;
+}
+
+/// What [`SharedStore::follow`] found.
+#[derive(Debug, Default)]
+pub struct Following {
+    /// What to apply to the catalog, in order.
+    pub changes: Vec<Followed>,
+    /// Changes when a part of the store may have lost its last changes.
+    pub generation: u64,
+    /// Whether to follow again without delay.
+    pub has_more: bool,
+}
+
+/// A change of a shared store.
+#[derive(Debug)]
+pub enum Followed {
+    /// A change that follows all earlier ones of its peer.
+    Change(Change),
+    /// The whole state of a peer.
+    Peer(StoredPeer),
 }
 
 /// The reason why a store failed.
@@ -140,6 +222,18 @@ pub enum StoreError {
     /// The operating system returned an error; the stored data is as good as before.
     #[error("{0}")]
     Io(#[source] std::io::Error),
+    /// Some changes of a batch may not be durable; all others are. Only from a `SharedStore`, which
+    /// finds out by itself and reports them with `SharedStore::follow`.
+    #[error("{} changes were not stored: {reason}", failed.len())]
+    Partly {
+        /// The places of these changes in the batch, in ascending order.
+        failed: Vec<usize>,
+        /// The reason of the last failure.
+        reason: String,
+    },
+    /// A later version wrote the data.
+    #[error("the stored registrations have the layout {0}, which a later version of potluck wrote")]
+    Newer(String),
     /// The stored data is invalid.
     #[error("the stored registrations are damaged: {0}")]
     Damaged(String),

@@ -3,7 +3,14 @@
 //! All data is in one tree, so that one batch changes it atomically. The keys are
 //!
 //! - `peer id || 0` for the address and lease of a peer,
-//! - `peer id || 1 || number` for the peer's segments, in the order in which they apply.
+//! - `peer id || 1 || number` for the peer's segments, in the order in which they apply,
+//! - `summary` for the number of the last change and the digest of all other rows.
+//!
+//! sled verifies each record of its log, and recovers from a damaged one by leaving it out. Rows
+//! then have older values, or are missing, without an error: a registration that was withdrawn is
+//! there again. The digest shows that. It does not show that all rows are older together, as after
+//! the log lost its end; the number shows that, because a file outside of sled has the last
+//! acknowledged one (`potluck_core::generation`). Either difference is damage.
 //!
 //! New registrations go into new segments at the end. Two rules keep the segments few, and each
 //! rewrites an entry a bounded number of times on average:
@@ -15,32 +22,51 @@
 
 use std::{cell::RefCell, collections::HashMap, io, path::Path, thread, time::Instant};
 
-use hashbrown::HashSet;
-use potluck_core::{FileId, PeerId, model::Registration};
-use sled::{Batch, Db, IVec, Tree};
+use potluck_core::{PeerId, generation::GenerationFile, model::ClusterId};
+use prost::Message as _;
+use sled::{Db, Tree};
 
 use crate::store::{
-    Change, FolderError, IndexStore, PeerRecord, StoreError, StoredPeer,
+    Change, FolderError, IndexStore, StoreError, StoredPeer,
     durable::{CLOSE_TIMEOUT, StoreFiles},
     folder::{self, DataFolder},
-    segment::{self, SEGMENT_BYTES, SegmentEntry},
+    packed::{EachPeer, PeerSink, StoredPeers},
+    sled::{
+        batch::{BatchWriter, RecentSegments},
+        read::read_all,
+        rows::{PeerSegments, RowHash, SUMMARY_KEY, store_error},
+    },
 };
+
+mod batch;
+mod read;
+mod rows;
+#[cfg(test)]
+mod tests;
 
 /// Name of the tree. An incompatible format needs another name.
 const TREE: &str = "registrations.v1";
 
-/// sled's cache, in bytes: queries never read the store, so only writes need a cache.
-const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+/// The least cache of sled, in bytes: queries never read the store, so only writes need a cache.
+pub(crate) const MIN_CACHE_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Entries beyond twice the needed ones before a peer's segments are folded, so that small peers
-/// are not folded on every change.
-const SLACK_ENTRIES: usize = 4096;
+/// Bytes of a registration with a name of a typical length.
+const TYPICAL_ENTRY_BYTES: usize = 96;
+
+/// Key of the layout's number.
+const LAYOUT_KEY: &str = "potluck.layout";
+
+/// The layout of keys and values. A program refuses a store with a later one.
+const LAYOUT: &[u8] = b"1";
 
 /// Key that marks a store as initialised.
 const STARTED_KEY: &str = "potluck.begun";
 
-const PEER: u8 = 0;
-const SEGMENT: u8 = 1;
+/// Its value in a store with a summary; earlier versions wrote their own number.
+const WITH_SUMMARY: &[u8] = b"summary";
+
+/// Key of the number of starts.
+const STARTS_KEY: &str = "potluck.starts";
 
 /// Registrations on disk.
 #[derive(Debug)]
@@ -49,6 +75,7 @@ pub struct SledStore {
     /// `None` after a failure, until the store is opened again.
     open: Option<Box<OpenStore>>,
     folder: DataFolder,
+    cache_bytes: u64,
 }
 
 /// An open store.
@@ -58,96 +85,227 @@ struct OpenStore {
     db: Db,
     files: StoreFiles,
     peers: HashMap<PeerId, PeerSegments>,
+    recent: RecentSegments,
+    summary: Summary,
+    acknowledged: GenerationFile,
 }
 
-/// The segments of one peer.
-#[derive(Debug, Clone, Default)]
-struct PeerSegments {
-    list: Vec<SegmentInfo>,
-    next_number: u64,
-    /// Number of entries that are needed, one per file of the peer. An estimate between folds.
-    needed_entries: usize,
+/// The last change, and a digest of all rows but the summary's own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Summary {
+    generation: u64,
+    rows: RowHash,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct SegmentInfo {
-    number: u64,
-    bytes: usize,
-    entries: usize,
-}
-
-impl PeerSegments {
-    fn entries(&self) -> usize {
-        self.list.iter().map(|segment| segment.entries).sum()
-    }
+/// The stored form of a [`Summary`].
+#[derive(Clone, PartialEq, prost::Message)]
+struct SummaryMessage {
+    #[prost(uint64, tag = "1")]
+    generation: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    rows: Vec<u8>,
 }
 
 impl SledStore {
-    /// Opens the store in a data folder, which is created if missing, and passes every stored peer
-    /// to `each`. A damaged store is moved aside, and an empty one opened instead; no peer of the
-    /// damaged one is returned.
+    /// Opens the store in a data folder, which is created if missing, and returns every stored peer.
+    /// A damaged store is moved aside, and an empty one opened instead; no peer of the damaged one
+    /// is returned.
     ///
     /// # Errors
     /// [`FolderError`] if another process uses the folder or the system does not allow its use.
-    pub fn open<C: Default>(
+    pub fn open(data_dir: &Path) -> Result<(Self, Vec<StoredPeer>), FolderError> {
+        let start = |_| StoredPeers::default();
+        let (store, stored) = Self::open_into(data_dir, MIN_CACHE_BYTES, start)?;
+        Ok((store, stored.peers))
+    }
+
+    /// Like [`Self::open`], with a cache of this many bytes, and with a sink that takes the peers.
+    /// `start` makes the sink; it gets a rough estimate of the number of registrations.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_into<S: PeerSink>(
         data_dir: &Path,
-        each: impl Fn(&mut C, StoredPeer),
-    ) -> Result<(Self, C), FolderError> {
-        let ((open, collected), folder) = folder::open(data_dir, |path| {
-            let mut collected = C::default();
-            let open = OpenStore::at(path, &mut |peer| each(&mut collected, peer))?;
-            Ok((open, collected))
+        cache_bytes: u64,
+        start: impl Fn(usize) -> S,
+    ) -> Result<(Self, S), FolderError> {
+        let ((open, sink), folder) = folder::open(data_dir, |path| {
+            let mut sink = start(estimate_registrations(path));
+            let open = OpenStore::at(path, cache_bytes, &mut sink)?;
+            Ok((open, sink))
         })?;
-        let open = Some(Box::new(open));
-        Ok((Self { open, folder }, collected))
+        let store = Self {
+            open: Some(Box::new(open)),
+            folder,
+            cache_bytes,
+        };
+        Ok((store, sink))
+    }
+
+    /// Opens the store of a data folder to look after it, and passes every peer to `each`; `None` if
+    /// there is no store. A damaged store stays where it is.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`FolderError::Unusable`] for a damaged store.
+    pub(crate) fn inspect(
+        data_dir: &Path,
+        each: impl FnMut(StoredPeer),
+    ) -> Result<Option<Self>, FolderError> {
+        let each = RefCell::new(each);
+        let opened = folder::inspect(data_dir, |path| {
+            let each = &mut *each.borrow_mut();
+            OpenStore::at(path, MIN_CACHE_BYTES, &mut EachPeer::new(each))
+        })?;
+        Ok(opened.map(|(open, folder)| Self {
+            open: Some(Box::new(open)),
+            folder,
+            cache_bytes: MIN_CACHE_BYTES,
+        }))
+    }
+
+    /// Closes the store; its folder stays locked until the result is dropped.
+    pub(crate) fn close(self) -> DataFolder {
+        drop(self.open);
+        self.folder
+    }
+
+    /// The number of the last change.
+    pub(crate) fn generation(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.summary.generation)
+    }
+
+    /// Continues an empty store's numbers after this one.
+    pub(crate) fn continue_after(&mut self, generation: u64) {
+        if let Some(open) = &mut self.open {
+            open.summary.generation = generation;
+        }
     }
 }
 
+/// The number of registrations in a store, estimated by its size.
+fn estimate_registrations(path: &Path) -> usize {
+    let bytes = path.join("db").metadata().map_or(0, |db| db.len());
+    usize::try_from(bytes).unwrap_or(0) / TYPICAL_ENTRY_BYTES * 3 / 4
+}
+
 impl OpenStore {
-    /// Opens the store at `path`, makes it private and durable, and passes every peer to `each`.
-    fn at(path: &Path, each: &mut dyn FnMut(StoredPeer)) -> Result<Self, StoreError> {
+    /// Opens the store at `path`, makes it private and durable, and passes every peer to `sink`.
+    fn at(path: &Path, cache_bytes: u64, sink: &mut dyn PeerSink) -> Result<Self, StoreError> {
         let had_data = path.join("db").metadata().is_ok_and(|db| db.len() > 0);
         let config = sled::Config::new()
             .path(path)
-            .cache_capacity(CACHE_BYTES)
+            .cache_capacity(cache_bytes.max(MIN_CACHE_BYTES))
             // `apply` flushes before a change is acknowledged.
             .flush_every_ms(None);
-        let db = open_with_retry(&config)?;
+        let mut db = open_with_retry(&config)?;
+        check_layout(&db)?;
         check_not_lost(&db, had_data)?;
+        if had_data {
+            db = check_next_start(db, &config)?;
+        }
         let tree = db.open_tree(TREE).map_err(store_error)?;
         db.flush().map_err(store_error)?;
         let files = StoreFiles::open(path).map_err(StoreError::Io)?;
-        let peers = read_all(&tree, each)?;
+        let acknowledged =
+            GenerationFile::open(&folder::generation_path(path)).map_err(StoreError::Io)?;
+        let (peers, rows) = read_all(&tree, sink)?;
+        let summary = read_summary(&db, &tree, rows, acknowledged.acknowledged())?;
         Ok(Self {
             tree,
             db,
             files,
             peers,
+            recent: RecentSegments::default(),
+            summary,
+            acknowledged,
         })
     }
 
+    /// Makes changes durable. After an error the segment lists may not match the tree: close it.
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let mut writer = BatchWriter {
-            tree: &self.tree,
-            peers: &self.peers,
-            batch: Batch::default(),
-            changed: HashMap::new(),
-            unwritten: HashMap::new(),
-        };
+        let mut writer =
+            BatchWriter::new(&self.tree, &mut self.peers, &mut self.recent, self.summary.rows);
         for change in changes {
             writer.add_change(change)?;
         }
-        let BatchWriter { batch, changed, .. } = writer;
+        let (mut batch, rows) = writer.finish();
+        let summary = Summary {
+            generation: self.summary.generation + 1,
+            rows,
+        };
+        batch.insert(SUMMARY_KEY, summary.encode());
         self.tree.apply_batch(batch).map_err(store_error)?;
-        // sled contains the batch now, durable or not, so the segment lists must match it.
-        for (peer, segments) in changed {
-            match segments {
-                Some(segments) => self.peers.insert(peer, segments),
-                None => self.peers.remove(&peer),
-            };
-        }
+        self.summary = summary;
         self.db.flush().map_err(store_error)?;
-        self.files.sync().map_err(StoreError::Io)
+        self.files.sync().map_err(StoreError::Io)?;
+        if let Err(error) = self.acknowledged.record(summary.generation) {
+            tracing::warn!(
+                %error,
+                "cannot write down the number of the last change: the next start would not \
+                 notice if this change were lost"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Summary {
+    fn encode(&self) -> Vec<u8> {
+        SummaryMessage {
+            generation: self.generation,
+            rows: self.rows.0.to_le_bytes().to_vec(),
+        }
+        .encode_to_vec()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        let damaged = || StoreError::Damaged("the summary is malformed".to_owned());
+        let message = SummaryMessage::decode(bytes).map_err(|_| damaged())?;
+        let rows = message.rows.try_into().map_err(|_| damaged())?;
+        Ok(Self {
+            generation: message.generation,
+            rows: RowHash(u128::from_le_bytes(rows)),
+        })
+    }
+}
+
+/// Reads the summary and compares it with the rows and with the last acknowledged change.
+///
+/// Adds a summary to the store of an earlier version.
+fn read_summary(
+    db: &Db,
+    tree: &Tree,
+    rows: RowHash,
+    acknowledged: Option<u64>,
+) -> Result<Summary, StoreError> {
+    let damaged = |reason: String| Err(StoreError::Damaged(reason));
+    let summary = match tree.get(SUMMARY_KEY).map_err(store_error)? {
+        Some(bytes) => Summary::decode(&bytes)?,
+        None if db.get(STARTED_KEY).map_err(store_error)?.as_deref() == Some(WITH_SUMMARY) => {
+            // The first change adds it.
+            Summary::default()
+        }
+        None => {
+            let summary = Summary { generation: 0, rows };
+            tree.insert(SUMMARY_KEY, summary.encode()).map_err(store_error)?;
+            db.insert(STARTED_KEY, WITH_SUMMARY).map_err(store_error)?;
+            db.flush().map_err(store_error)?;
+            summary
+        }
+    };
+    if summary.rows != rows {
+        return damaged(format!(
+            "some of its rows are missing or older than the last change, which has the number {}",
+            summary.generation
+        ));
+    }
+    match acknowledged {
+        Some(acknowledged) if acknowledged > summary.generation => damaged(format!(
+            "its last change has the number {}, but {acknowledged} were acknowledged: it lost some, \
+             or is an older copy",
+            summary.generation
+        )),
+        _ => Ok(summary),
     }
 }
 
@@ -173,14 +331,24 @@ impl IndexStore for SledStore {
         "sled"
     }
 
+    fn cluster_id(&self) -> ClusterId {
+        self.folder.cluster_id()
+    }
+
     fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
         let open = self.open.as_mut().ok_or_else(closed)?;
-        open.peers = read_all(&open.tree, each)?;
+        (open.peers, _) = read_all(&open.tree, &mut EachPeer::new(each))?;
         Ok(())
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        self.open.as_mut().ok_or_else(closed)?.apply(changes)
+        let applied = self.open.as_mut().ok_or_else(closed)?.apply(changes);
+        if applied.is_err()
+            && let Some(open) = self.open.take()
+        {
+            close(open);
+        }
+        applied
     }
 
     fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
@@ -188,9 +356,11 @@ impl IndexStore for SledStore {
             close(open);
         }
         let each = RefCell::new(each);
-        let opened = self
-            .folder
-            .reopen(|path| OpenStore::at(path, &mut **each.borrow_mut()))?;
+        let cache_bytes = self.cache_bytes;
+        let opened = self.folder.reopen(|path| {
+            let each = &mut **each.borrow_mut();
+            OpenStore::at(path, cache_bytes, &mut EachPeer::new(each))
+        })?;
         self.open = Some(Box::new(opened));
         Ok(())
     }
@@ -210,6 +380,19 @@ fn close(open: Box<OpenStore>) {
     }
 }
 
+/// Refuses the layout of a later version, and adds the number to a store of an earlier version, which
+/// has the same layout.
+fn check_layout(db: &Db) -> Result<(), StoreError> {
+    match db.get(LAYOUT_KEY).map_err(store_error)?.as_deref() {
+        Some(LAYOUT) => Ok(()),
+        None => {
+            db.insert(LAYOUT_KEY, LAYOUT).map_err(store_error)?;
+            Ok(())
+        }
+        Some(other) => Err(StoreError::Newer(String::from_utf8_lossy(other).into_owned())),
+    }
+}
+
 /// Distinguishes a store that lost everything from a new one. sled treats a file without any
 /// readable data as empty.
 fn check_not_lost(db: &Db, had_data: bool) -> Result<(), StoreError> {
@@ -219,357 +402,32 @@ fn check_not_lost(db: &Db, had_data: bool) -> Result<(), StoreError> {
     if had_data {
         return Err(StoreError::Damaged("no data in the store can be read".to_owned()));
     }
-    db.insert(STARTED_KEY, env!("CARGO_PKG_VERSION"))
-        .map_err(store_error)?;
+    db.insert(STARTED_KEY, WITH_SUMMARY).map_err(store_error)?;
     db.flush().map_err(store_error)?;
     Ok(())
 }
 
-/// Passes every peer to `each`, and returns the segment lists.
-fn read_all(
-    tree: &Tree,
-    each: &mut dyn FnMut(StoredPeer),
-) -> Result<HashMap<PeerId, PeerSegments>, StoreError> {
-    let mut peers = HashMap::new();
-    let mut current: Option<(PeerRecord, PeerSegments, Vec<IVec>)> = None;
-    let mut finish = |current: Option<(PeerRecord, PeerSegments, Vec<IVec>)>| {
-        let Some((record, mut segments, values)) = current else {
-            return Ok(());
-        };
-        let mut segment_entries = Vec::with_capacity(values.len());
-        for (value, segment) in values.iter().zip(&mut segments.list) {
-            let entries = segment::decode(value)?;
-            segment.entries = entries.len();
-            segment_entries.push(Ok(entries));
-        }
-        let files: Vec<_> = segment::fold(segment_entries)?.into_values().flatten().collect();
-        segments.needed_entries = files.len();
-        peers.insert(record.id, segments);
-        each(StoredPeer { record, files });
-        Ok::<(), StoreError>(())
-    };
-    for item in tree.iter() {
-        let (key, value) = item.map_err(store_error)?;
-        match read_key(&key)? {
-            (id, None) => {
-                finish(current.take())?;
-                let (address, ttl) = segment::decode_peer(&value)?;
-                current = Some((
-                    PeerRecord { id, address, ttl },
-                    PeerSegments::default(),
-                    Vec::new(),
-                ));
-            }
-            (id, Some(number)) => {
-                let Some((_, segments, values)) =
-                    current.as_mut().filter(|(record, ..)| record.id == id)
-                else {
-                    return Err(StoreError::Damaged(
-                        "registrations of a peer that is not stored".to_owned(),
-                    ));
-                };
-                segments.list.push(SegmentInfo {
-                    number,
-                    bytes: value.len(),
-                    entries: 0,
-                });
-                segments.next_number = number + 1;
-                values.push(value);
-            }
-        }
-    }
-    finish(current)?;
-    Ok(peers)
-}
-
-/// Collects changes into one batch.
-struct BatchWriter<'a> {
-    tree: &'a Tree,
-    peers: &'a HashMap<PeerId, PeerSegments>,
-    batch: Batch,
-    /// Segment lists of the changed peers; `None` if the peer was removed.
-    changed: HashMap<PeerId, Option<PeerSegments>>,
-    /// Segments in the batch that the tree does not contain yet.
-    unwritten: HashMap<(PeerId, u64), Vec<u8>>,
-}
-
-impl BatchWriter<'_> {
-    fn add_change(&mut self, change: &Change) -> Result<(), StoreError> {
-        match change {
-            Change::Register {
-                peer,
-                files,
-                new,
-                replace,
-            } => {
-                let mut segments = self.segments_of(&peer.id).unwrap_or_default();
-                if *replace {
-                    self.remove_all_segments(&peer.id, &mut segments);
-                }
-                let record = segment::encode_peer(&peer.address, peer.ttl);
-                self.batch.insert(peer_key(&peer.id).as_slice(), record);
-                segments.needed_entries += new;
-                let entries = files.iter().map(|file| (file.file.id, Some(file)));
-                self.append_entries(&peer.id, &mut segments, entries)?;
-                self.changed.insert(peer.id, Some(segments));
-            }
-            Change::Unregister { peer, files } => {
-                if let Some(mut segments) = self.segments_of(peer) {
-                    segments.needed_entries = segments.needed_entries.saturating_sub(files.len());
-                    self.append_entries(
-                        peer,
-                        &mut segments,
-                        files.iter().map(|&file| (file, None)),
-                    )?;
-                    self.changed.insert(*peer, Some(segments));
-                }
-            }
-            Change::Forget { peer } => {
-                if let Some(mut segments) = self.segments_of(peer) {
-                    self.remove_all_segments(peer, &mut segments);
-                    self.batch.remove(peer_key(peer).as_slice());
-                    self.changed.insert(*peer, None);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn segments_of(&self, peer: &PeerId) -> Option<PeerSegments> {
-        match self.changed.get(peer) {
-            Some(segments) => segments.clone(),
-            None => self.peers.get(peer).cloned(),
-        }
-    }
-
-    fn append_entries<'b>(
-        &mut self,
-        peer: &PeerId,
-        segments: &mut PeerSegments,
-        entries: impl DoubleEndedIterator<Item = (FileId, Option<&'b Registration>)>,
-    ) -> Result<(), StoreError> {
-        // Each file occurs once per segment. If a request repeats a file, its last entry counts.
-        let mut seen = HashSet::new();
-        let mut entries: Vec<_> = entries.rev().filter(|(file, _)| seen.insert(*file)).collect();
-        entries.reverse();
-        self.push_segments(peer, segments, entries);
-        while let [.., previous, last] = *segments.list
-            && previous.bytes < 2 * last.bytes
-            && previous.bytes + last.bytes <= SEGMENT_BYTES
-        {
-            let count = segments.list.len();
-            self.fold_from(peer, segments, count - 2)?;
-            // Stop if the merge did not reduce the number of segments, even if their sizes suggest
-            // that it should.
-            if segments.list.len() >= count {
-                break;
-            }
-        }
-        if segments.entries() > 2 * segments.needed_entries + SLACK_ENTRIES {
-            self.fold_from(peer, segments, 0)?;
-            segments.needed_entries = segments.entries();
-        }
-        Ok(())
-    }
-
-    /// Folds the segments from index `from` to the end into new ones.
-    fn fold_from(
-        &mut self,
-        peer: &PeerId,
-        segments: &mut PeerSegments,
-        from: usize,
-    ) -> Result<(), StoreError> {
-        let old = segments.list.split_off(from);
-        let mut entries =
-            segment::fold(old.iter().map(|segment| self.read_segment(peer, segment.number)))?;
-        if from == 0 {
-            // No earlier segment remains to which a removal could apply.
-            entries.retain(|_, registration| registration.is_some());
-        }
-        for segment in old {
-            self.remove_segment(peer, segment.number);
-        }
-        self.push_segments(
-            peer,
-            segments,
-            entries.iter().map(|(&file, entries)| (file, entries.as_ref())),
-        );
-        Ok(())
-    }
-
-    fn push_segments<'b>(
-        &mut self,
-        peer: &PeerId,
-        segments: &mut PeerSegments,
-        entries: impl IntoIterator<Item = (FileId, Option<&'b Registration>)>,
-    ) {
-        for segment in segment::encode(entries) {
-            let number = segments.next_number;
-            segments.next_number += 1;
-            segments.list.push(SegmentInfo {
-                number,
-                bytes: segment.bytes.len(),
-                entries: segment.entries,
-            });
-            self.batch
-                .insert(segment_key(peer, number).as_slice(), segment.bytes.as_slice());
-            self.unwritten.insert((*peer, number), segment.bytes);
-        }
-    }
-
-    fn read_segment(&self, peer: &PeerId, number: u64) -> Result<Vec<SegmentEntry>, StoreError> {
-        if let Some(bytes) = self.unwritten.get(&(*peer, number)) {
-            return segment::decode(bytes);
-        }
-        let stored = self.tree.get(segment_key(peer, number)).map_err(store_error)?;
-        segment::decode(
-            &stored.ok_or_else(|| StoreError::Damaged("a segment is missing".to_owned()))?,
-        )
-    }
-
-    fn remove_segment(&mut self, peer: &PeerId, number: u64) {
-        self.unwritten.remove(&(*peer, number));
-        self.batch.remove(segment_key(peer, number).as_slice());
-    }
-
-    fn remove_all_segments(&mut self, peer: &PeerId, segments: &mut PeerSegments) {
-        for segment in std::mem::take(&mut segments.list) {
-            self.remove_segment(peer, segment.number);
-        }
-        segments.needed_entries = 0;
-    }
-}
-
-fn peer_key(peer: &PeerId) -> Vec<u8> {
-    [peer.as_bytes().as_slice(), &[PEER]].concat()
-}
-
-fn segment_key(peer: &PeerId, number: u64) -> Vec<u8> {
-    [peer.as_bytes().as_slice(), &[SEGMENT], &number.to_be_bytes()].concat()
-}
-
-/// Parses a key into the peer, and the segment number if it is a segment's key.
-fn read_key(key: &[u8]) -> Result<(PeerId, Option<u64>), StoreError> {
-    let damaged = || StoreError::Damaged("a key of an unknown kind".to_owned());
-    let (peer, rest) = key
-        .split_at_checked(potluck_core::identity::id::LEN)
-        .ok_or_else(damaged)?;
-    let peer = PeerId::try_from(peer).map_err(|_| damaged())?;
-    match rest {
-        [PEER] => Ok((peer, None)),
-        [SEGMENT, number @ ..] => {
-            let number = number.try_into().map_err(|_| damaged())?;
-            Ok((peer, Some(u64::from_be_bytes(number))))
-        }
-        _ => Err(damaged()),
-    }
-}
-
-/// Classifies an error: [`StoreError::Io`] if the system is at fault, [`StoreError::Damaged`] if
-/// the stored data is.
-fn store_error(error: sled::Error) -> StoreError {
-    match error {
-        sled::Error::Io(error) if folder::is_system_error(&error) => StoreError::Io(error),
-        // sled reports a lock held by another as this text only.
-        sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
-            StoreError::Io(std::io::Error::new(std::io::ErrorKind::ResourceBusy, error))
-        }
-        error => StoreError::Damaged(error.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::contract::{peer, registration};
-
-    fn open(dir: &Path) -> (SledStore, Vec<StoredPeer>) {
-        SledStore::open(dir, |all: &mut Vec<StoredPeer>, peer| all.push(peer)).unwrap()
-    }
-
-    #[test]
-    fn files_registered_one_by_one_share_few_segments() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut store, _) = open(dir.path());
-        for n in 0..300 {
-            let files = vec![registration(n, "one of many.bin")];
-            store
-                .apply(&[Change::Register {
-                    peer: peer(1),
-                    files,
-                    new: 0,
-                    replace: false,
-                }])
-                .unwrap();
-        }
-        let segments = &store.open.as_ref().unwrap().peers[&peer(1).id];
-        assert_eq!(segments.entries(), 300);
-        assert!(
-            segments.list.len() <= 300 * 100 / SEGMENT_BYTES * 2 + 8,
-            "{} segments",
-            segments.list.len()
-        );
-    }
-
-    #[test]
-    fn two_segments_that_just_fit_one_are_merged() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut store, _) = open(dir.path());
-        // These files take 2048 and 2047 bytes in a segment.
-        let files: Vec<_> = [242, 241]
-            .map(|last| {
-                let mut file = registration(1, "");
-                file.file.root.0[8] = last;
-                file.file.id = FileId::derive(file.file.size, &file.file.root);
-                file.names = vec!["x".repeat(249); 7];
-                file.names.push("x".repeat(last.into()));
-                file.is_complete = true;
-                file
-            })
-            .to_vec();
-        let change = Change::Register {
-            peer: peer(1),
-            files: files.clone(),
-            new: 2,
-            replace: false,
-        };
-        store.apply(&[change]).unwrap();
-        let sizes: Vec<_> = store.open.as_ref().unwrap().peers[&peer(1).id]
-            .list
-            .iter()
-            .map(|segment| (segment.bytes, segment.entries))
-            .collect();
-        assert_eq!(sizes, [(SEGMENT_BYTES - 1, 2)]);
-        drop(store);
-        let mut stored = open(dir.path()).1.remove(0).files;
-        stored.sort_by_key(|file| std::cmp::Reverse(file.names[7].len()));
-        assert_eq!(stored, files);
-    }
-
-    #[test]
-    fn removed_entries_do_not_accumulate() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut store, _) = open(dir.path());
-        for round in 0..20 {
-            let files: Vec<_> = (0..1000)
-                .map(|n| registration(round * 1000 + n, "removed soon.bin"))
-                .collect();
-            let ids = files.iter().map(|file| file.file.id).collect();
-            let id = peer(1).id;
-            store
-                .apply(&[
-                    Change::Register {
-                        peer: peer(1),
-                        files,
-                        new: 0,
-                        replace: false,
-                    },
-                    Change::Unregister { peer: id, files: ids },
-                ])
-                .unwrap();
-        }
-        assert!(store.open.as_ref().unwrap().peers[&peer(1).id].entries() <= 2 * SLACK_ENTRIES);
-        drop(store);
-        assert!(open(dir.path()).1[0].files.is_empty());
+/// Checks that what is written now can be read at the next start: writes a row, closes the store,
+/// opens it again and looks for the row.
+///
+/// sled keeps the positions of all pages in a file that it writes only when it opens. With that file,
+/// it reads every page of a log whose current segment has a damaged header, and appends to that
+/// segment. The next start needs the header to find what was appended, and would leave it out.
+fn check_next_start(db: Db, config: &sled::Config) -> Result<Db, StoreError> {
+    let started = db.get(STARTS_KEY).map_err(store_error)?;
+    let started = started.and_then(|count| count.as_ref().try_into().ok());
+    let written = started
+        .map_or(0, u64::from_be_bytes)
+        .wrapping_add(1)
+        .to_be_bytes();
+    db.insert(STARTS_KEY, &written).map_err(store_error)?;
+    db.flush().map_err(store_error)?;
+    drop(db);
+    let db = open_with_retry(config)?;
+    match db.get(STARTS_KEY).map_err(store_error)? {
+        Some(read) if read == written => Ok(db),
+        _ => Err(StoreError::Damaged(
+            "what is written to it cannot be read at the next start".to_owned(),
+        )),
     }
 }

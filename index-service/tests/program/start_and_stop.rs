@@ -102,13 +102,6 @@ async fn unregistered_files_stay_so_after_a_kill() {
 }
 
 #[tokio::test]
-async fn a_hangup_ends_the_program() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut program = start(dir.path());
-    assert!(program.end(Signal::HUP).success());
-}
-
-#[tokio::test]
 async fn a_hangup_that_the_caller_ignores_is_ignored() {
     if !Path::new("/proc/self/status").exists() {
         println!("skipped: only Linux tells which signals are ignored");

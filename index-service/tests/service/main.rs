@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod failover;
 mod leases;
 mod limits;
+mod peers;
+mod provisional;
 mod reachability;
 mod reflection;
 mod registrations;

@@ -492,6 +492,26 @@ impl Catalog {
         self.by_path.get(path).copied()
     }
 
+    /// Whether the owner asked to share this path: alone, as part of a folder, or, if it is a folder,
+    /// something in it.
+    pub(crate) fn is_requested_at(&self, path: &Path, is_folder: bool) -> bool {
+        let is_requested =
+            |number: u64| self.items.get(&number).is_some_and(|it| !it.is_unrequested);
+        let mut above = path.ancestors().filter_map(|above| self.item_at(above));
+        let below = |(path_below, number): (&Arc<Path>, &u64)| {
+            path_below.starts_with(path) && is_requested(*number)
+        };
+        above.any(is_requested) || (is_folder && self.by_path.iter().any(below))
+    }
+
+    /// The path of an item with this file that is directly in `folder`.
+    pub(crate) fn item_below(&self, id: &FileId, folder: &Path) -> Option<Arc<Path>> {
+        let mut copies = self.copies(id).take(MAX_COPIES);
+        copies
+            .find(|(item, _)| item.path.parent() == Some(folder))
+            .map(|(item, _)| Arc::clone(&item.path))
+    }
+
     /// The collection at a path, if all of it is trusted.
     pub(crate) fn folder_at(&self, path: &Path) -> Option<(FileRecord, &Arc<SharedCollection>)> {
         let is_trusted = |number: &u64| !self.stale.contains(number) && !self.is_damaged(*number);

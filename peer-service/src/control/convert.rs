@@ -5,15 +5,20 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use potluck_core::{Problem, Reason, Sha256, collection::path::Label, convert, proto::v1};
+use potluck_core::{
+    Problem, Reason, Sha256, collection::path::Label, convert, identity::layout::MAX_FILE_SIZE,
+    proto::v1,
+};
+use potluck_origins::secret::Secret;
 
 use crate::{
     download::{
+        origin::spec::OriginSpec,
         seeding::SeedLimit,
         selection::PathFilter,
         status::{
-            DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, MissingUnits, PeerState,
-            PeerStatus,
+            ContentMap, DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, MissingUnits,
+            PeerState, PeerStatus,
         },
     },
     library::{CheckEvent, Item, LinkPolicy, OmissionKind, Omissions, ShareEvent, ShareOptions},
@@ -92,8 +97,15 @@ impl TryFrom<v1::StartTransferRequest> for DownloadSpec {
             max_bytes_per_second: request.max_bytes_per_second,
             priority: request.priority.map(priority).transpose()?,
         };
+        let id = convert::file_id(&request.file_id, "file_id")?;
+        let origin = request
+            .origin
+            .map(|origin| origin_spec(origin, sha256))
+            .transpose()?;
         Ok(Self {
-            id: convert::file_id(&request.file_id, "file_id")?,
+            id,
+            origin,
+            in_order: false,
             name: name.map(|label| label.as_str().to_owned()),
             target,
             sha256,
@@ -113,6 +125,29 @@ impl TryFrom<v1::StartTransferRequest> for DownloadSpec {
             limits: update,
         })
     }
+}
+
+/// Parses the origin of a request for content with this SHA-256.
+fn origin_spec(origin: v1::TransferOrigin, sha256: Option<Sha256>) -> Result<OriginSpec, Problem> {
+    let invalid =
+        |message: &str, field: &str| Problem::new(Reason::InvalidArgument, message).field(field);
+    let sha256 = sha256.ok_or_else(|| invalid("an origin needs a SHA-256", "sha256"))?;
+    if origin.size == 0 || origin.size > MAX_FILE_SIZE {
+        return Err(invalid(
+            "the size at an origin is not that of a file",
+            "origin.size",
+        ));
+    }
+    Ok(OriginSpec {
+        url: OriginSpec::parse_url(&origin.url)?,
+        size: origin.size,
+        sha256,
+        validator: Some(origin.validator).filter(|validator| !validator.is_empty()),
+        authorization: Some(origin.authorization)
+            .filter(|value| !value.is_empty())
+            .map(Secret::header),
+        share_gated: origin.share_gated,
+    })
 }
 
 impl TryFrom<v1::ReadFileRequest> for DownloadSpec {
@@ -296,6 +331,7 @@ impl From<&PeerStatus> for v1::TransferPeer {
         Self {
             peer_id: row.peer.map(|peer| peer.to_bytes()).unwrap_or_default(),
             address: Some((&row.address).into()),
+            origin: row.origin.clone().unwrap_or_default(),
             state: v1::PeerState::from(row.state).into(),
             reason: row.reason.clone(),
             bytes: row.bytes,
@@ -363,6 +399,19 @@ impl From<&MissingUnits> for v1::MissingUnits {
     }
 }
 
+impl From<&ContentMap> for v1::ContentMap {
+    fn from(map: &ContentMap) -> Self {
+        let in_flight: Vec<u8> = map.in_flight.iter().map(|&is_set| is_set.into()).collect();
+        Self {
+            verified: map.verified.clone().into(),
+            in_flight: in_flight.into(),
+            providers: map.providers.clone().into(),
+            sender: map.sender.clone().into(),
+            senders: map.senders.iter().map(Into::into).collect(),
+        }
+    }
+}
+
 impl From<&Limits> for v1::Limits {
     fn from(limits: &Limits) -> Self {
         Self {
@@ -386,6 +435,7 @@ mod tests {
     fn a_list_has_only_peers_that_sent_bytes_or_are_banned() {
         let row = |bytes, standing| PeerStatus {
             peer: None,
+            origin: None,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
             state: standing,
             reason: String::new(),

@@ -4,6 +4,7 @@
 //!
 //! Non-goals: it only translates calls; the library, the downloads and the limits do the work.
 
+mod cache;
 mod convert;
 pub mod listener;
 
@@ -354,7 +355,13 @@ impl ControlService for ControlApi {
         let request = request.into_inner();
         let update = LimitsUpdate::try_from(&request)?;
         let status = self.transfers.adjust(request.transfer_id, update).await?;
-        tracing::info!(transfer = request.transfer_id, ?update, "adjusted");
+        tracing::info!(
+            transfer = status.number,
+            name = status.name,
+            bytes_per_second = status.limits.max_bytes_per_second,
+            priority = status.limits.priority.get(),
+            "limits of a download changed"
+        );
         Ok(Response::new(v1::AdjustTransferResponse {
             transfer: transfer(&status),
         }))
@@ -374,6 +381,7 @@ impl ControlService for ControlApi {
         let findings = error.chain(status.findings.iter().cloned()).collect();
         Ok(Response::new(v1::ExplainTransferResponse {
             missing: status.missing.iter().map(Into::into).collect(),
+            map: Some((&status.map).into()),
             findings,
             transfer: transfer(&status),
         }))
@@ -406,9 +414,54 @@ impl ControlService for ControlApi {
         if let Some(slots) = requested.upload_slots {
             limits.set_upload_slots(slots);
         }
-        tracing::info!(?requested, "limits changed");
+        tracing::info!(
+            upload_bytes_per_second = requested.upload_bytes_per_second,
+            download_bytes_per_second = requested.download_bytes_per_second,
+            upload_slots = requested.upload_slots,
+            "limits changed"
+        );
         Ok(Response::new(v1::SetLimitsResponse {
             limits: Some(limits.into()),
+        }))
+    }
+
+    async fn list_cache(
+        &self,
+        request: Request<v1::ListCacheRequest>,
+    ) -> Result<Response<v1::ListCacheResponse>, Status> {
+        let request = request.into_inner();
+        let cache = &self.context.cache;
+        Ok(Response::new(cache::list(
+            cache,
+            page_size(request.page_size, MAX_ITEMS),
+            &request.page_token,
+        )))
+    }
+
+    async fn collect_cache(
+        &self,
+        request: Request<v1::CollectCacheRequest>,
+    ) -> Result<Response<v1::CollectCacheResponse>, Status> {
+        let cache = &self.context.cache;
+        let removed = cache.collect(request.into_inner().max_bytes).await?;
+        Ok(Response::new(cache::collected(cache, &removed)))
+    }
+
+    async fn pin_cache(
+        &self,
+        request: Request<v1::PinCacheRequest>,
+    ) -> Result<Response<v1::PinCacheResponse>, Status> {
+        let request = request.into_inner();
+        if request.names.is_empty() || request.names.len() > MAX_ITEMS {
+            let message = format!("name 1 to {MAX_ITEMS} entries");
+            return Err(Problem::new(Reason::InvalidArgument, message)
+                .field("names")
+                .into());
+        }
+        let cache = &self.context.cache;
+        let entries = cache.set_pinned(request.names, request.pinned).await?;
+        Ok(Response::new(v1::PinCacheResponse {
+            entries: entries.iter().map(|entry| cache::message(cache, entry)).collect(),
         }))
     }
 
@@ -426,7 +479,7 @@ impl ControlService for ControlApi {
             index: context
                 .index
                 .as_ref()
-                .map(|index| index.endpoint().to_string())
+                .map(|index| index.list().to_string())
                 .unwrap_or_default(),
             registered: registrar.registered,
             index_error: registrar.error.as_ref().map(convert::failure),

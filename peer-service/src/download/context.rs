@@ -10,7 +10,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     announce::set::AnnounceSet,
-    download::{engine::disk_pool::DiskPools, outgoing::Outgoing},
+    cache::Cache,
+    download::counters::DownloadCounters,
+    download::{
+        engine::disk_pool::DiskPools,
+        origin::{aliases::Aliases, source::Origins},
+        outgoing::Outgoing,
+    },
     library::Library,
     limits::{Limits, budget::InFlightBudget},
     store::Store,
@@ -25,6 +31,8 @@ pub struct DownloadContext {
     pub announce_set: AnnounceSet,
     /// The client of the index; `None` if the peer has no index.
     pub index: Option<IndexClient>,
+    /// What was fetched on behalf of others; it makes room on a full disk.
+    pub cache: Cache,
     /// Persists unfinished downloads.
     pub store: Store,
     /// The folder for downloads without a target path.
@@ -35,6 +43,12 @@ pub struct DownloadContext {
     pub resources: SharedResources,
     /// Verified bytes downloaded since the process started.
     pub downloaded_bytes: Arc<AtomicU64>,
+    /// Counters for monitoring.
+    pub(crate) counters: DownloadCounters,
+    /// The client of origins.
+    pub origins: Origins,
+    /// Provisional ids of finished downloads.
+    pub(crate) aliases: Aliases,
     /// Tracks every task of every download.
     pub tracker: TaskTracker,
 }

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`manager`] | all downloads of a peer: start, join, pause, resume, cancel, persist |
 //! | [`context`] | the services that every download uses |
+//! | `counters` | verified units and bans, for monitoring |
+//! | [`origin`] | bytes from an origin, and content whose root is not known yet |
 //! | [`outgoing`] | how connections to other peers are opened |
 //! | `task` | one run of a download, step by step |
 //! | [`engine`] | the data path: driver, requests, assembly, verification |
@@ -19,10 +21,12 @@
 //! Non-goal: which peer to ask for what; `potluck-swarm` decides that.
 
 pub mod context;
+pub(crate) mod counters;
 pub mod engine;
 pub mod manager;
+pub mod origin;
 pub mod outgoing;
-mod peers;
+pub(crate) mod peers;
 pub mod seeding;
 pub mod selection;
 pub mod status;

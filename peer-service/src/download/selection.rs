@@ -2,7 +2,8 @@
 //!
 //! A glob with a slash matches whole paths from the top of the collection; any other glob matches
 //! names at any depth, as in `.gitignore`. A glob that matches a folder matches everything in it.
-//! `*` and `?` do not match a slash, `**` matches any number of folders, and case counts.
+//! `*` and `?` do not match a slash, `**` matches any number of folders, and case counts. `?` matches
+//! one byte, also in `.gitignore`: a letter such as `ü` has two.
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use potluck_core::{
@@ -84,6 +85,23 @@ impl PathFilter {
         &self.exclude
     }
 
+    /// Which of these paths the filter chooses, in their order.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidArgument`] if a glob matches nothing.
+    pub fn choose_paths(&self, paths: &[&str]) -> Result<Vec<bool>, Problem> {
+        let (include, exclude) = (matchers(&self.include)?, matchers(&self.exclude)?);
+        let matches = |matcher: &Matcher<'_>| paths.iter().any(|path| matcher.globs.is_match(path));
+        if let Some(unused) = include.iter().chain(&exclude).find(|matcher| !matches(matcher)) {
+            return Err(matches_nothing(unused.text, paths.iter().copied()));
+        }
+        let is_chosen = |path: &&str| {
+            let is_match = |matcher: &Matcher<'_>| matcher.globs.is_match(path);
+            (include.is_empty() || include.iter().any(is_match)) && !exclude.iter().any(is_match)
+        };
+        Ok(paths.iter().map(is_chosen).collect())
+    }
+
     /// The entries that the filter chooses.
     ///
     /// # Errors
@@ -118,7 +136,11 @@ impl PathFilter {
         }
         let unused = include.iter().chain(&exclude).zip(used).find(|(_, used)| !used);
         if let Some((matcher, _)) = unused {
-            return Err(matches_nothing(matcher.text, manifest));
+            let paths: Vec<_> = manifest
+                .entries()
+                .map(|entry| entry.path.as_str().to_owned())
+                .collect();
+            return Err(matches_nothing(matcher.text, paths.iter().map(String::as_str)));
         }
         if chosen.entries.count() == 0 && !manifest.is_empty() {
             return Err(Problem::new(
@@ -163,7 +185,10 @@ fn matchers(globs: &[String]) -> Result<Vec<Matcher<'_>>, Problem> {
 }
 
 /// Compiles a glob: for the path itself, and for everything beneath it.
-fn compile(text: &str) -> Result<GlobSet, String> {
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub(crate) fn compile(text: &str) -> Result<GlobSet, String> {
     let path = text.strip_prefix("./").unwrap_or(text);
     let path = path.strip_suffix('/').unwrap_or(path);
     let is_anchored = path.contains('/');
@@ -190,12 +215,10 @@ fn compile(text: &str) -> Result<GlobSet, String> {
 }
 
 /// The error for a glob without matches, with similar paths.
-fn matches_nothing(glob: &str, manifest: &Manifest) -> Problem {
+fn matches_nothing<'a>(glob: &str, paths: impl Iterator<Item = &'a str>) -> Problem {
     let wanted = glob.trim_matches(['*', '/']).to_lowercase();
     let name = |text: &str| text.rsplit('/').next().unwrap_or_default().to_lowercase();
-    let mut similar: Vec<(f64, &str)> = manifest
-        .entries()
-        .map(|entry| entry.path.as_str())
+    let mut similar: Vec<(f64, &str)> = paths
         .map(|path| {
             let whole = strsim::jaro_winkler(&wanted, &path.to_lowercase());
             let of_names = strsim::jaro_winkler(&name(&wanted), &name(path));

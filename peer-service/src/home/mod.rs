@@ -3,6 +3,7 @@
 //! ```text
 //! HOME/           mode 0700
 //!   files/        shared; downloads land here
+//!   cache/        fetched on behalf of others; may be removed again
 //!   state/        token and peer.key (mode 0600), machine, lock, database, manifests
 //!   control.sock  created by the control service
 //! ```
@@ -188,6 +189,11 @@ impl Home {
     /// The folder whose files are shared, and where downloads are saved.
     pub fn files(&self) -> PathBuf {
         self.path.join("files")
+    }
+
+    /// The folder for what is fetched on behalf of others.
+    pub fn cache(&self) -> PathBuf {
+        self.path.join("cache")
     }
 
     /// The folder for the peer's own state.

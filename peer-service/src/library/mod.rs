@@ -47,7 +47,7 @@ mod hash;
 mod maintenance;
 mod problems;
 mod reconcile;
-mod scan;
+pub(crate) mod scan;
 mod serve;
 mod sha256;
 mod share;
@@ -358,6 +358,28 @@ impl Library {
             library.catalog.unshare_download(path, &library.files_folder)
         })
         .await?
+    }
+
+    /// Stops sharing what is at this path of the cache. False, and nothing changes, if its owner shares
+    /// it, alone or as part of a folder. Blocks.
+    pub(crate) fn release_cached(&self, path: &Path) -> bool {
+        let is_folder = path.is_dir();
+        self.catalog.release_cached(path, is_folder)
+    }
+
+    /// Whether the owner asked to share what is at this path, alone or as part of a folder. Blocks.
+    pub(crate) fn is_requested_at(&self, path: &Path) -> bool {
+        self.catalog.read().is_requested_at(path, true)
+    }
+
+    /// The path of an item with this file that is directly in `folder`.
+    pub(crate) fn item_below(&self, id: &FileId, folder: &Path) -> Option<Arc<Path>> {
+        self.catalog.read().item_below(id, folder)
+    }
+
+    /// As [`Library::item_below`], but `None` if the answer is not known without waiting.
+    pub(crate) fn try_item_below(&self, id: &FileId, folder: &Path) -> Option<Option<Arc<Path>>> {
+        Some(self.catalog.try_read()?.item_below(id, folder))
     }
 
     /// Keeps the scan of the files folder from sharing this path, as if its owner had unshared it.

@@ -11,6 +11,7 @@ use potluck_core::{
         },
     },
     network::tls::TlsContext,
+    process::traces::server_span,
     proto::v1::control_service_server::ControlServiceServer,
 };
 use tokio_util::task::TaskTracker;
@@ -78,6 +79,7 @@ async fn serve_on<L: Accept>(
         .map_err(reflection_problem)?;
     let limiter = PerAddressLimiter::new(CONTROL_CONNECTIONS, MaxShare::ALL);
     let server = transport::server()
+        .trace_fn(server_span)
         .max_concurrent_streams(MAX_STREAMS)
         .layer(tonic::service::InterceptorLayer::new(TokenInterceptor::new(
             token,

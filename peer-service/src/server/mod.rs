@@ -14,19 +14,20 @@
 mod control_port;
 mod endpoint;
 mod open_port;
+mod reload;
 mod shutdown;
 
 use std::{io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use potluck_core::{
     PeerId, Problem, Reason,
+    configuration::{Configured, reload_on_hangup},
     grpc::transport::Endpoint,
-    index_client::{self, IndexClient},
+    index_client::{self, IndexClient, IndexList},
     model::Address,
-    network::{
-        credentials, credentials_error::CredentialsError, identity::Role, tls::ServerIdentity,
-    },
-    process,
+    monitoring::{self, Metrics, Readiness},
+    network::{credentials, credentials_error::CredentialsError, identity::Role},
+    process::{self, Hangups},
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -36,9 +37,11 @@ use crate::{
         registrar::{Caller, IndexConnection, Registrar},
         set::AnnounceSet,
     },
+    cache::{Cache, CachedLibrary},
     control::{ControlApi, listener::ControlListener},
     download::{
         context::{DownloadContext, LocalPeer, SharedResources},
+        counters::DownloadCounters,
         engine::disk_pool::DiskPools,
         manager::DownloadManager,
         outgoing::Outgoing,
@@ -47,6 +50,7 @@ use crate::{
     home::Home,
     library::{Library, ShareEvent, ShareOptions},
     limits::{Limits, budget::InFlightBudget},
+    metrics::PeerMetrics,
     network::PeerNetwork,
     options::{self, Config, Options},
     problem::cannot_listen,
@@ -78,6 +82,15 @@ pub struct Running {
     pub peer_id: PeerId,
     /// The peer's home folder.
     pub home: PathBuf,
+    /// The peer's downloads.
+    pub downloads: DownloadManager,
+    /// The peer's library.
+    pub library: Library,
+    /// The peer's cache.
+    pub cache: Cache,
+    /// The client of the peer's index; `None` if it has no index.
+    pub index: Option<IndexClient>,
+    limits: Limits,
     supervisor: JoinHandle<()>,
 }
 
@@ -149,16 +162,18 @@ pub async fn start(
 
     let announce_set = AnnounceSet::new();
     if network.as_ref().and_then(|network| network.role()) == Some(Role::Reader) {
-        announce_set.hide_names();
+        _ = announce_set.hide_names();
     }
-    let (store, library, home) = {
+    let (store, library, cache, home) = {
         let (announce_set, threads) = (announce_set.clone(), config.hash_threads);
         let (stop, tasks) = (signals.stop_work.child_token(), tasks.clone());
+        let settings = config.cache;
         let open = move || -> Result<_, Problem> {
             let store = Store::open(&home)?;
             let library =
                 Library::open(store.clone(), announce_set, home.files(), threads, stop, &tasks)?;
-            Ok((store, library, home))
+            let cache = Cache::open(&home, store.clone(), library.clone(), settings)?;
+            Ok((store, library, cache, home))
         };
         blocking(open).await??
     };
@@ -178,10 +193,11 @@ pub async fn start(
     };
     if let Some(network) = &network {
         let stop = signals.stop_work.child_token();
-        tasks.spawn(Arc::clone(network).keep_valid(config.index.clone(), stop));
+        let (index, hangups) = (config.index.clone(), config.hangups.clone());
+        tasks.spawn(Arc::clone(network).keep_valid(index, hangups, stop));
     }
     let index = match (config.index.clone(), &tls) {
-        (Some(index), Some(tls)) => Some(index.secured(tls, ServerIdentity::Index)?),
+        (Some(index), Some(tls)) => Some(index.secured(tls)?),
         (index, _) => index,
     };
     let index =
@@ -207,16 +223,19 @@ pub async fn start(
         signals.stop_work.child_token(),
         tasks.clone(),
     ));
+    tasks.spawn(cache.clone().maintain(signals.stop_work.child_token()));
     let limits = Limits::with_max_share(
         config.limits.upload_bytes_per_second,
         config.limits.download_bytes_per_second,
         config.limits.upload_slots,
         config.address_share,
     );
+    let running_index = index.clone();
     let context = Arc::new(DownloadContext {
         library: library.clone(),
         announce_set,
         index,
+        cache: cache.clone(),
         store,
         files_folder: home.files(),
         local,
@@ -227,6 +246,9 @@ pub async fn start(
             disk_pools: DiskPools::new(config.hash_threads),
         },
         downloaded_bytes: Arc::clone(&library.activity().downloaded),
+        counters: DownloadCounters::default(),
+        origins: Default::default(),
+        aliases: Default::default(),
         tracker: tasks.clone(),
     });
     let downloads = DownloadManager::new(Arc::clone(&context), signals.stop_work.child_token());
@@ -234,10 +256,26 @@ pub async fn start(
         uploaded_bytes: Arc::clone(&library.activity().uploaded),
         tallies: library.activity().tallies.clone(),
     });
+    let metrics = PeerMetrics {
+        library: library.clone(),
+        cache: cache.clone(),
+        downloads: downloads.clone(),
+        registrar: registrar.clone(),
+        limits: limits.clone(),
+        counters: context.counters.clone(),
+        disk_pools: context.resources.disk_pools.clone(),
+    };
+    metrics.register(&config.metrics);
     let peer_api = PeerApi::new(
-        vec![Arc::new(library.clone()), Arc::new(downloads.clone())],
+        vec![
+            Arc::new(CachedLibrary {
+                library: library.clone(),
+                cache: cache.clone(),
+            }),
+            Arc::new(downloads.clone()),
+        ],
         peer_id,
-        limits,
+        limits.clone(),
         Arc::clone(&counters),
     );
     let control_api = ControlApi {
@@ -262,13 +300,18 @@ pub async fn start(
     let control_port =
         control_port::serve(control_listener, control_api, &signals, &servers).await?;
     if !config.share.is_empty() {
-        tasks.spawn(share_at_start(library, config.share, config.share_options));
+        tasks.spawn(share_at_start(
+            library.clone(),
+            config.share,
+            config.share_options,
+        ));
     }
     tracing::info!(
         peer = %peer_id.short(), listening = local_addr.map(tracing::field::display), %control,
         home = %home.path().display(),
         "peer ready"
     );
+    config.readiness.set(true);
     let home_path = home.path().to_owned();
     healths.push(control_port.health);
     let supervisor = Supervisor {
@@ -276,6 +319,7 @@ pub async fn start(
         servers,
         tasks,
         healths,
+        readiness: config.readiness,
         socket: control_port.socket,
         home,
     };
@@ -285,6 +329,11 @@ pub async fn start(
         control_token: control_port.token,
         peer_id,
         home: home_path,
+        downloads,
+        library,
+        cache,
+        index: running_index,
+        limits,
         supervisor: tokio::spawn(supervisor.run()),
     })
 }
@@ -317,7 +366,7 @@ fn own_address(local: SocketAddr) -> Address {
 /// Warns if the index is on another machine while this peer listens on loopback only: other
 /// machines could not reach it.
 fn warn_of_loopback(local: SocketAddr, config: &Config) {
-    let Some(Endpoint::Http(index)) = &config.index else {
+    let Some(Endpoint::Http(index)) = config.index.as_ref().map(IndexList::first) else {
         return;
     };
     let host = index.host().unwrap_or_default().trim_matches(['[', ']']);
@@ -374,12 +423,17 @@ async fn share_at_start(library: Library, paths: Vec<PathBuf>, options: ShareOpt
 
 /// Binds to the address in `options`, prints `listening on ADDR` to stdout when ready, and serves
 /// until `shutdown` is cancelled. A peer that only downloads binds to nothing, and prints
-/// `ready to download`.
+/// `ready to download`. Reads the settings again at each of the `hangups`.
 ///
 /// # Errors
 /// Fails as [`start`] does, and with [`Reason::AddressInUse`], [`Reason::InvalidAddress`] or
 /// [`Reason::PermissionDenied`] if the address cannot be bound.
-pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), StartError> {
+pub async fn run(
+    configured: Configured<Options>,
+    hangups: Hangups,
+    shutdown: CancellationToken,
+) -> Result<(), StartError> {
+    let options = configured.options.clone();
     let requested = options.listen;
     let failed = |error: std::io::Error| cannot_listen(requested, "--listen", &error);
     let (listener, port) = match options.download_only {
@@ -390,8 +444,23 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), St
             (Some(listener), port)
         }
     };
+    let (readiness, metrics) = (Readiness::default(), Metrics::default());
+    if let Some(address) = options.metrics {
+        // Before the library is opened, which may take a while.
+        monitoring::start(address, readiness.clone(), metrics.clone(), shutdown.clone()).await?;
+    }
     join_first(&options).await?;
-    let running = start(listener, Config::from_options(options, port)?, shutdown.clone()).await?;
+    let config = Config {
+        readiness,
+        metrics,
+        hangups: hangups.clone(),
+        ..Config::from_options(options, port)?
+    };
+    let running = start(listener, config, shutdown.clone()).await?;
+    let (limits, cache) = (running.limits.clone(), running.cache.clone());
+    let apply =
+        move |options: &Options, changes: &[_]| reload::apply(&limits, &cache, options, changes);
+    tokio::spawn(reload_on_hangup(configured, hangups, shutdown.clone(), apply));
     let mut out = std::io::stdout();
     let written = match running.local_addr {
         Some(address) => writeln!(out, "listening on {address}"),
@@ -409,6 +478,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), St
     running.join().await;
     Ok(())
 }
+
 /// Joins the network of `--join-file`, unless this user did already.
 async fn join_first(options: &Options) -> Result<(), Problem> {
     let Some(file) = &options.join_file else {

@@ -14,7 +14,9 @@ use potluck_core::{
             connections, with_health_and_reflection,
         },
     },
+    monitoring::CallMetrics,
     network::tls::TlsContext,
+    process::traces::server_span,
 };
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -69,11 +71,13 @@ pub(super) async fn serve(
         })
     });
     let server = transport::server()
+        .trace_fn(server_span)
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(REQUEST_WINDOW)
         .initial_connection_window_size(4 * REQUEST_WINDOW)
         .max_frame_size(None)
         .http2_max_header_list_size(MAX_HEADERS)
+        .layer(CallMetrics::new(&config.metrics))
         .layer(tower::util::MapRequestLayer::new(upload::name_client))
         .layer(Admission::new(budgets, upload::call_kind))
         .add_routes(routes)

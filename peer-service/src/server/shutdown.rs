@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use potluck_core::grpc::transport::Health;
+use potluck_core::{grpc::transport::Health, monitoring::Readiness};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::home::Home;
@@ -48,6 +48,7 @@ pub(super) struct Supervisor {
     /// All other tasks.
     pub(super) tasks: TaskTracker,
     pub(super) healths: Vec<Health>,
+    pub(super) readiness: Readiness,
     /// The control socket, to be removed.
     pub(super) socket: Option<PathBuf>,
     /// Unlocked last.
@@ -59,6 +60,7 @@ impl Supervisor {
     pub(super) async fn run(self) {
         self.signals.requested.cancelled().await;
         tracing::info!("peer stopping");
+        self.readiness.set(false);
         for health in &self.healths {
             health.set_not_serving().await;
         }

@@ -5,7 +5,7 @@
 //! - A batch of changes is atomic, and durable when `Store::apply` returns: redb commits with
 //!   `Durability::Immediate`, which ends in `fdatasync`.
 //! - A damaged database is moved aside, never deleted, and a new one is created. Damage never ends
-//!   the peer.
+//!   the peer. Opening verifies all checksums, and that no acknowledged change is missing.
 //! - A row that cannot be decoded is skipped, never trusted.
 //! - After a disk failure, the database is reopened, as redb requires. So a peer survives a disk
 //!   that was full for a while.
@@ -23,13 +23,11 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use potluck_core::{FileId, Sha256, identity::merkle::Hash};
-use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, WriteTransaction,
-};
+use redb::{ReadTransaction, ReadableDatabase as _, ReadableTable as _, WriteTransaction};
 
 mod error;
 mod opening;
-mod rows;
+pub(crate) mod rows;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -43,9 +41,11 @@ use crate::{
     home::Home,
     store::{
         error::catch_panics,
-        opening::{OpenFailure, mark_suspect, move_aside, try_open},
+        opening::{OpenDatabase, OpenFailure, move_aside, try_open},
         rows::{add_members, bytes_of, decode_item, encode_item, encode_members, path_of},
-        tables::{DAMAGED, DOWNLOADS, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES},
+        tables::{
+            CACHE, DAMAGED, DOWNLOADS, ITEMS, LAST_DOWNLOAD, LAYERS, MEMBERS, SHA256S, TOMBSTONES,
+        },
     },
 };
 
@@ -63,7 +63,7 @@ pub(crate) type StoredItem = (u64, ItemRow, EntrySha256s);
 #[derive(Debug, Clone)]
 pub struct Store {
     /// `None` after a disk failure, until it can be reopened.
-    database: Arc<RwLock<Option<Database>>>,
+    database: Arc<RwLock<Option<OpenDatabase>>>,
     folder: Arc<Path>,
     /// The new path of a damaged database that was moved aside since the start.
     moved_aside: Arc<Mutex<Option<PathBuf>>>,
@@ -109,7 +109,7 @@ impl Store {
         Ok(())
     }
 
-    fn move_aside_and_create(&self, why: &str) -> Result<Database, StoreError> {
+    fn move_aside_and_create(&self, why: &str) -> Result<OpenDatabase, StoreError> {
         let path = self.folder.join(FILE_NAME);
         let failed = |source| StoreError::Open {
             path: path.clone(),
@@ -140,7 +140,7 @@ impl Store {
     /// `work` again.
     fn with_database<T>(
         &self,
-        work: impl Fn(&Database) -> Result<T, StoreError>,
+        work: impl Fn(&OpenDatabase) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let result = match &*self.database.read() {
             Some(database) => catch_panics(|| work(database)),
@@ -170,8 +170,8 @@ impl Store {
         close(self.database.write().take());
     }
 
-    /// If the error shows damage, schedules an integrity check for the next time that the database
-    /// is opened.
+    /// If the error shows damage, says so once. The next start verifies the database and replaces
+    /// it.
     fn mark_if_damaged(&self, error: &StoreError) {
         if error.is_damaged() && !self.is_suspect.swap(true, Ordering::Relaxed) {
             let path = self.folder.join(FILE_NAME);
@@ -180,7 +180,6 @@ impl Store {
                 "the peer's database is damaged: restart the peer, which renames the file and \
                  creates a new database"
             );
-            mark_suspect(&path);
         }
     }
 
@@ -195,13 +194,13 @@ impl Store {
         after: Option<u64>,
         max: usize,
     ) -> Result<Vec<StoredItem>, StoreError> {
-        self.with_database(|database| items(&database.begin_read()?, after, max))
+        self.with_database(|open| items(&open.database.begin_read()?, after, max))
     }
 
     /// The paths that the owner does not want shared.
     pub(crate) fn tombstones(&self) -> Result<Vec<PathBuf>, StoreError> {
-        self.with_database(|database| {
-            let read = database.begin_read()?;
+        self.with_database(|open| {
+            let read = open.database.begin_read()?;
             let table = read.open_table(TOMBSTONES)?;
             let rows = table.iter()?;
             rows.map(|row| Ok(path_of(row?.0.value()))).collect()
@@ -210,8 +209,8 @@ impl Store {
 
     /// The damaged entries, by item number.
     pub(crate) fn damaged(&self) -> Result<Vec<(u64, EntryIndex)>, StoreError> {
-        self.with_database(|database| {
-            let read = database.begin_read()?;
+        self.with_database(|open| {
+            let read = open.database.begin_read()?;
             let table = read.open_table(DAMAGED)?;
             let rows = table.iter()?;
             rows.map(|row| Ok(row?.0.value())).collect()
@@ -220,8 +219,8 @@ impl Store {
 
     /// The piece layer of a file; `None` if it is missing or damaged.
     pub(crate) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
-        self.with_database(|database| {
-            let read = database.begin_read()?;
+        self.with_database(|open| {
+            let read = open.database.begin_read()?;
             let layer = read.open_table(LAYERS)?.get(id.as_bytes())?;
             Ok(layer.and_then(|bytes| {
                 let (hashes, rest) = bytes.value().as_chunks::<32>();
@@ -293,10 +292,12 @@ impl Store {
         &self,
         change: impl Fn(&WriteTransaction) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        self.with_database(|database| {
-            let transaction = database.begin_write()?;
+        self.with_database(|open| {
+            let transaction = open.database.begin_write()?;
             change(&transaction)?;
+            let generation = OpenDatabase::count(&transaction)?;
             transaction.commit()?;
+            open.record(generation);
             Ok(())
         })
     }
@@ -308,6 +309,12 @@ impl Store {
     /// Fails if the database cannot be written.
     pub fn write_downloads(&self, changes: &[(u64, Option<Vec<u8>>)]) -> Result<(), StoreError> {
         self.write(|write| {
+            let mut last = write.open_table(LAST_DOWNLOAD)?;
+            let highest = changes.iter().map(|(id, _)| *id).max();
+            let stored = last.get(())?.map(|row| row.value());
+            if let Some(highest) = highest.filter(|highest| stored.is_none_or(|it| it < *highest)) {
+                last.insert((), highest)?;
+            }
             let mut table = write.open_table(DOWNLOADS)?;
             for (id, bytes) in changes {
                 match bytes {
@@ -319,13 +326,64 @@ impl Store {
         })
     }
 
+    /// Stores entries of the cache under their names, and removes those without bytes. Atomic, and
+    /// durable when this returns.
+    pub(crate) fn write_cache_rows(
+        &self,
+        changes: &[(String, Option<Vec<u8>>)],
+    ) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.write(|write| {
+            let mut table = write.open_table(CACHE)?;
+            for (name, bytes) in changes {
+                match bytes {
+                    Some(bytes) => drop(table.insert(&**name, &**bytes)?),
+                    None => drop(table.remove(&**name)?),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The stored entries of the cache, by name.
+    pub(crate) fn cache_rows(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.with_database(|open| {
+            let read = open.database.begin_read()?;
+            let (mut rows, mut last) = (Vec::new(), None);
+            for row in read.open_table(CACHE)?.iter()? {
+                let (name, bytes) = row?;
+                let name = name.value().to_owned();
+                if last.as_ref().is_some_and(|last| *last >= name) {
+                    return Err(redb::StorageError::Corrupted("keys out of order".into()).into());
+                }
+                rows.push((name.clone(), bytes.value().to_vec()));
+                last = Some(name);
+            }
+            Ok(rows)
+        })
+    }
+
+    /// The highest number that a stored download ever had; 0 if there was none.
+    ///
+    /// # Errors
+    /// Fails if the database cannot be read.
+    pub fn last_download_number(&self) -> Result<u64, StoreError> {
+        self.with_database(|open| {
+            let read = open.database.begin_read()?;
+            let table = read.open_table(LAST_DOWNLOAD)?;
+            Ok(table.get(())?.map_or(0, |row| row.value()))
+        })
+    }
+
     /// The stored downloads, in order of their numbers.
     ///
     /// # Errors
     /// Fails if the database cannot be read.
     pub fn downloads(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        self.with_database(|database| {
-            let read = database.begin_read()?;
+        self.with_database(|open| {
+            let read = open.database.begin_read()?;
             let table = read.open_table(DOWNLOADS)?;
             let (mut rows, mut last) = (Vec::new(), None);
             for row in table.iter()? {
@@ -339,7 +397,7 @@ impl Store {
 }
 
 /// Closes a database. A damaged one may trip redb's own checks.
-fn close(database: Option<Database>) {
+fn close(database: Option<OpenDatabase>) {
     let closed: Result<(), StoreError> = catch_panics(|| {
         drop(database);
         Ok(())

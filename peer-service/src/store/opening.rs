@@ -1,18 +1,26 @@
-//! Opens the database, checks a suspect one, and moves a damaged one aside.
+//! Opens and verifies the database, and moves a damaged one aside.
 
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-use redb::{Database, ReadableTable as _, TableDefinition, TableHandle as _, WriteTransaction};
+use parking_lot::Mutex;
+use potluck_core::generation::GenerationFile;
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableHandle as _,
+    WriteTransaction,
+};
 
 use crate::{
     fs::durable,
     store::{
         error::{catch_panics, is_damage},
         rows::from_first_version,
-        tables::{DAMAGED, DOWNLOADS, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES},
+        tables::{
+            CACHE, DAMAGED, DOWNLOADS, GENERATION, ITEMS, LAST_DOWNLOAD, LAYERS, MEMBERS, SHA256S,
+            TOMBSTONES,
+        },
     },
 };
 
@@ -51,61 +59,108 @@ impl From<redb::Error> for OpenFailure {
     }
 }
 
-/// Opens or creates a database with all its tables. If it was marked as suspect ([`mark_suspect`]),
-/// checks all of it; otherwise reads only the small tables that are read at every start.
-pub(crate) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
+/// Opens or creates a database with all its tables, and verifies all of it.
+///
+/// redb verifies checksums only when it repairs, and it repairs a damaged commit by going back to
+/// the one before. So opening always verifies them, and compares the number of the last commit with
+/// the last one that was acknowledged.
+pub(crate) fn try_open(path: &Path) -> Result<OpenDatabase, OpenFailure> {
     let is_new = !path.exists();
-    let mark = suspect_mark(path);
-    let is_suspect = mark.exists();
-    let open = || -> Result<Database, redb::Error> {
+    let open = || -> Result<OpenDatabase, redb::Error> {
+        let acknowledged = GenerationFile::open(&generation_path(path)).map_err(redb::Error::Io)?;
         let mut database = Database::builder().set_cache_size(CACHE_SIZE).create(path)?;
-        if is_suspect {
+        if !is_new {
+            // True or false: false means that it was repaired, also after a kill. The number shows
+            // whether that lost anything.
             database.check_integrity()?;
+        }
+        let generation = generation_of(&database)?;
+        if acknowledged.acknowledged().is_some_and(|last| last > generation) {
+            let why = "it lost its last changes, or is an older copy of itself".to_owned();
+            return Err(redb::Error::Corrupted(why));
         }
         let write = database.begin_write()?;
         write.open_table(ITEMS)?;
         write.open_table(MEMBERS)?;
         write.open_table(SHA256S)?;
         write.open_table(LAYERS)?;
-        for row in write.open_table(TOMBSTONES)?.iter()? {
-            row?;
-        }
-        for row in write.open_table(DAMAGED)?.iter()? {
-            row?;
-        }
-        for row in write.open_table(DOWNLOADS)?.iter()? {
-            row?;
-        }
+        write.open_table(TOMBSTONES)?;
+        write.open_table(DAMAGED)?;
+        write.open_table(DOWNLOADS)?;
+        write.open_table(CACHE)?;
+        write.open_table(LAST_DOWNLOAD)?;
         migrate(&write)?;
         write.commit()?;
         if is_new && let Some(folder) = path.parent() {
             durable::sync_folder(folder).map_err(redb::Error::Io)?;
         }
-        Ok(database)
+        Ok(OpenDatabase {
+            database,
+            acknowledged: Mutex::new(acknowledged),
+        })
     };
-    let database = catch_panics(open)?;
-    if is_suspect {
-        // If the mark stays, the next start only repeats the check.
-        let _ = std::fs::remove_file(mark);
+    Ok(catch_panics(open)?)
+}
+
+/// An open database, with the file that has the number of its last acknowledged commit.
+#[derive(Debug)]
+pub(crate) struct OpenDatabase {
+    pub(crate) database: Database,
+    acknowledged: Mutex<GenerationFile>,
+}
+
+impl OpenDatabase {
+    /// Counts a commit; returns its number.
+    pub(crate) fn count(write: &WriteTransaction) -> Result<u64, redb::Error> {
+        let mut table = write.open_table(GENERATION)?;
+        let generation = table.get(())?.map_or(0, |row| row.value()) + 1;
+        table.insert((), generation)?;
+        Ok(generation)
     }
-    Ok(database)
+
+    /// Records that a commit is durable. A failure only weakens the check at the next start.
+    pub(crate) fn record(&self, generation: u64) {
+        let mut acknowledged = self.acknowledged.lock();
+        // Commits have an order, but their callers come here in any.
+        if acknowledged.acknowledged().is_none_or(|last| last < generation)
+            && let Err(error) = acknowledged.record(generation)
+        {
+            tracing::warn!(
+                %error,
+                "cannot write down the number of the last change: the next start would not \
+                 notice if it were lost"
+            );
+        }
+    }
 }
 
-/// Marks a database, with a file next to it, to be checked completely when it is next opened.
-pub(crate) fn mark_suspect(path: &Path) {
-    // Without the mark, the damage is only found when it is next read.
-    let _ = std::fs::write(suspect_mark(path), "");
+/// The number of the last commit; 0 if an earlier version made it.
+fn generation_of(database: &Database) -> Result<u64, redb::Error> {
+    let read = database.begin_read()?;
+    match read.open_table(GENERATION) {
+        Ok(table) => Ok(table.get(())?.map_or(0, |row| row.value())),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
 }
 
-fn suspect_mark(path: &Path) -> PathBuf {
-    path.with_extension("redb.suspect")
+fn generation_path(path: &Path) -> PathBuf {
+    path.with_extension("redb.generation")
 }
 
 /// Moves a damaged database aside, so that a new one can be created. Returns its new path.
 pub(crate) fn move_aside(path: &Path) -> io::Result<PathBuf> {
     let aside = damaged_path(path);
-    std::fs::rename(path, &aside)?;
-    let _ = std::fs::remove_file(suspect_mark(path));
+    match std::fs::rename(path, &aside) {
+        // The file is missing, although changes were acknowledged.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        renamed => renamed?,
+    }
+    // The new database starts to count again.
+    match std::fs::remove_file(generation_path(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     if let Some(folder) = path.parent() {
         durable::sync_folder(folder)?;
     }

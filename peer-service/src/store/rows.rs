@@ -146,7 +146,8 @@ fn decode_options(bytes: &[u8]) -> Option<(ShareOptions, &[u8])> {
 }
 
 /// Encodes an item. The first byte is 0 for a file or 1 for a collection, plus [`UNREQUESTED`],
-/// [`LABELLED`] and [`WITH_OPTIONS`]. A file has the id, root, stamp and path; a collection has the id, root and path.
+/// [`LABELLED`] and [`WITH_OPTIONS`]. A file has the id, root, stamp and path; a collection has the
+/// id, root and path.
 pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + 2 * 32 + STAMP_LEN + row.path.as_os_str().len());
     let kind = u8::from(matches!(row.body, RowBody::Collection(_)));

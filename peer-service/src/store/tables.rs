@@ -21,5 +21,12 @@ pub(crate) const TOMBSTONES: TableDefinition<'_, &[u8], ()> = TableDefinition::n
 /// by item number and [`EntryIndex`].
 pub(crate) const DAMAGED: TableDefinition<'_, (u64, EntryIndex), ()> =
     TableDefinition::new("damaged.v1");
+/// Entries of the cache by name.
+pub(crate) const CACHE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cache.v1");
+/// The number of the last commit.
+pub(crate) const GENERATION: TableDefinition<'_, (), u64> = TableDefinition::new("generation.v1");
+/// The highest number that a download ever had.
+pub(crate) const LAST_DOWNLOAD: TableDefinition<'_, (), u64> =
+    TableDefinition::new("last_transfer.v1");
 /// Downloads by number.
 pub(crate) const DOWNLOADS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("transfers.v1");

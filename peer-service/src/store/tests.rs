@@ -1,6 +1,6 @@
 use potluck_core::{Root, collection::path::Label};
 use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
-use redb::TableDefinition;
+use redb::{Database, TableDefinition};
 
 use super::*;
 use crate::catalog::{
@@ -110,6 +110,7 @@ fn stored_rows_are_there_after_a_restart() {
     assert_eq!(store.downloads().unwrap(), [(9, b"nine".to_vec())]);
     store.write_downloads(&[(9, None)]).unwrap();
     assert_eq!(store.downloads().unwrap(), []);
+    assert_eq!(store.last_download_number().unwrap(), 9);
 }
 
 #[test]
@@ -255,4 +256,48 @@ fn a_truncated_database_is_moved_aside() {
         .unwrap();
     let store = Store::open_in(dir.path()).unwrap();
     assert!(all(&store).is_empty());
+}
+
+#[test]
+fn an_older_copy_of_the_database_is_moved_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE_NAME);
+    let hide = |name: &str| {
+        let store = Store::open_in(dir.path()).unwrap();
+        store.apply(&[CatalogChange::AddTombstone(name.into())]).unwrap();
+    };
+    hide("/first");
+    let older = std::fs::read(&path).unwrap();
+    hide("/second");
+    let newest = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &older).unwrap();
+    let store = Store::open_in(dir.path()).unwrap();
+    assert!(store.warning().is_some());
+    assert!(store.tombstones().unwrap().is_empty());
+    drop(store);
+    // The new database counts its own changes.
+    hide("/third");
+    let store = Store::open_in(dir.path()).unwrap();
+    assert!(store.warning().is_none());
+    drop(store);
+    // Without the number, any copy is as good as another: a restored backup.
+    std::fs::write(&path, &newest).unwrap();
+    std::fs::remove_file(path.with_extension("redb.generation")).unwrap();
+    let store = Store::open_in(dir.path()).unwrap();
+    assert!(store.warning().is_none());
+    assert_eq!(
+        store.tombstones().unwrap(),
+        ["/first", "/second"].map(PathBuf::from)
+    );
+}
+
+#[test]
+fn a_lost_database_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_in(dir.path()).unwrap();
+    store.write_downloads(&[(1, Some(b"row".to_vec()))]).unwrap();
+    drop(store);
+    std::fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+    assert!(Store::open_in(dir.path()).unwrap().warning().is_some());
+    assert!(Store::open_in(dir.path()).unwrap().warning().is_none());
 }

@@ -20,8 +20,8 @@
 
 mod crowd;
 mod data;
-mod grpc;
-mod piece_hashes;
+pub(crate) mod grpc;
+pub(crate) mod piece_hashes;
 mod refusal;
 mod scheduling;
 mod shared;

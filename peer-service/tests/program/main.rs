@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod configuration;
 #[cfg(target_os = "linux")]
 mod durability;
 mod memory;

@@ -19,23 +19,33 @@ use potluck_testkit::{
     transfer::{assert_done, transfer_request},
     wait::wait_until,
 };
-use rustix::process::Signal;
 
 use crate::{PROGRAM, command, start};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_unregisters_and_ends_the_program() {
+async fn a_terminal_that_closes_ends_the_program() {
     let dir = tempfile::tempdir().unwrap();
     let index = TestIndex::in_memory().await;
     let home = dir.path().join("peer");
     write_file(&home, "files/data.bin", &bytes(1000, 1));
-    let mut program = Server::start(command(&home).args(["--index", &index.endpoint.to_string()]));
+    // `script` (util-linux) gives the program a terminal, which closes when `script` ends.
+    let line = format!(
+        "exec {PROGRAM} --listen 127.0.0.1:0 --home {} --index {} 2>/dev/null",
+        home.display(),
+        index.endpoint
+    );
+    let mut terminal = Command::new("script");
+    let mut terminal = Program::start(terminal.args(["-qfc", &line, "/dev/null"]));
+    assert!(terminal.line().starts_with("listening on "));
     wait_until("the file is registered", async || {
         index.client.stats().await.unwrap().registrations == 1
     })
     .await;
-    assert_eq!(program.end(Signal::HUP).code(), Some(0));
-    assert_eq!(index.client.stats().await.unwrap().peers, 0);
+    terminal.kill();
+    wait_until("the peer left", async || {
+        index.client.stats().await.unwrap().peers == 0
+    })
+    .await;
 }
 
 #[test]

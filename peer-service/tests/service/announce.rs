@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     ops::Range,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use potluck_core::{
@@ -236,6 +236,29 @@ async fn registers_again_after_the_index_was_down() {
     rig.served = rig.index.serve(rig.address, rig.stop_index.clone()).await.1;
     rig.synced().await;
     assert!(rig.index_is_current() && rig.error_reason().is_none());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_is_registered_soon_after_a_long_outage() {
+    let rig = Rig::new(many(0..10), FakeIndexState::default()).await;
+    rig.synced().await;
+    rig.index.state().failure = Some(Reason::ShuttingDown);
+    let calls = rig.index.state().renew_calls;
+    wait_until("several calls fail", async || {
+        rig.index.state().renew_calls > calls + 5
+    })
+    .await;
+    {
+        let mut state = rig.index.state();
+        (state.failure, state.has_lease) = (None, false);
+        state.files.clear();
+    }
+    let since = Instant::now();
+    wait_until("everything is registered", async || rig.index_is_current()).await;
+    // Leases of this index last 0.3 seconds; without the limit, the wait would be 8 seconds or more.
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
     rig.stop().await;
 }
 

@@ -131,7 +131,7 @@ async fn connects_from_the_address_on_which_it_listens() {
     };
     let world = World::new(3_000_000, 13).await;
     let config = Config {
-        index: Some(world.index.endpoint.clone()),
+        index: Some(world.index.endpoint.clone().into()),
         ..Config::new(world.dir.path().join("peer"))
     };
     let peer = TestPeer::serve(listener, config).await;
@@ -187,7 +187,7 @@ async fn registers_everything_again_after_the_index_restarts() {
     let address = listener.local_addr().unwrap();
     let mut index = TestIndex::in_folder(listener, &folder);
     let peer = TestPeer::with_config(Config {
-        index: Some(index.endpoint.clone()),
+        index: Some(index.endpoint.clone().into()),
         // Renewed about once a second.
         lease: Some(Duration::from_secs(3)),
         ..Config::new(dir.path().join("peer"))

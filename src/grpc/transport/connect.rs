@@ -25,6 +25,7 @@ use crate::{
             BULK_RATE, CONNECT_TIMEOUT, CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
             MAX_BULK_WINDOW, MAX_FRAME, RESPONSE_TIMEOUT, STREAM_WINDOW,
         },
+        tcp,
         tls_client::{self, BULK_READ_BUFFER, READ_BUFFER, tls_connector},
     },
     problem::is_from_potluck,
@@ -77,7 +78,10 @@ impl Endpoint {
     /// Those of [`Endpoint::open`].
     pub async fn open_from(&self, from: Option<IpAddr>) -> Result<Channel, Problem> {
         let connected = match self {
-            Self::Http(uri) => endpoint_from(uri, from).connect().await,
+            Self::Http(uri) => {
+                let connector = tcp::http_connector(usable_local(from, uri));
+                http_builder(uri).connect_with_connector(connector).await
+            }
             Self::LinkLocal(address) => {
                 let connector = link_local_connector(address.clone());
                 socket_builder().connect_with_connector(connector).await
@@ -160,7 +164,10 @@ impl Endpoint {
         set: impl Fn(tonic::transport::Endpoint) -> tonic::transport::Endpoint,
     ) -> Channel {
         match self {
-            Self::Http(uri) => set(endpoint_from(uri, from)).connect_lazy(),
+            Self::Http(uri) => {
+                let connector = tcp::http_connector(usable_local(from, uri));
+                set(http_builder(uri)).connect_with_connector_lazy(connector)
+            }
             Self::LinkLocal(address) => set(socket_builder())
                 .connect_with_connector_lazy(link_local_connector(address.clone())),
             Self::Unix(path) => {
@@ -232,9 +239,14 @@ impl Endpoint {
     }
 }
 
+/// Has no deadline for opening a connection: the connector has one.
+fn http_builder(uri: &Uri) -> tonic::transport::Endpoint {
+    configure(Channel::builder(uri.clone()))
+}
+
 fn socket_builder() -> tonic::transport::Endpoint {
     // The host is never resolved: the connector ignores it.
-    configure(Channel::from_static("http://localhost"))
+    configure(Channel::from_static("http://localhost")).connect_timeout(CONNECT_TIMEOUT)
 }
 
 fn unix_connector(
@@ -263,26 +275,21 @@ fn link_local_connector(
 + 'static {
     tower::service_fn(move |_: Uri| {
         let address = address.clone();
-        async move {
-            let stream = tokio::net::TcpStream::connect((address.host(), address.port)).await?;
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(stream))
-        }
+        async move { tcp::connect_link_local(&address).await.map(TokioIo::new) }
     })
 }
 
-/// The endpoint for `uri`, with `from` as the local address if that can reach it.
-fn endpoint_from(uri: &Uri, from: Option<IpAddr>) -> tonic::transport::Endpoint {
-    let from = from.filter(|&from| can_use_as_local(from, uri.host().unwrap_or_default()));
-    configure(Channel::builder(uri.clone())).local_address(from)
+/// `from` as the local address of a connection to `uri`, if it can reach it.
+fn usable_local(from: Option<IpAddr>, uri: &Uri) -> Option<IpAddr> {
+    from.filter(|&from| can_use_as_local(from, uri.host().unwrap_or_default()))
 }
 
 /// `from` as the local address of a TLS connection, if it can reach the endpoint.
 fn local_address(endpoint: &TlsEndpoint, from: Option<IpAddr>) -> Option<IpAddr> {
-    let Endpoint::Http(uri) = endpoint.address() else {
-        return None;
-    };
-    from.filter(|&from| can_use_as_local(from, uri.host().unwrap_or_default()))
+    match endpoint.address() {
+        Endpoint::Http(uri) => usable_local(from, uri),
+        _ => None,
+    }
 }
 
 /// Whether connections to `host` can use `from` as their local address, and would not use it by
@@ -299,8 +306,6 @@ fn can_use_as_local(from: IpAddr, host: &str) -> bool {
 
 fn configure(endpoint: tonic::transport::Endpoint) -> tonic::transport::Endpoint {
     endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)

@@ -194,6 +194,10 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Http(uri) => f.write_str(uri.to_string().trim_end_matches('/')),
             Self::LinkLocal(address) => write!(f, "http://{address}"),
+            // Parsing takes two slashes after the colon for a part of the syntax.
+            Self::Unix(path) if path.as_os_str().as_encoded_bytes().starts_with(b"//") => {
+                write!(f, "unix://{}", path.display())
+            }
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tls(endpoint) => {
                 let address = endpoint.address.to_string();
@@ -319,6 +323,8 @@ mod tests {
             ("http://a.example:7/", "http://a.example:7"),
             ("/run/potluck.sock", "unix:/run/potluck.sock"),
             ("unix:///run/x", "unix:/run/x"),
+            ("//run/x", "unix:////run/x"),
+            ("unix:////run/x", "unix:////run/x"),
         ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), endpoint);
         }

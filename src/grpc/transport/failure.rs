@@ -134,6 +134,10 @@ fn failure(error: &(dyn Error + 'static)) -> Option<Failure> {
         }
         return Some(match error.kind() {
             io::ErrorKind::TimedOut => Failure::TimedOut("the connection timed out".into()),
+            // The text of rustls is a lecture.
+            io::ErrorKind::UnexpectedEof => {
+                Failure::Disconnected("the connection was closed".into())
+            }
             _ if Reason::of_exhaustion(error) == Some(Reason::TooManyOpenFiles) => {
                 Failure::NoDescriptors
             }

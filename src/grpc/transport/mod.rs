@@ -10,6 +10,7 @@ mod health;
 mod probe;
 mod settings;
 mod socket_authority;
+mod tcp;
 mod tls_client;
 mod tls_stream;
 

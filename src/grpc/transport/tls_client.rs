@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
     net::TcpStream,
@@ -24,6 +24,7 @@ use crate::{
     grpc::transport::{
         endpoint::{Endpoint, TlsEndpoint},
         settings::CONNECT_TIMEOUT,
+        tcp,
     },
     network::tls::ConnectionGuard,
 };
@@ -95,20 +96,13 @@ pub(super) async fn connect(
 async fn connect_tcp(address: &Endpoint, from: Option<IpAddr>) -> io::Result<TcpStream> {
     match address {
         Endpoint::Http(uri) => {
-            let mut connector = HttpConnector::new();
-            connector.set_local_address(from);
-            connector.set_nodelay(true);
-            connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-            let connected = connector.call(uri.clone()).await;
+            let connected = tcp::http_connector(from).call(uri.clone()).await;
             connected.map(TokioIo::into_inner).map_err(into_io)
         }
         Endpoint::LinkLocal(address) => {
-            let connect = TcpStream::connect((address.host(), address.port));
-            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
+            tokio::time::timeout(CONNECT_TIMEOUT, tcp::connect_link_local(address))
                 .await
-                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            stream.set_nodelay(true)?;
-            Ok(stream)
+                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
         }
         Endpoint::Unix(_) | Endpoint::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
     }

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{Accept, TlsAcceptor, server::TlsStream};
 
 use crate::{
@@ -18,11 +18,10 @@ use crate::{
     network::tls::{ConnectionGuard, TlsContext},
 };
 
-/// Bytes of a connection that are read at once: requests are small. rustls alone would read 4 KiB at
-/// a time.
-const READ_BUFFER: usize = 16 * 1024;
-
 /// The bytes of a connection, decrypted if it uses TLS.
+///
+/// Without a read buffer of its own: rustls reads 4 KiB at a time, which is enough for requests, and
+/// a larger buffer would be most of the memory of an idle connection.
 pub(super) struct ServerStream<S> {
     state: State<S>,
 }
@@ -30,12 +29,12 @@ pub(super) struct ServerStream<S> {
 enum State<S> {
     Plain(S),
     Handshake {
-        accept: Box<Accept<BufReader<S>>>,
+        accept: Box<Accept<S>>,
         tls: TlsContext,
         client: ClientConnection,
     },
     Tls {
-        stream: Box<TlsStream<BufReader<S>>>,
+        stream: Box<TlsStream<S>>,
         /// `None` for a client without a certificate.
         _guard: Option<ConnectionGuard>,
     },
@@ -55,7 +54,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerStream<S> {
     /// certificate proves. `None` if the context has no certificate for a server.
     pub(super) fn tls(stream: S, tls: &TlsContext, client: ClientConnection) -> Option<Self> {
         let acceptor = TlsAcceptor::from(tls.server_config()?);
-        let accept = acceptor.accept(BufReader::with_capacity(READ_BUFFER, stream));
+        let accept = acceptor.accept(stream);
         Some(Self {
             state: State::Handshake {
                 accept: Box::new(accept),

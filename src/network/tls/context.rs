@@ -241,11 +241,25 @@ impl TlsContext {
     /// # Errors
     /// [`TlsError`]; the settings are then unchanged.
     pub fn replace(&self, material: TlsMaterial) -> Result<(), TlsError> {
-        let settings = Arc::new(TlsSettings::new(material)?);
-        let naming = settings.naming.clone();
-        *self.shared.settings.write() = settings;
-        self.close_where(|open| naming.revokes(&open.identity));
+        self.set(material)?;
+        self.close_revoked();
         Ok(())
+    }
+
+    /// Uses other material for new connections. Every open connection stays open.
+    ///
+    /// # Errors
+    /// [`TlsError`]; the settings are then unchanged.
+    pub fn set(&self, material: TlsMaterial) -> Result<(), TlsError> {
+        let settings = Arc::new(TlsSettings::new(material)?);
+        *self.shared.settings.write() = settings;
+        Ok(())
+    }
+
+    /// Closes connections to members and peers that the current material revokes.
+    pub fn close_revoked(&self) {
+        let settings = self.settings();
+        self.close_where(|open| settings.naming.revokes(&open.identity));
     }
 
     /// Closes connections to members and peers whose certificate has expired.

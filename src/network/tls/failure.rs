@@ -45,7 +45,10 @@ const fn invalid(error: &CertificateError) -> (Reason, &'static str) {
             "its certificate is not valid yet: set the clocks of both machines",
         ),
         CertificateError::Revoked => (Reason::Unauthenticated, "its member was revoked"),
-        CertificateError::UnknownIssuer => (Reason::Unauthenticated, OTHER_NETWORK),
+        // The signature is wrong if the CAs of both networks have the same name.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            (Reason::Unauthenticated, OTHER_NETWORK)
+        }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
             Reason::Unauthenticated,
             "its certificate is not that of the expected server: another peer has this address now, \
@@ -72,9 +75,13 @@ const fn alerted(alert: AlertDescription) -> (Reason, &'static str) {
         ),
         AlertDescription::CertificateRevoked => (
             Reason::Revoked,
-            "this machine was revoked: ask an admin for a new code (`potluck network invite`)",
+            "this machine was revoked: run `potluck network leave`, and join again with a new code if \
+             an admin gives one",
         ),
-        AlertDescription::UnknownCA => (Reason::NotAMember, OTHER_NETWORK),
+        // Wrong signatures, as above, end with the second.
+        AlertDescription::UnknownCA | AlertDescription::DecryptError => {
+            (Reason::NotAMember, OTHER_NETWORK)
+        }
         AlertDescription::BadCertificate
         | AlertDescription::AccessDenied
         | AlertDescription::CertificateUnknown

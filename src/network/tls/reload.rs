@@ -10,25 +10,28 @@ use crate::{
         own_pki::OwnPki,
         tls::context::{TlsContext, TlsMaterial},
     },
+    process::Hangups,
 };
 
 /// How often the files are read again: soon enough for certificates that live for hours.
 const RELOAD: Duration = Duration::from_secs(60);
 
-/// Reads the files again from time to time until `stop`, and uses what they hold for new connections.
-/// If `peer` is given, the certificate must still be for its key, from which its id follows.
+/// Reads the files again from time to time and at each hangup until `stop`, and uses what they hold for
+/// new connections. If `peer` is given, the certificate must still be for its key, from which its id follows.
 pub async fn follow_files(
     tls: TlsContext,
     files: OwnPki,
     peer: Option<PeerId>,
+    mut hangups: Hangups,
     stop: CancellationToken,
 ) {
     let mut last_error = None;
     loop {
         tokio::select! {
-            // Both arms only wait.
+            // All arms only wait.
             () = stop.cancelled() => return,
             () = tokio::time::sleep(RELOAD) => {}
+            () = hangups.next() => {}
         }
         let (tls, files) = (tls.clone(), files.clone());
         let reload = move || {

@@ -44,6 +44,9 @@ impl Swarm {
             for &unit in abandoned.iter().filter(|&&unit| unit < count) {
                 self.set_fetching(peer, unit, false);
             }
+            if !abandoned.is_empty() {
+                self.wake_reserves();
+            }
             if !(have.is_empty() && fetching.is_empty() && abandoned.is_empty()) {
                 self.record_partial_progress(peer, now);
             }
@@ -116,7 +119,7 @@ impl Swarm {
         ids.into_iter().for_each(|id| self.cancel_request(id, now));
     }
 
-    fn replace_availability(&mut self, key: PeerKey, units: &Availability) {
+    pub(crate) fn replace_availability(&mut self, key: PeerKey, units: &Availability) {
         let fits = units.have.len() == self.have.len() && units.fetching.len() == self.have.len();
         if !fits || self.peers.get(&key).is_none_or(Peer::is_banned) {
             return;
@@ -167,6 +170,7 @@ impl Swarm {
         for unit in fetching.ones() {
             self.rarity.decrement(unit, &mut self.rng);
         }
+        self.wake_reserves();
     }
 
     /// A known peer has a unit. Once the peer is complete, its units are no longer counted one by

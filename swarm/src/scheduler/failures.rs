@@ -319,6 +319,9 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
+        if peer.reserve_check.is_some_and(|at| at <= now) {
+            peer.reserve_check = None;
+        }
         if matches!(peer.eligibility, Eligibility::BackedOff { until } if until <= now) {
             peer.eligibility = Eligibility::Open;
         }

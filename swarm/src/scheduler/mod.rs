@@ -10,6 +10,7 @@ mod inspect;
 mod invariants;
 mod pick;
 mod requests;
+mod reserve;
 #[cfg(test)]
 mod tests;
 mod throttle;
@@ -76,6 +77,9 @@ pub struct Swarm {
     /// When bytes last waited for our own rate limit.
     throttled_at: Option<Time>,
 
+    /// When a unit was last verified.
+    last_verified: Time,
+
     actions: VecDeque<Action>,
     finish_announced: bool,
     counters: Counters,
@@ -127,6 +131,7 @@ impl Swarm {
             in_flight_bytes: 0,
             downlink: Estimate::default(),
             throttled_at: None,
+            last_verified: Time::ZERO,
             actions: VecDeque::new(),
             finish_announced: false,
             counters: Counters::default(),

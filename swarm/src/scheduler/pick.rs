@@ -53,6 +53,8 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
+        // A reserve has an uplink of its own, which the crowd does not share.
+        let (is_reserve, crowd) = (peer.is_reserve, crowd && !peer.is_reserve);
         if !peer.has_room(&self.config, crowd, self.longest_unit) {
             return;
         }
@@ -60,11 +62,15 @@ impl Swarm {
         if peer.probation.is_some() {
             return self.request_on_probation(key, now);
         }
-        if let Some(unit) = self.pick_open_unit(key) {
+        let open = self.pick_open_unit(key);
+        if let Some(unit) = open.filter(|_| !is_reserve || self.may_ask_reserve(key, now)) {
             self.hedge(key, unit, now);
-        } else if let Some(unit) = self.pick_missing(key) {
+        } else if let Some(unit) = match is_reserve {
+            true => self.pick_for_reserve(key, now),
+            false => self.pick_missing(key),
+        } {
             if !self.has_budget_left() {
-                if !self.rebalance(key, now) {
+                if is_reserve || !self.rebalance(key, now) {
                     return self.block(key);
                 }
             } else if self.has_enough_requested(now) || idle && self.is_crowd_full() {
@@ -72,7 +78,7 @@ impl Swarm {
             } else {
                 self.open_request(key, unit, now);
             }
-        } else if !self.rarity.is_empty() || !self.rebalance(key, now) {
+        } else if is_reserve || !self.rarity.is_empty() || !self.rebalance(key, now) {
             return;
         }
         self.mark_ready(key);
@@ -96,9 +102,11 @@ impl Swarm {
         }
     }
 
-    /// The rarest missing unit that the peer has, or the first one for a reader. Outside a crowd, the unit after its last one is
-    /// preferred if it is equally rare: the driver can request both in one call, and the peer reads
-    /// sequentially.
+    /// The rarest missing unit that the peer has, or the first one for a reader. Outside a crowd, and
+    /// of a reserve, the unit after its last one is preferred if it is equally rare: the driver can
+    /// request both in one call, and the peer reads sequentially. In a crowd each peer so takes a
+    /// stretch of its own from the reserve, and two rarely choose the same unit before they learn of
+    /// each other's choice.
     pub(crate) fn pick_missing(&self, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
         if !peer.is_availability_known || self.requestable_units(peer) == 0 {
@@ -106,11 +114,16 @@ impl Swarm {
         }
         let mut served = self.rarity.rarest().filter(|&unit| peer.serves(unit));
         if self.window_end.is_some() {
-            return served.min();
+            // A reserve is asked for what nobody has or fetches, as long as there is any.
+            let unprovided = |&unit: &u32| self.rarity.count(unit) == 0;
+            return match peer.is_reserve && self.rarity.uncounted() > 0 {
+                true => served.filter(unprovided).min(),
+                false => served.min(),
+            };
         }
         let unit = served.next()?;
         let next = peer.cursor.map(|cursor| cursor + 1).filter(|&next| {
-            !self.is_crowd()
+            (peer.is_reserve || !self.is_crowd())
                 && peer.serves(next)
                 && self.rarity.contains(next)
                 && self.rarity.count(next) == self.rarity.count(unit)

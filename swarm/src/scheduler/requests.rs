@@ -162,6 +162,7 @@ impl Swarm {
         let len = self.unit_lens[unit as usize];
         // Set before the requests are closed, so that the unit never becomes missing in between.
         self.have.set(unit, true);
+        self.last_verified = now;
         if let Some(request) = self.close_request(id, now) {
             self.counters.verified_bytes += len;
             let mut was_doubted = false;

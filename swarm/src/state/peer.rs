@@ -37,6 +37,12 @@ pub(crate) struct Peer {
     pub(crate) eligibility: Eligibility,
     /// Whether it joined and did not leave. Peers that were banned are remembered after they leave.
     pub(crate) has_joined: bool,
+    /// Whether it is a reserve: complete, costly, and asked only for what others do not provide.
+    pub(crate) is_reserve: bool,
+    /// If it is a reserve that waits for others: when to look again.
+    pub(crate) reserve_check: Option<Time>,
+    /// If it is a reserve: when the next of the last units may be requested.
+    pub(crate) reserve_hold: Option<Time>,
     /// Number of bans so far.
     pub(crate) bans: u32,
     /// If it was banned and readmitted: the units that it still has to deliver before it gets more
@@ -90,6 +96,9 @@ impl Peer {
         Self {
             eligibility: Eligibility::Open,
             has_joined: false,
+            is_reserve: false,
+            reserve_check: None,
+            reserve_hold: None,
             bans: 0,
             probation: None,
             readmission_check: None,
@@ -206,7 +215,7 @@ impl Peer {
             (a, b) => a.or(b),
         };
         earlier(
-            earlier(silence, until),
+            earlier(earlier(silence, until), self.reserve_check),
             earlier(self.refused.due(), self.readmission_check),
         )
     }

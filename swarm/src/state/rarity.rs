@@ -49,6 +49,11 @@ impl RarityOrder {
         self.counts[unit as usize]
     }
 
+    /// Number of missing units that no partial peer has and nobody fetches.
+    pub(crate) fn uncounted(&self) -> usize {
+        self.start.get(1).map_or(self.order.len(), |&end| end as usize)
+    }
+
     /// The missing units, rarest first.
     pub(crate) fn rarest(&self) -> impl Iterator<Item = u32> + '_ {
         self.order.iter().copied()

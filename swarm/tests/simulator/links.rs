@@ -3,7 +3,7 @@
 use potluck_swarm::{Failure, RequestId};
 use rand::RngExt;
 
-use crate::world::{Event, World, seconds};
+use crate::world::{Event, World, nanos, seconds};
 
 const CHUNK: u64 = 64 * 1024;
 
@@ -22,6 +22,10 @@ pub(crate) struct Flow {
     pub(crate) dead: bool,
     pub(crate) has_started: bool,
     pub(crate) served: u64,
+    /// When it may send the next chunk, if each request has a rate.
+    pub(crate) next_at: u64,
+    /// Bytes that are left when it breaks off.
+    pub(crate) cut_at: Option<u64>,
 }
 
 impl World {
@@ -35,6 +39,7 @@ impl World {
         let spec = &self.nodes[from].spec;
         let corrupts = spec.corrupt > 0.0 && seconds(self.now) < spec.corrupts_until;
         let corrupt = corrupts && self.rng.random_bool(spec.corrupt);
+        let is_cut = spec.cuts > 0.0 && self.rng.random_bool(spec.cuts);
         self.nodes[to].requests_made += 1;
         let len = self.setup.units[unit as usize];
         let flow = Flow {
@@ -48,6 +53,8 @@ impl World {
             dead: false,
             has_started: false,
             served: 0,
+            next_at: 0,
+            cut_at: is_cut.then_some(len / 2),
         };
         self.flows.push(flow);
         self.flow_of.insert((to, id), self.flows.len() - 1);
@@ -70,7 +77,7 @@ impl World {
         let node = &mut self.nodes[from];
         let failure = if !node.online {
             Some(Failure::Disconnected)
-        } else if node.refuses || !node.have.get(unit) {
+        } else if node.refuses || !node.servable().get(unit) {
             Some(Failure::NotAvailable)
         } else if node.uploads.len() >= node.spec.slots
             || waiting >= node.spec.max_waiting
@@ -107,16 +114,36 @@ impl World {
                 .is_none_or(|&bytes| bytes < window)
         };
         let streams = self.setup.streams;
-        let flows = &self.flows;
-        let next = self.nodes[from]
+        let (flows, now) = (&self.flows, self.now);
+        let ready = self.nodes[from]
             .uploads
             .iter()
             .copied()
             .filter(|&index| flows[index].to_send > 0 && room(flows[index].to))
-            .take(streams)
+            .take(streams);
+        let next = ready
+            .clone()
+            .filter(|&index| flows[index].next_at <= now)
             .min_by_key(|&index| flows[index].served);
-        let Some(index) = next else { return };
+        let Some(index) = next else {
+            let at = ready.map(|index| flows[index].next_at).min();
+            let before = self.nodes[from].paced_until;
+            if let Some(at) = at.filter(|at| before.is_none_or(|before| *at < before)) {
+                self.nodes[from].paced_until = Some(at);
+                self.push(at, Event::Paced(from));
+            }
+            return;
+        };
+        let request_rate = self.nodes[from].spec.request_rate;
         let flow = &mut self.flows[index];
+        if flow.cut_at.is_some_and(|left| flow.to_send <= left) {
+            flow.to_send = 0;
+            self.after(self.setup.delay, Event::Failed(index, Failure::Disconnected));
+            return self.send_next(from);
+        }
+        if request_rate.is_finite() {
+            flow.next_at = now + nanos(CHUNK as f64 / request_rate);
+        }
         let bytes = CHUNK.min(flow.to_send);
         flow.to_send -= bytes;
         *self.in_transit.entry((from, flow.to)).or_default() += bytes;
@@ -159,7 +186,9 @@ impl World {
         if corrupt {
             self.notify_swarm(to, |swarm, now| swarm.corrupt(id, now));
         } else {
+            let is_from_origin = self.nodes[from].spec.is_origin;
             self.nodes[to].have.set(unit, true);
+            self.nodes[to].from_origin.set(unit, is_from_origin);
             self.notify_swarm(to, |swarm, now| {
                 assert!(swarm.verified(id, now), "a unit that was not cancelled is needed")
             });

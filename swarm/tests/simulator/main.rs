@@ -9,6 +9,7 @@ mod crowds;
 mod failures;
 mod links;
 mod node;
+mod origins;
 mod readers;
 mod setup;
 mod world;

@@ -39,6 +39,14 @@ pub(crate) struct Spec {
     pub(crate) reads: Option<(u32, f64)>,
     /// Announces the units that it is sending to others as being fetched.
     pub(crate) announces_uploads: bool,
+    /// Rate at which it sends each request; an origin may limit each connection.
+    pub(crate) request_rate: f64,
+    /// Fraction of the requests that break off half-way.
+    pub(crate) cuts: f64,
+    /// An origin: complete, and asked last.
+    pub(crate) is_origin: bool,
+    /// Serves only what it got from an origin, since nothing else is verified yet.
+    pub(crate) is_provisional: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,6 +75,17 @@ impl Spec {
             joins: 0.0,
             reads: None,
             announces_uploads: false,
+            request_rate: f64::INFINITY,
+            cuts: 0.0,
+            is_origin: false,
+            is_provisional: false,
+        }
+    }
+
+    pub(crate) const fn origin(rate: f64) -> Self {
+        Self {
+            is_origin: true,
+            ..Self::seed(rate)
         }
     }
 
@@ -87,6 +106,8 @@ pub(crate) struct Node {
     pub(crate) swarm: Option<Swarm>,
     /// The units that it can serve.
     pub(crate) have: Bitfield,
+    /// The units that it got from an origin.
+    pub(crate) from_origin: Bitfield,
     /// Its last announcement: the units that it has, and those that it fetches.
     pub(crate) announced: (Bitfield, Bitfield),
     pub(crate) announce_pending: bool,
@@ -101,6 +122,8 @@ pub(crate) struct Node {
     /// Requests to it, in order of arrival.
     pub(crate) uploads: Vec<usize>,
     pub(crate) sending: bool,
+    /// When the next request may go on, if all wait for their rate.
+    pub(crate) paced_until: Option<u64>,
     pub(crate) down_free: u64,
     pub(crate) sent_bytes: u64,
     /// How many times it began to send each unit.
@@ -114,4 +137,14 @@ pub(crate) struct Node {
     pub(crate) is_reading: bool,
     /// Number of requests that it made.
     pub(crate) requests_made: u64,
+}
+
+impl Node {
+    /// The units that it serves to others.
+    pub(crate) const fn servable(&self) -> &Bitfield {
+        match self.spec.is_provisional {
+            true => &self.from_origin,
+            false => &self.have,
+        }
+    }
 }

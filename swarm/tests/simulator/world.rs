@@ -49,6 +49,8 @@ pub(crate) enum Event {
     Cancelled(usize),
     Failed(usize, Failure),
     UplinkFree(usize),
+    /// A request of this node may go on.
+    Paced(usize),
     AtDownlink(usize, u64),
     Delivered(usize, u64),
 }
@@ -125,6 +127,7 @@ impl World {
                 swarm,
                 announced: (have.clone(), Bitfield::new(units)),
                 have,
+                from_origin: Bitfield::new(units),
                 announce_pending: false,
                 uploading: Bitfield::new(units),
                 online: false,
@@ -133,6 +136,7 @@ impl World {
                 visit: 0,
                 uploads: Vec::new(),
                 sending: false,
+                paced_until: None,
                 down_free: 0,
                 sent_bytes: 0,
                 sent_units: vec![0; units as usize],
@@ -281,6 +285,12 @@ impl World {
                 self.nodes[node].sending = false;
                 self.send_next(node);
             }
+            Event::Paced(node) => {
+                if self.nodes[node].paced_until == Some(self.now) {
+                    self.nodes[node].paced_until = None;
+                    self.send_next(node);
+                }
+            }
             Event::AtDownlink(flow, bytes) => {
                 let node = &mut self.nodes[self.flows[flow].to];
                 let takes = nanos(bytes as f64 / node.spec.down);
@@ -329,7 +339,13 @@ impl World {
             fetching
         };
         let delay = self.setup.delay;
+        let is_origin = self.nodes[from].spec.is_origin;
         self.notify_swarm(to, |swarm, now| {
+            if is_origin {
+                swarm.reserve_joined(key(from), now);
+                swarm.round_trip(key(from), Duration::from_secs_f64(2.0 * delay));
+                return;
+            }
             swarm.peer_joined(key(from), now);
             swarm.round_trip(key(from), Duration::from_secs_f64(2.0 * delay));
             swarm.availability(key(from), &Availability { have, fetching }, now);
@@ -454,6 +470,9 @@ impl World {
         let node = &mut self.nodes[index];
         node.announce_pending = false;
         let (have, fetching) = match &node.swarm {
+            Some(swarm) if node.spec.is_provisional => {
+                (node.from_origin.clone(), swarm.fetching().clone())
+            }
             Some(swarm) => (swarm.have().clone(), swarm.fetching().clone()),
             None => (node.have.clone(), node.uploading.clone()),
         };

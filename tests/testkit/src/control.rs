@@ -195,6 +195,12 @@ impl Control {
             .into_inner()
     }
 
+    /// The limits in force.
+    pub async fn limits(&self) -> v1::Limits {
+        let limits = self.client.clone().get_limits(v1::GetLimitsRequest {}).await;
+        limits.unwrap().into_inner().limits.unwrap()
+    }
+
     /// Limits all uploads to this many bytes per second; 0 means no limit.
     pub async fn limit_upload(&self, bytes_per_second: u64) {
         self.set_limits(v1::Limits {

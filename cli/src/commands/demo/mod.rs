@@ -125,6 +125,7 @@ async fn run_on(
         target: Some(network.download_folder()),
         sha256: None,
         providers: Vec::new(),
+        origin: None,
         detach: false,
         allow_expansion: false,
         include: Vec::new(),

@@ -54,7 +54,7 @@ impl DemoNetwork {
         for number in 1..=SHARERS + 1 {
             let (listener, _) = listen().await?;
             let config = Config {
-                index: Some(index.clone()),
+                index: Some(index.clone().into()),
                 ..Config::new(folder.path().join(format!("peer-{number}")))
             };
             let running = potluck_peer::start(listener, config, shutdown.clone()).await?;

@@ -22,6 +22,8 @@ Examples:
   potluck get photos -o ~/                a folder, saved as ~/photos
   potluck get a.bin b.bin -o models/      several at once, into one folder
   potluck get backup.tar -o - | tar x     in order, while it arrives
+  potluck get https://HOST/a.iso#sha256=HEX   from a web server and all peers
+  potluck get hf://ORG/REPO/a.safetensors     from the model hub and peers
   potluck get model --include '*.json'    only these files of a folder
 
 A download that was interrupted resumes when you run the command again. A file
@@ -33,8 +35,8 @@ saved in the current folder, and --seed keeps the command running to serve them.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GetArgs {
-    /// Ids, exact names, or sha256:HEX
-    #[arg(value_name = "ID|NAME|sha256:HEX", required = true)]
+    /// Ids, exact names, sha256:HEX, https://URL#sha256=HEX, or hf://ORG/REPO@REVISION/PATH
+    #[arg(value_name = "ID|NAME|sha256:HEX|ORIGIN", required = true)]
     pub(crate) queries: Vec<FileQuery>,
 
     /// Where to save it: a new path, or a folder; a folder for several files; - writes one file to
@@ -71,6 +73,11 @@ pub(crate) struct GetArgs {
     /// this many times its size was sent, such as 1.5 [default: while the peer runs]
     #[arg(long, value_name = "no|TIME|RATIO")]
     pub(crate) seed: Option<Seed>,
+
+    /// Announce and share content of an origin that needs credentials: everyone with access to this
+    /// network can then download it
+    #[arg(long)]
+    pub(crate) share_gated: bool,
 
     /// Let the running peer download, and return at once
     #[arg(short, long)]

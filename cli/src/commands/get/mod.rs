@@ -3,16 +3,24 @@
 //! | module | responsibility |
 //! |---|---|
 //! | [`args`] | the arguments |
+//! | [`repository`] | downloads a repository of a hub |
 //! | [`resolve`] | finds the files that an argument stands for |
+//! | [`stream`] | reads a file of an origin in order, without peers |
+//! | [`unhashed`] | downloads a URL of which nothing states the SHA-256 |
 //! | [`one`] | downloads the file of one argument |
 //! | [`to_stdout`] | writes the file of one argument to standard output |
 //! | [`several`] | downloads the files of several arguments side by side |
 
 mod args;
 mod one;
+mod repository;
 mod resolve;
 mod several;
+mod stream;
 mod to_stdout;
+mod unhashed;
+
+use potluck_origins::OriginReference;
 
 use crate::{
     arguments::file_query::FileQuery,
@@ -33,6 +41,12 @@ pub(crate) async fn run(context: &CommandContext, args: GetArgs) -> Result<(), C
     }
     let to_stdout = to_stdout::is_requested(context, &args, &queries)?;
     match &queries[..] {
+        [FileQuery::Origin(OriginReference::Hub(hub))] if hub.path.is_none() && !to_stdout => {
+            repository::run(context, running, &args, hub).await
+        }
+        [FileQuery::Origin(OriginReference::File(url))] if url.sha256.is_none() => {
+            unhashed::run(context, running, &args, url, to_stdout).await
+        }
         [query] if to_stdout => run_to_stdout(context, running, &args, query).await,
         [query] => run_one(context, running, &args, query).await,
         _ => several::run(context, running, &args, &queries).await,

@@ -11,7 +11,7 @@ use crate::{
     arguments::file_query::FileQuery,
     commands::get::{
         args::{DEFAULT_WAIT, GetArgs},
-        resolve::Candidate,
+        resolve::FileCandidate,
     },
     context::{CommandContext, PeerHandle},
     control::{DownloadRequest, model::Transfer},
@@ -30,23 +30,29 @@ pub(crate) async fn download(
     peer: &PeerHandle,
     args: &GetArgs,
     query: &FileQuery,
-    candidates: Vec<Candidate>,
+    candidates: Vec<FileCandidate>,
 ) -> Result<Transfer, CommandError> {
     let target = target(peer, args)?;
     let resume = resume_command(context, args);
     let last = candidates.len().saturating_sub(1);
     let mut first = None;
     for (i, candidate) in candidates.into_iter().enumerate() {
+        let globs = |globs: &Vec<String>| match candidate.target {
+            Some(_) => Vec::new(),
+            None => globs.clone(),
+        };
+        let (include, exclude) = (globs(&args.include), globs(&args.exclude));
         let request = DownloadRequest {
             file: candidate.id,
             name: candidate.name,
-            target: target.clone(),
+            target: candidate.target.or_else(|| target.clone()),
             sha256: candidate.sha256,
             providers: candidate.providers,
+            origin: candidate.origin,
             detach: args.detach,
             allow_expansion: args.allow_expansion,
-            include: args.include.clone(),
-            exclude: args.exclude.clone(),
+            include,
+            exclude,
             seed: args.seed,
             limit: args.limit,
             priority: args.priority,

@@ -1,5 +1,7 @@
 //! Resolves an argument of `get` to candidate files.
 
+use std::path::PathBuf;
+
 use potluck_core::{
     FileId, IdPrefix, Problem, Reason, Sha256,
     index_client::IndexClient,
@@ -10,8 +12,10 @@ use crate::{
     arguments::file_query::FileQuery,
     commands::get::args::GetArgs,
     context::CommandContext,
+    control::RequestedOrigin,
     error::CommandError,
     lookup,
+    origin::{self, OriginContent},
     output::text,
     peer::ConnectedPeer,
     views::{
@@ -31,11 +35,16 @@ const MAX_PASSED_PROVIDERS: usize = 100;
 
 /// A file to try.
 #[derive(Debug)]
-pub(crate) struct Candidate {
+pub(crate) struct FileCandidate {
     pub(crate) id: FileId,
     pub(crate) name: Option<String>,
+    /// For a file of a repository, where to save it: `--output`, `--include` and `--exclude` are for
+    /// the repository, and do not apply to the file again.
+    pub(crate) target: Option<PathBuf>,
     pub(crate) sha256: Option<Sha256>,
     pub(crate) providers: Vec<Address>,
+    /// Where bytes come from that no peer has.
+    pub(crate) origin: Option<RequestedOrigin>,
     /// Whether any provider is known. Without one, only a local copy can satisfy the request.
     pub(crate) has_providers: bool,
     /// The error to report if no provider is known and the download fails.
@@ -53,12 +62,14 @@ pub(crate) async fn candidates(
     peer: Option<&ConnectedPeer>,
     args: &GetArgs,
     query: &FileQuery,
-) -> Result<Vec<Candidate>, CommandError> {
+) -> Result<Vec<FileCandidate>, CommandError> {
     let looked_up = match context.index_for(peer) {
         Ok(index) => look_up(&index, query).await.map_err(Into::into),
         Err(error) => match query {
             // An id and explicit peers are enough without an index.
             FileQuery::Id(_) if !args.from.is_empty() => Ok(Vec::new()),
+            // The origin is enough.
+            FileQuery::Origin(_) => Ok(Vec::new()),
             // The running peer may know the id.
             FileQuery::IdPrefix { .. } => Err(error),
             _ => return Err(error),
@@ -72,6 +83,10 @@ pub(crate) async fn candidates(
             Ok(vec![candidate])
         }
         (_, Err(error)) => Err(error),
+        (FileQuery::Origin(reference), _) => {
+            let found = origin::look_up(reference).await?;
+            Ok(with_origin(context, peer, args, found).await)
+        }
         (query, Ok(files)) if files.is_empty() => {
             Err(not_found_with_suggestions(index.as_ref(), query).await)
         }
@@ -99,7 +114,7 @@ fn by_id(
     args: &GetArgs,
     id: FileId,
     looked_up: Result<Vec<IndexedFile>, CommandError>,
-) -> Candidate {
+) -> FileCandidate {
     match looked_up.map(|files| files.into_iter().next()) {
         Ok(Some(found)) => from_indexed_file(context, peer, args, &found, None, None),
         Ok(None) => without_providers(args, id, lookup::not_found(&FileQuery::Id(id))),
@@ -115,7 +130,7 @@ async fn by_prefix(
     args: &GetArgs,
     (prefix, text): (&IdPrefix, &str),
     looked_up: Result<Vec<IndexedFile>, CommandError>,
-) -> Result<Candidate, CommandError> {
+) -> Result<FileCandidate, CommandError> {
     let (files, error) = match looked_up {
         Ok(files) => {
             let (prefix, text) = (*prefix, text.to_owned());
@@ -143,15 +158,56 @@ async fn by_prefix(
 
 /// A file that the index does not list. With explicit peers, the transfer's own error is more
 /// precise than `error`.
-fn without_providers(args: &GetArgs, id: FileId, error: CommandError) -> Candidate {
-    Candidate {
+fn without_providers(args: &GetArgs, id: FileId, error: CommandError) -> FileCandidate {
+    FileCandidate {
         id,
         name: None,
+        target: None,
         sha256: None,
         providers: args.from.clone(),
+        origin: None,
         has_providers: !args.from.is_empty(),
         error: Some(error).filter(|_| args.from.is_empty()),
     }
+}
+
+/// The candidates for a file at an origin: those that peers have with its SHA-256, and last the
+/// content whose root is not known yet.
+pub(super) async fn with_origin(
+    context: &CommandContext,
+    peer: Option<&ConnectedPeer>,
+    args: &GetArgs,
+    found: OriginContent,
+) -> Vec<FileCandidate> {
+    let OriginContent { file, sha256, name } = found;
+    let query = FileQuery::Sha256(sha256);
+    // Without an index, the origin is enough.
+    let known = match context.index_for(peer) {
+        Ok(index) => look_up(&index, &query).await.unwrap_or_default(),
+        Err(_) => Vec::new(),
+    };
+    let origin = RequestedOrigin {
+        file,
+        share_gated: args.share_gated,
+    };
+    let known = known.iter().filter(|known| known.file.size == origin.file.size);
+    let mut candidates: Vec<FileCandidate> = known
+        .map(|known| FileCandidate {
+            origin: Some(origin.clone()),
+            ..from_indexed_file(context, peer, args, known, name.as_deref(), Some(sha256))
+        })
+        .collect();
+    candidates.push(FileCandidate {
+        id: FileId::provisional(origin.file.size, &sha256),
+        name,
+        target: None,
+        sha256: Some(sha256),
+        providers: args.from.clone(),
+        origin: Some(origin),
+        has_providers: true,
+        error: None,
+    });
+    candidates
 }
 
 fn from_indexed_file(
@@ -161,7 +217,7 @@ fn from_indexed_file(
     found: &IndexedFile,
     name: Option<&str>,
     sha256: Option<Sha256>,
-) -> Candidate {
+) -> FileCandidate {
     let mut providers = args.from.clone();
     if uses_other_index(context, peer) {
         providers.extend(
@@ -172,14 +228,16 @@ fn from_indexed_file(
                 .map(|provider| provider.address.clone()),
         );
     }
-    Candidate {
+    FileCandidate {
         id: found.file.id,
         // The name that was asked for, or else the most used one.
         name: name
             .or_else(|| found.names.first().map(String::as_str))
             .map(ToOwned::to_owned),
+        target: None,
         sha256,
         providers,
+        origin: None,
         has_providers: true,
         error: None,
     }

@@ -11,7 +11,7 @@ use crate::{
     commands::get::{
         args::GetArgs,
         one,
-        resolve::{self, Candidate},
+        resolve::{self, FileCandidate},
     },
     context::{CommandContext, PeerHandle},
     control::model::Transfer,
@@ -31,7 +31,7 @@ struct Target<'a> {
     /// Position among the arguments.
     position: usize,
     query: &'a FileQuery,
-    candidates: Vec<Candidate>,
+    candidates: Vec<FileCandidate>,
 }
 
 /// Prints errors, and keeps how each argument ended.

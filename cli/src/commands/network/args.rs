@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Subcommand};
 use potluck_core::{Problem, Reason, grpc::transport::Endpoint, network::identity::Role, units};
 
-use crate::error::CommandError;
+use crate::{arguments::file_query::FileQuery, error::CommandError};
 
 const EXAMPLES: &str = "\
 Examples, on the machine of the index:
@@ -20,7 +20,8 @@ On each other machine:
 By an admin, on any machine that joined:
   potluck network invite --role reader --uses 20 --ttl 2h
   potluck network members
-  potluck network revoke MEMBER";
+  potluck network revoke MEMBER
+  potluck network unregister model.bin --provider PEER";
 
 /// Make, join and manage private networks
 #[derive(Debug, Args)]
@@ -57,6 +58,11 @@ pub(super) enum NetworkCommand {
     SetIndex(SetIndexArgs),
     /// Remove a name from a file
     Unbind(UnbindArgs),
+    /// Remove the registrations of others
+    ///
+    /// Of a file, of a peer, or of a file by one peer. A live peer that still shares the file registers
+    /// it again: to keep a peer out, revoke its member. Names stay until `unbind` removes them.
+    Unregister(UnregisterArgs),
     /// Copy the certificate authority and the members to a file
     Backup(BackupArgs),
     /// Make the folder of a network from a copy
@@ -160,6 +166,16 @@ pub(super) struct UnbindArgs {
     /// The file, if several have the name
     #[arg(long, value_name = "ID")]
     pub(super) id: Option<potluck_core::FileId>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct UnregisterArgs {
+    /// The file: its id, the first digits of it, or its exact name
+    #[arg(value_name = "ID|NAME", required_unless_present = "provider")]
+    pub(super) file: Option<FileQuery>,
+    /// Only what this peer registered: its id, or with a file the first digits of it
+    #[arg(long, value_name = "PEER")]
+    pub(super) provider: Option<String>,
 }
 
 #[derive(Debug, Args)]

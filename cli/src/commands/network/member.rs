@@ -1,9 +1,9 @@
 //! Commands through the index, with the credentials of this machine.
 
 use potluck_core::{
-    Problem, Reason,
+    PeerId, Problem, Reason,
     index_client::{self, IndexClient, ListedMember},
-    model::QueryKey,
+    model::{IndexedFile, QueryKey},
     network::{
         credentials::Credentials,
         join_code::JoinCode,
@@ -15,13 +15,15 @@ use potluck_peer::home::{Home, NETWORK_KEY};
 use serde_json::json;
 
 use crate::{
+    arguments::file_query::FileQuery,
     commands::network::args::{
         InviteArgs, JoinArgs, LeaveArgs, RekeyArgs, RevokeArgs, SetIndexArgs, UnbindArgs,
-        find_member, index_url,
+        UnregisterArgs, find_member, index_url,
     },
     commands::network::host::{MemberRow, print_code, print_index, print_members, print_revoked},
     context::CommandContext,
     error::CommandError,
+    lookup,
     output::text,
     peer::default_home,
 };
@@ -165,13 +167,19 @@ pub(super) async fn rekey(context: &CommandContext, args: RekeyArgs) -> Result<(
         let tls = TlsContext::new(material)
             .map_err(|error| CommandError::new(Reason::InvalidArgument, error.to_string()))?;
         let as_peer = secured(&url, &tls)?;
-        as_peer.unregister(None, None).await?;
-        match as_peer.leave().await {
-            // The index closes the connection of a peer that left, at times before it answers.
-            Err(problem) if !matches!(problem.reason, Reason::Revoked | Reason::NotAMember) => {
-                return Err(problem.into());
-            }
-            _ => {}
+        let left = async {
+            as_peer.unregister(None, None).await?;
+            as_peer.leave().await
+        };
+        if let Err(problem) = left.await
+            // The index closes the connection of a peer that left, at times before it answers. A key
+            // that it refuses is not in use.
+            && !matches!(
+                problem.reason,
+                Reason::Revoked | Reason::NotAMember | Reason::CertificateExpired
+            )
+        {
+            return Err(problem.into());
         }
     }
     old.remove().map_err(failed)?;
@@ -217,7 +225,7 @@ pub(super) async fn unbind(
     context: &CommandContext,
     args: &UnbindArgs,
 ) -> Result<(), CommandError> {
-    credentials(context).await?;
+    context.renew_membership().await?;
     let index = context.index()?;
     let id = match args.id {
         Some(id) => id,
@@ -264,6 +272,93 @@ pub(super) async fn unbind(
         text::escape(&args.name),
         id.short()
     ))
+}
+
+/// `network unregister`.
+pub(super) async fn unregister(
+    context: &CommandContext,
+    args: &UnregisterArgs,
+) -> Result<(), CommandError> {
+    context.renew_membership().await?;
+    let index = context.index()?;
+    let file = match &args.file {
+        Some(query) => Some(only_file(&index, query).await?),
+        None => None,
+    };
+    let peer = args
+        .provider
+        .as_deref()
+        .map(|text| find_peer(file.as_ref(), text))
+        .transpose()?;
+    let id = file.map(|file| file.file.id);
+    let removed = index.remove_registrations(peer, id).await?;
+    if context.out.is_json() {
+        return context
+            .out
+            .print_object(&json!({ "id": id, "peer": peer, "removed": removed }));
+    }
+    let count = match removed {
+        0 => {
+            return Err(CommandError::new(
+                Reason::NotFound,
+                "no such registrations: they were removed already, or the peer has stopped",
+            ));
+        }
+        1 => "one registration".to_owned(),
+        count => format!("{count} registrations"),
+    };
+    context.out.print_line(format_args!(
+        "removed {count}; a peer that still shares the file registers it again, unless its member is \
+         revoked"
+    ))
+}
+
+/// The only file that a query finds.
+async fn only_file(index: &IndexClient, query: &FileQuery) -> Result<IndexedFile, CommandError> {
+    /// More than this is the same to a person.
+    const MAX_PROVIDERS: u32 = 1_000;
+    let mut found = lookup::find_files(index, query, MAX_PROVIDERS).await?;
+    match (found.len(), found.pop()) {
+        (1, Some(only)) => Ok(only),
+        (_, None) => Err(lookup::not_found(query)),
+        (_, Some(last)) => {
+            let others = found.iter().chain([&last]).map(|found| found.file.id.to_string());
+            let ids: Vec<String> = others.collect();
+            Err(CommandError::new(
+                Reason::AmbiguousName,
+                format!("several files match `{}`: {}", query.argument(), ids.join(", ")),
+            )
+            .hint("give the id of one of them"))
+        }
+    }
+}
+
+/// A peer as a person writes it: its id, or the first digits (at least eight) of a provider's id.
+fn find_peer(file: Option<&IndexedFile>, text: &str) -> Result<PeerId, CommandError> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    let Some(file) = file else {
+        return Err(CommandError::usage(
+            "give the 64 hex digits of the peer's id (`potluck query --full-ids`), or a file too",
+        ));
+    };
+    let digits = text.to_ascii_lowercase();
+    let matches = |peer: &PeerId| digits.len() >= 8 && peer.to_string().starts_with(&digits);
+    let providers: Vec<PeerId> = file.providers.iter().map(|provider| provider.peer).collect();
+    match providers.iter().filter(|peer| matches(peer)).collect::<Vec<_>>()[..] {
+        [only] => Ok(*only),
+        [] => Err(CommandError::new(
+            Reason::NotFound,
+            format!("no provider of this file has the id `{text}`"),
+        )
+        .hint("`potluck query` lists the providers; give at least 8 digits of an id")),
+        _ => Err(CommandError::new(
+            Reason::AmbiguousName,
+            format!("several providers of this file have an id that starts with `{text}`"),
+        )
+        .hint("give more digits")),
+    }
 }
 
 /// The credentials of this machine, with a certificate that is valid now.

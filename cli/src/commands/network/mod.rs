@@ -29,5 +29,8 @@ pub(crate) async fn run(context: &CommandContext, args: NetworkArgs) -> Result<(
         NetworkCommand::Leave(args) => context.stoppable(member::leave(context, &args)).await,
         NetworkCommand::Rekey(args) => context.stoppable(member::rekey(context, args)).await,
         NetworkCommand::Unbind(args) => context.stoppable(member::unbind(context, &args)).await,
+        NetworkCommand::Unregister(args) => {
+            context.stoppable(member::unregister(context, &args)).await
+        }
     }
 }

@@ -34,6 +34,9 @@ const MAX_MATCHED_NAMES: usize = 64;
 /// Steps after which no further name is matched.
 pub(crate) const MAX_MATCHING_STEPS: usize = 2048;
 
+/// In place of a level: the name does not match.
+const NO_MATCH: u8 = u8::MAX;
+
 /// Maximum steps for matching one name: each character of the longest name expands to eighteen.
 const MAX_MATCH_STEPS: usize = 6_000;
 
@@ -47,27 +50,28 @@ pub(crate) const MAX_STEPS: usize = MAX_COUNTED_CLAIMS / CLAIMS_PER_STEP
 impl Catalog {
     /// Describes a file by its most common claims; also returns the steps taken. The names are
     /// ordered by number of providers (most first), then by text. If a search found the file,
-    /// `search` is the name that it found and its matcher: the names that match come first, and
+    /// `search` is the name that it found and its matcher: the names that match best come first, and
     /// include that name.
     pub(super) fn describe(
         &self,
         slot: u32,
-        search: Option<(u32, &mut Matcher)>,
+        search: Option<(Option<u32>, &mut Matcher)>,
     ) -> (IndexedFile, usize) {
-        let file = &self.files[slot];
+        let claims = self.files.claims(slot);
+        let provider_count = self.files.providers(slot).len();
         let mut names: Vec<(u32, u32)> = Vec::new();
         let mut sha256s: Vec<(Sha256, u32)> = Vec::new();
         let mut collections = 0;
-        for (claim, count) in most_common(&file.claims) {
-            let claim = &self.claims[claim];
+        for (claim, count) in most_common(&claims) {
+            let claim = self.claims.get(claim);
             names.extend(claim.names.iter().map(|&name| (name, count)));
-            sha256s.extend(claim.sha256.map(|sum| (sum, count)));
+            sha256s.extend(self.claims.sha256(&claim).map(|&sum| (sum, count)));
             if claim.kind == FileKind::Collection {
                 collections += count as usize;
             }
         }
-        let compared = file.claims.len().min(MAX_COUNTED_CLAIMS);
-        let mut steps = 8 + compared / CLAIMS_PER_STEP + 4 * names.len();
+        let compared = claims.len().min(MAX_COUNTED_CLAIMS);
+        let mut steps = 12 + compared / CLAIMS_PER_STEP + 4 * names.len();
         merge_counts(&mut names);
         merge_counts(&mut sha256s);
         let (names, match_steps) = self.select_names(names, search);
@@ -75,15 +79,17 @@ impl Catalog {
         let sha256 = sha256s.iter().max_by_key(|&&(sum, count)| (count, Reverse(sum)));
         // Half of the providers are enough. A downloader recognises a collection by its content,
         // but checks only if the index says so.
-        let kind = match collections > 0 && 2 * collections >= file.providers.len() {
-            true => FileKind::Collection,
+        let is_collection = collections > 0 && 2 * collections >= provider_count;
+        let kind = match self.files.is_provisional(slot) {
+            true => FileKind::Provisional,
+            false if is_collection => FileKind::Collection,
             false => FileKind::File,
         };
         let described = IndexedFile {
             file: FileRecord {
-                id: file.id,
-                size: file.size,
-                root: file.root,
+                id: self.files.id(slot),
+                size: self.files.size(slot),
+                root: self.files.root(slot),
                 sha256: sha256.map(|&(sum, _)| sum),
                 kind,
             },
@@ -99,7 +105,7 @@ impl Catalog {
     fn select_names(
         &self,
         mut names: Vec<(u32, u32)>,
-        search: Option<(u32, &mut Matcher)>,
+        search: Option<(Option<u32>, &mut Matcher)>,
     ) -> (Vec<String>, usize) {
         let text = |name: u32| self.names.text(name);
         let by_count = |a: &(u32, u32), b: &(u32, u32)| {
@@ -114,20 +120,17 @@ impl Catalog {
         let mut names: Vec<u32> = names.into_iter().map(|(name, _)| name).collect();
         let mut steps = 0;
         if let Some((found_name, matcher)) = search {
-            if !names.contains(&found_name) {
-                names.insert(0, found_name);
+            if let Some(name) = found_name.filter(|name| !names.contains(name)) {
+                names.insert(0, name);
             }
-            // The sort is stable, so matching and other names each keep their order.
+            // The sort is stable, so names that match equally well keep their order.
             names.sort_by_cached_key(|&name| {
-                if name == found_name {
-                    return false;
+                if steps >= MAX_MATCHING_STEPS && Some(name) != found_name {
+                    return NO_MATCH;
                 }
-                if steps >= MAX_MATCHING_STEPS {
-                    return true;
-                }
-                let (matches, match_steps) = matcher.matches(text(name));
+                let (level, match_steps) = matcher.level(text(name));
                 steps += match_steps;
-                !matches
+                level.map_or(NO_MATCH, |level| level as u8)
             });
         }
         names.truncate(MAX_NAMES);

@@ -1,7 +1,7 @@
 //! Listings: pages of the files with one id, name or SHA-256, ordered by number of providers (most
 //! first), then by id.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::cmp::Reverse;
 
 use potluck_core::{
     FileId,
@@ -13,12 +13,16 @@ use crate::catalog::{
     lookup::Catalog,
     query::{
         page::{Page, PageBounds},
+        ranking::{Best, Ranking},
         sample::MAX_SAMPLED,
     },
 };
 
 /// Steps for ranking one file.
 const STEPS_PER_RANKED_FILE: usize = 2;
+
+/// Steps for computing the id of a file and adding it to the ranking.
+const STEPS_PER_ID: usize = 6;
 
 /// The end of a page of files, ranked by number of providers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,9 +77,9 @@ pub struct Listing {
     has_more_groups: bool,
     /// The best-ranked files, one more than fit on the page: the extra file shows that another page
     /// follows.
-    best: BinaryHeap<Rank>,
-    /// The content of `best` after ranking, best file last.
-    ranking: Vec<Rank>,
+    best: Best<Rank>,
+    /// The content of `best` after ranking.
+    ranking: Ranking<Rank>,
 }
 
 impl Listing {
@@ -106,8 +110,8 @@ impl Listing {
             rank_from: Some(cursor.slots.0),
             ranked: 0,
             has_more_groups: false,
-            best: BinaryHeap::new(),
-            ranking: Vec::new(),
+            best: Best::new(max_files + 1),
+            ranking: Ranking::default(),
         }
     }
 
@@ -118,7 +122,9 @@ impl Listing {
 
     /// Returns the page.
     pub fn finish(self) -> ListingPage {
-        let next = match (self.ranking.is_empty(), self.has_more_groups) {
+        // Files that were ranked worse may follow though all of the ranking are hidden by now.
+        let is_group_done = self.ranking.items.is_empty() && !self.ranking.is_truncated;
+        let next = match (is_group_done, self.has_more_groups) {
             (false, _) => Some(self.cursor),
             (true, true) => Some(ListingCursor::before(self.cursor.slots.1)),
             (true, false) => None,
@@ -145,7 +151,10 @@ impl Catalog {
         if let Some(from) = listing.rank_from {
             let files = match &listing.by {
                 QueryKey::Name(name) => self.names.find(name).map(|name| self.names.files_of(name)),
-                QueryKey::Sha256(sum) => self.by_sha256.get(sum),
+                QueryKey::Sha256(sum) => {
+                    let sums = &self.claims.sums;
+                    sums.find(sum).map(|sum| sums.files_of(sum))
+                }
                 QueryKey::Id(_) | QueryKey::IdPrefix(_) => None,
             };
             let is_ranked = match listing.by {
@@ -162,10 +171,9 @@ impl Catalog {
                 return false;
             }
             listing.rank_from = None;
-            listing.ranking = std::mem::take(&mut listing.best).into_sorted_vec();
-            listing.ranking.reverse();
+            listing.ranking = listing.best.take();
         }
-        while let Some(&(Reverse(providers), file)) = listing.ranking.last() {
+        while let Some(&(Reverse(providers), file)) = listing.ranking.items.last() {
             // The remaining file only shows that another page follows.
             if listing.page.is_full() && !listing.page.files.is_empty() {
                 return true;
@@ -173,7 +181,7 @@ impl Catalog {
             if listing.page.steps >= until {
                 return false;
             }
-            listing.ranking.pop();
+            listing.ranking.items.pop();
             (listing.cursor.providers, listing.cursor.file) = (providers, file);
             match self.files.find(&file) {
                 Some(slot) => self.add_listed_file(slot, listing, rng),
@@ -199,16 +207,20 @@ impl Catalog {
             }
             listing.ranked += 1;
             listing.page.steps += STEPS_PER_RANKED_FILE;
-            let file = &self.files[slot];
-            let rank = (Reverse(file.providers.len() as u64), file.id);
-            let is_full = listing.best.len() > listing.page.max_files;
-            if rank > after && !(is_full && listing.best.peek().is_some_and(|worst| rank >= *worst))
-            {
-                listing.best.push(rank);
-                listing.page.steps += STEPS_PER_RANKED_FILE;
-                if is_full {
-                    listing.best.pop();
-                }
+            // The first bytes of the id rule out most files; the whole id takes longer.
+            let providers = Reverse(self.files.providers(slot).len() as u64);
+            let [lowest, highest] = [0, 0xff].map(|rest| {
+                let mut id = [rest; 32];
+                id[..4].copy_from_slice(&self.files.id_prefix(slot));
+                (providers, FileId(id))
+            });
+            if highest <= after || !listing.best.may_keep(&lowest) {
+                continue;
+            }
+            listing.page.steps += STEPS_PER_ID;
+            let rank = (providers, self.files.id(slot));
+            if rank > after {
+                listing.best.add(rank);
             }
         }
         true
@@ -217,10 +229,9 @@ impl Catalog {
     /// Puts a file with a sample of its providers on the page, unless all of them are hidden.
     fn add_listed_file(&self, slot: u32, listing: &mut Listing, rng: &mut impl Rng) {
         let (mut file, steps) = self.describe(slot, None);
-        let providers = &self.files[slot].providers;
-        file.providers = self.sample(providers, listing.max_providers, rng);
-        listing.page.steps +=
-            steps + 2 * providers.len().min(MAX_SAMPLED) + 2 * file.providers.len();
+        let sampled = self.files.providers(slot).len().min(MAX_SAMPLED);
+        file.providers = self.sample(slot, listing.max_providers, rng);
+        listing.page.steps += steps + 2 * sampled + 2 * file.providers.len();
         if file.provider_count > 0 {
             listing.page.push(file);
         }

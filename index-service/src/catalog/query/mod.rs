@@ -3,5 +3,6 @@
 pub(crate) mod describe;
 pub(crate) mod listing;
 pub(crate) mod page;
+pub(crate) mod ranking;
 pub(crate) mod sample;
 pub(crate) mod search;

@@ -39,7 +39,7 @@ const MAX_TERM_STEPS: usize = 8_192;
 
 /// Maximum files with one name or SHA-256 that are ranked together. The files beyond it form
 /// further groups, which follow this one.
-const MAX_RANKED: usize = 32_768;
+const MAX_RANKED: usize = 16_384;
 
 /// Limits of one page.
 #[derive(Debug, Clone, Copy)]

@@ -27,37 +27,31 @@ impl Catalog {
         let Some(slot) = self.files.find(file) else {
             return (Vec::new(), 0);
         };
-        let providers = &self.files[slot].providers;
-        (self.sample(providers, max, rng), self.provider_count(slot))
+        (self.sample(slot, max, rng), self.provider_count(slot))
     }
 
-    /// A random sample of at most `max` of the live providers among `providers`.
-    pub(super) fn sample(
-        &self,
-        providers: &[ProviderEntry],
-        max: usize,
-        rng: &mut impl Rng,
-    ) -> Vec<Provider> {
-        let live: Vec<ProviderEntry>;
-        let mut providers = providers;
-        if self.peers.has_hidden() {
-            live = providers
-                .iter()
-                .copied()
-                .filter(|provider| self.is_live(*provider))
-                .collect();
-            providers = &live;
-        }
+    /// A random sample of at most `max` of the live providers of a file.
+    pub(super) fn sample(&self, file: u32, max: usize, rng: &mut impl Rng) -> Vec<Provider> {
+        let providers = self.files.providers(file);
+        let hidden = self.hidden_count(file, providers);
         // Sample even if all providers are returned: the random order spreads callers over the
         // providers.
-        let count = MAX_SAMPLED.max(max).min(providers.len());
-        let positions = rand::seq::index::sample(rng, providers.len(), count);
+        let count = MAX_SAMPLED.max(max);
+        let positions = rand::seq::index::sample(
+            rng,
+            providers.len(),
+            count.saturating_add(hidden).min(providers.len()),
+        );
         let mut taken_from_host: HashMap<u32, u32> = HashMap::new();
         let mut rounds: Vec<(u32, ProviderEntry)> = positions
             .iter()
-            .map(|at| {
-                let provider = providers[at];
-                let round = taken_from_host.entry(self.peers[provider.peer].host).or_default();
+            .map(|at| providers[at])
+            .filter(|provider| self.is_live(*provider))
+            .take(count)
+            .map(|provider| {
+                let round = taken_from_host
+                    .entry(self.peers[provider.peer()].host)
+                    .or_default();
                 *round += 1;
                 (*round, provider)
             })

@@ -3,151 +3,22 @@
 //! Invariant: a name exists exactly as long as a file has it, and a word exactly as long as a name
 //! contains it.
 
-use std::{
-    collections::{BTreeMap, btree_map},
-    hash::BuildHasher as _,
-    ops::Bound,
-};
-
-use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 use roaring::RoaringBitmap;
-use slab::Slab;
-use smallvec::SmallVec;
 
-use crate::catalog::tables::{cost, ref_counted_set::RefCountedSet, words};
-
-/// The names that contain a word. Most words occur in few names, but some occur in most names.
-#[derive(Debug)]
-enum PostingList {
-    List(SmallVec<[u32; 4]>),
-    Bitmap(Box<RoaringBitmap>),
-}
-
-/// Maximum length of a list before it becomes a bitmap: inserting into a shorter list is cheaper.
-const MAX_LIST: usize = 64;
-
-impl PostingList {
-    fn add(&mut self, name: u32) {
-        match self {
-            Self::List(list) => {
-                if let Err(at) = list.binary_search(&name) {
-                    list.insert(at, name);
-                }
-                if list.len() > MAX_LIST {
-                    *self = Self::Bitmap(Box::new(list.iter().copied().collect()));
-                }
-            }
-            Self::Bitmap(bitmap) => {
-                bitmap.insert(name);
-            }
-        }
-    }
-
-    /// Removes a name; true once no name is left.
-    fn remove(&mut self, name: u32) -> bool {
-        match self {
-            Self::List(list) => {
-                if let Ok(at) = list.binary_search(&name) {
-                    list.remove(at);
-                }
-                list.is_empty()
-            }
-            Self::Bitmap(bitmap) => {
-                bitmap.remove(name);
-                bitmap.is_empty()
-            }
-        }
-    }
-}
-
-/// Slots per block: those of one container of a [`RoaringBitmap`].
-const BLOCK: u32 = 1 << 16;
-
-/// The last slot of the block that contains `slot`.
-pub(crate) const fn block_end(slot: u32) -> u32 {
-    slot | (BLOCK - 1)
-}
-
-/// The union of many posting lists within one block of slots.
-struct BlockUnion {
-    range: RoaringBitmap,
-    from: u32,
-    end: u32,
-    /// Names from lists, one bit each; allocated on first use.
-    bits: Vec<u8>,
-    /// Names from bitmaps.
-    bitmap: RoaringBitmap,
-}
-
-impl BlockUnion {
-    /// An empty union for the slots from `from` to the end of its block.
-    fn new(from: u32) -> Self {
-        let end = block_end(from);
-        let mut range = RoaringBitmap::new();
-        range.insert_range(from..=end);
-        Self {
-            range,
-            from,
-            end,
-            bits: Vec::new(),
-            bitmap: RoaringBitmap::new(),
-        }
-    }
-
-    /// Adds a posting list; returns the steps taken.
-    fn add(&mut self, posting: &PostingList, blocks: usize) -> usize {
-        match posting {
-            PostingList::List(list) => {
-                let list = &list[list.partition_point(|&slot| slot < self.from)..];
-                let in_block = &list[..list.partition_point(|&slot| slot <= self.end)];
-                if !in_block.is_empty() && self.bits.is_empty() {
-                    self.bits = vec![0; BLOCK as usize / 8];
-                }
-                for slot in in_block {
-                    let at = slot & (BLOCK - 1);
-                    self.bits[at as usize / 8] |= 1 << (at % 8);
-                }
-                2 + in_block.len() / 8
-            }
-            PostingList::Bitmap(bitmap) => {
-                /// Maximum entries of a sparse container; a larger one is stored as plain bits.
-                const SPARSE: u64 = 4096;
-                let in_block = &**bitmap & &self.range;
-                let steps = in_block.len().min(SPARSE) + self.bitmap.len().min(SPARSE);
-                if self.bitmap.is_empty() {
-                    self.bitmap = in_block;
-                } else {
-                    self.bitmap |= in_block;
-                }
-                16 + blocks / 8 + steps as usize / 16
-            }
-        }
-    }
-
-    fn into_bitmap(mut self) -> RoaringBitmap {
-        if !self.bits.is_empty() {
-            self.bitmap |= RoaringBitmap::from_lsb0_bytes(self.from & !(BLOCK - 1), &self.bits);
-        }
-        self.bitmap
-    }
-}
-
-/// A word. Most fit inline in the tree's nodes, so that comparing them follows no pointer.
-type Word = SmallVec<[u8; 16]>;
-
-#[derive(Debug)]
-struct Name {
-    text: Box<str>,
-    files: RefCountedSet,
-}
+use crate::catalog::{
+    storage::file_sets::{FileSets, FilesIn},
+    tables::{cost, name_table::NameTable, word_index::WordIndex, words},
+};
 
 /// The names, indexed by text and by word.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    hasher: DefaultHashBuilder,
-    slots: HashTable<u32>,
-    names: Slab<Name>,
-    words: BTreeMap<Word, PostingList>,
+    table: NameTable,
+    file_sets: FileSets,
+    words: WordIndex,
+    /// The words of the names in slots from this one on are not indexed yet. `None` once those of
+    /// all names are indexed.
+    unindexed: Option<u32>,
     /// One past the highest slot used since the table was last empty.
     end: u32,
     /// Estimate of the memory used, in bytes.
@@ -157,96 +28,131 @@ pub(crate) struct Names {
 impl Names {
     /// The slot of an existing name.
     pub(crate) fn find(&self, text: &str) -> Option<u32> {
-        let hash = self.hasher.hash_one(text);
-        self.slots
-            .find(hash, |&slot| &*self.names[slot as usize].text == text)
-            .copied()
+        self.table.find(text)
     }
 
-    /// The slot of a name, created if new. The caller must add a file to a new name.
-    pub(crate) fn intern(&mut self, text: &str) -> u32 {
-        let Self {
-            hasher,
-            slots,
-            names,
-            words,
-            end,
-            bytes,
-        } = self;
-        let hash = hasher.hash_one(text);
-        let entry = slots.entry(
-            hash,
-            |&slot| &*names[slot as usize].text == text,
-            |&slot| hasher.hash_one(&*names[slot as usize].text),
-        );
-        let vacant = match entry {
-            Entry::Occupied(entry) => return *entry.get(),
-            Entry::Vacant(vacant) => vacant,
-        };
-        let slot = names.insert(Name {
-            text: text.into(),
-            files: RefCountedSet::default(),
-        }) as u32;
-        vacant.insert(slot);
-        *end = (*end).max(slot + 1);
-        *bytes += cost::name(text);
-        words::each_word(text, |word| {
-            *bytes += cost::POSTING;
-            // The entry API searches the tree only once.
-            match words.entry(Word::from_slice(word.as_bytes())) {
-                btree_map::Entry::Occupied(posting) => posting.into_mut().add(slot),
-                btree_map::Entry::Vacant(vacant) => {
-                    *bytes += cost::word(word);
-                    vacant.insert(PostingList::List(SmallVec::from_slice(&[slot])));
+    /// The slot of a name, which is created if new, and whether it is new. The caller must add a
+    /// file to a new name.
+    pub(crate) fn intern(&mut self, text: &str) -> (u32, bool) {
+        let hash = self.table.hash(text.as_bytes());
+        if let Some(slot) = self.table.find_hashed(hash, text) {
+            return (slot, false);
+        }
+        let slot = self.table.insert(hash, text);
+        self.end = self.end.max(slot + 1);
+        self.bytes += cost::name(text);
+        if self.has_words(slot) {
+            let Self {
+                table, words, bytes, ..
+            } = self;
+            words::each_word(text, |word| {
+                if words.add(word, slot, table) {
+                    *bytes += cost::word(word.text);
                 }
-            }
-        });
-        slot
+            });
+        }
+        (slot, true)
+    }
+
+    /// Brings what [`Self::intern`] reads of the table into the cache.
+    pub(crate) fn touch(&self, text: &str) {
+        self.table.touch(text);
+    }
+
+    /// Makes room for this many names in an empty table.
+    pub(crate) fn reserve(&mut self, names: usize) {
+        self.table.reserve(names);
+    }
+
+    /// Gives back room that is not used.
+    pub(crate) fn shrink(&mut self) {
+        self.table.shrink();
+    }
+
+    /// Leaves new names out of the index of words until [`Self::index_words`]. No name may be in
+    /// the table.
+    pub(crate) const fn defer_words(&mut self) {
+        self.unindexed = Some(0);
+    }
+
+    /// Indexes the words of the names in the next `max` slots after [`Self::defer_words`]; true once
+    /// those of all names are indexed.
+    pub(crate) fn index_words(&mut self, max: u32) -> bool {
+        let Some(from) = self.unindexed else {
+            return true;
+        };
+        let Self {
+            table, words, bytes, ..
+        } = self;
+        let until = from.saturating_add(max).min(self.end);
+        for slot in from..until {
+            words::each_word(table.get_text(slot).unwrap_or_default(), |word| {
+                if words.add(word, slot, table) {
+                    *bytes += cost::word(word.text);
+                }
+            });
+        }
+        self.unindexed = Some(until).filter(|&until| until < self.end);
+        self.unindexed.is_none()
+    }
+
+    /// Number of names whose words are not indexed yet, or rather more.
+    pub(crate) fn unindexed(&self) -> u32 {
+        self.unindexed.map_or(0, |from| self.end - from.min(self.end))
+    }
+
+    /// Whether the words of the name in this slot are indexed, or are to be indexed with the name.
+    fn has_words(&self, slot: u32) -> bool {
+        self.unindexed.is_none_or(|from| slot < from)
     }
 
     /// Adds one reference from a file to a name.
     pub(crate) fn add_file(&mut self, name: u32, file: u32) {
-        self.names[name as usize].files.add(file);
+        self.file_sets.add(self.table.files_mut(name), file);
     }
 
     /// Removes one reference from a file to a name; removes the name if no file has it.
     pub(crate) fn remove_file(&mut self, name: u32, file: u32) {
-        if !self.names[name as usize].files.remove(file) {
+        let has_words = self.has_words(name);
+        let Self {
+            table,
+            file_sets,
+            words,
+            end,
+            bytes,
+            ..
+        } = self;
+        if !file_sets.remove(table.files_mut(name), file) {
             return;
         }
-        let Name { text, .. } = self.names.remove(name as usize);
-        if self.names.is_empty() {
-            self.end = 0;
+        let text = table.text(name).to_owned();
+        *bytes -= cost::name(&text);
+        if has_words {
+            words::each_word(&text, |word| {
+                if words.remove(word, name, table) {
+                    *bytes -= cost::word(word.text);
+                }
+            });
         }
-        let hash = self.hasher.hash_one(&*text);
-        if let Ok(entry) = self.slots.find_entry(hash, |&slot| slot == name) {
-            entry.remove();
+        table.remove(name);
+        if table.is_empty() {
+            *end = 0;
         }
-        self.bytes -= cost::name(&text);
-        words::each_word(&text, |word| {
-            self.bytes -= cost::POSTING;
-            if let Some(posting) = self.words.get_mut(word.as_bytes())
-                && posting.remove(name)
-            {
-                self.words.remove(word.as_bytes());
-                self.bytes -= cost::word(word);
-            }
-        });
     }
 
     /// The text of an existing name.
     pub(crate) fn text(&self, name: u32) -> &str {
-        &self.names[name as usize].text
+        self.table.text(name)
     }
 
     /// The files that have a name.
-    pub(crate) fn files_of(&self, name: u32) -> &RefCountedSet {
-        &self.names[name as usize].files
+    pub(crate) fn files_of(&self, name: u32) -> FilesIn<'_> {
+        self.file_sets.get(self.table.files(name))
     }
 
     /// The text of a name, if the slot is in use.
     pub(crate) fn get_text(&self, slot: u32) -> Option<&str> {
-        self.names.get(slot as usize).map(|name| &*name.text)
+        self.table.get_text(slot)
     }
 
     /// All slots in use are below this one.
@@ -254,43 +160,82 @@ impl Names {
         self.end
     }
 
-    /// Number of words with this prefix, counted up to `max`.
-    pub(crate) fn count_words(&self, prefix: &str, max: usize) -> usize {
-        self.posting_lists(prefix).take(max).count()
-    }
-
-    /// The names with a word that starts with `prefix`, in slots from `from` to the end of its
-    /// block, and the steps taken. The names are `None` if this takes more than `max` steps.
-    pub(crate) fn with_prefix(
-        &self,
-        prefix: &str,
-        from: u32,
-        max: usize,
-    ) -> (Option<RoaringBitmap>, usize) {
-        let blocks = (self.end / BLOCK) as usize;
-        let mut names = BlockUnion::new(from);
-        let mut steps = 0;
-        for posting in self.posting_lists(prefix) {
-            steps += names.add(posting, blocks);
-            if steps > max {
-                return (None, steps);
-            }
+    /// The index of the words.
+    pub(crate) const fn words(&self) -> WordLookup<'_> {
+        WordLookup {
+            words: &self.words,
+            table: &self.table,
+            end: self.end,
         }
-        (Some(names.into_bitmap()), steps)
-    }
-
-    fn posting_lists<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a PostingList> {
-        let prefix = prefix.as_bytes();
-        let from = (Bound::Included(prefix), Bound::Unbounded);
-        self.words
-            .range::<[u8], _>(from)
-            .take_while(move |(word, _)| word.starts_with(prefix))
-            .map(|(_, posting)| posting)
     }
 
     /// Number of names and number of words.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.names.len(), self.words.len())
+        (self.table.len(), self.words.len())
+    }
+}
+
+/// Finds names by their words.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WordLookup<'a> {
+    words: &'a WordIndex,
+    table: &'a NameTable,
+    end: u32,
+}
+
+/// A part of a query that is looked up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Term<'a> {
+    /// The names contain this word.
+    Word(&'a str),
+    /// The names contain a word that begins like this.
+    Prefix(&'a str),
+}
+
+impl WordLookup<'_> {
+    /// Number of words of a term, counted up to `max`, and the steps taken.
+    pub(crate) fn count(&self, term: Term<'_>, max: usize) -> (usize, usize) {
+        match term {
+            Term::Word(_) => (1, 0),
+            Term::Prefix(prefix) => self.words.count(prefix, max, self.table),
+        }
+    }
+
+    /// Number of names with a term, or rather more; `None` if the term is a prefix of more than
+    /// `max_words` words. Also returns the steps taken.
+    pub(crate) fn count_names(&self, term: Term<'_>, max_words: usize) -> (Option<u64>, usize) {
+        match term {
+            Term::Word(word) => {
+                let (count, steps) = self.words.count_names_with(word, self.table);
+                (Some(count), steps)
+            }
+            Term::Prefix(prefix) => self.words.count_names(prefix, max_words, self.table),
+        }
+    }
+
+    /// The names with a term, in slots from `from` to the end of its block, and the steps taken. The
+    /// names are `None` if this takes more than `max` steps.
+    pub(crate) fn find_in_block(
+        &self,
+        term: Term<'_>,
+        from: u32,
+        max: usize,
+    ) -> (Option<RoaringBitmap>, usize) {
+        match term {
+            Term::Word(word) => {
+                let (names, steps) = self.words.with_word(word, from, self.end, self.table);
+                (Some(names), steps)
+            }
+            Term::Prefix(prefix) => self.words.with_prefix(prefix, from, self.end, max, self.table),
+        }
+    }
+
+    /// All names with a term, if there are at most `max` of them, and the steps taken.
+    pub(crate) fn find_few(&self, term: Term<'_>, max: u64) -> (Option<RoaringBitmap>, usize) {
+        match term {
+            Term::Word(word) => self.words.few_with_word(word, max, self.table),
+            Term::Prefix(prefix) => self.words.few_with_prefix(prefix, max, self.table),
+        }
     }
 }

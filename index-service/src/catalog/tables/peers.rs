@@ -1,18 +1,29 @@
 //! Peers, live and hidden, and binders. Queries find only live peers.
 //!
-//! Invariant: at most one peer with an id is live or a binder; any number may be hidden.
+//! Invariants:
+//!
+//! - At most one peer with an id is live or a binder; any number may be hidden.
+//! - A peer is in `not_live` exactly if it is not live.
 
 use std::{
-    collections::HashMap,
+    hash::BuildHasher as _,
     ops::{Index, IndexMut},
 };
 
+use hashbrown::DefaultHashBuilder;
 use potluck_core::{
     PeerId,
     model::{Address, SetDigest},
 };
 use roaring::RoaringBitmap;
-use slab::Slab;
+
+use crate::catalog::storage::{paged_slab::Slots, sharded_table::ShardedTable};
+
+/// Maximum slot of a peer: files use the three highest bits and a few values.
+pub(crate) const MAX_PEER: u32 = (1 << 29) - 4;
+
+/// Maximum slots that one page of peers visits: a fraction of a millisecond.
+const MAX_VISITED: u32 = 10_000;
 
 /// The slot of a peer, live or hidden.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +50,12 @@ pub(crate) struct PeerEntry {
 /// The peers. Live ones and binders are indexed by id.
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
-    peers: Slab<PeerEntry>,
-    by_id: HashMap<PeerId, PeerSlot>,
+    hasher: DefaultHashBuilder,
+    peers: Slots<PeerEntry>,
+    by_id: ShardedTable,
     binders: usize,
+    /// Hidden peers and binders.
+    not_live: RoaringBitmap,
 }
 
 impl Peers {
@@ -52,22 +66,41 @@ impl Peers {
 
     /// The slot of a live peer or a binder.
     pub(crate) fn slot_of(&self, id: &PeerId) -> Option<PeerSlot> {
-        self.by_id.get(id).copied()
+        let hash = self.hasher.hash_one(id);
+        let slot = self.by_id.find(hash, |slot| self.peers[slot].id == *id);
+        slot.map(PeerSlot)
     }
 
     /// The ids of the live peers and the binders, in no order.
     pub(crate) fn ids(&self) -> impl Iterator<Item = &PeerId> {
-        self.by_id.keys()
+        let peers = self.peers.iter();
+        peers
+            .filter(|peer| peer.is_live || peer.is_binder)
+            .map(|peer| &peer.id)
+    }
+
+    /// Up to `max` live peers from this slot on, and the slot that follows; `None` after the last one.
+    /// Visits at most [`MAX_VISITED`] slots.
+    pub(crate) fn live_from(&self, from: u32, max: usize) -> (Vec<&PeerEntry>, Option<u32>) {
+        let mut found = Vec::new();
+        let end = self.peers.end();
+        for slot in from..end {
+            if found.len() == max || slot - from == MAX_VISITED {
+                return (found, Some(slot));
+            }
+            found.extend(self.peers.get(slot).filter(|peer| peer.is_live));
+        }
+        (found, None)
     }
 
     /// Number of live peers.
-    pub(crate) fn live_count(&self) -> usize {
+    pub(crate) const fn live_count(&self) -> usize {
         self.by_id.len() - self.binders
     }
 
-    /// Whether any peer is hidden or a binder.
-    pub(crate) fn has_hidden(&self) -> bool {
-        self.peers.len() > self.live_count()
+    /// The hidden peers and the binders.
+    pub(crate) const fn not_live(&self) -> &RoaringBitmap {
+        &self.not_live
     }
 
     /// Adds a hidden peer without files.
@@ -78,7 +111,7 @@ impl Peers {
         host: u32,
         charge: u64,
     ) -> PeerSlot {
-        PeerSlot(self.peers.insert(PeerEntry {
+        let slot = self.peers.insert(PeerEntry {
             id,
             address,
             host,
@@ -87,39 +120,53 @@ impl Peers {
             files: RoaringBitmap::new(),
             digest: SetDigest::default(),
             charge,
-        }) as u32)
+        });
+        assert!(slot <= MAX_PEER, "too many peers");
+        self.not_live.insert(slot);
+        PeerSlot(slot)
     }
 
     /// Makes a hidden peer live. No other peer with its id may be live.
     pub(crate) fn publish(&mut self, slot: PeerSlot) {
         self[slot].is_live = true;
-        let id = self[slot].id;
-        let previous = self.by_id.insert(id, slot);
-        debug_assert_eq!(previous, None, "two live peers with one id");
+        self.not_live.remove(slot.0);
+        self.index(slot);
     }
 
     /// Makes a hidden peer a binder. No other peer with its id may be live or a binder.
     pub(crate) fn make_binder(&mut self, slot: PeerSlot) {
         self[slot].is_binder = true;
         self.binders += 1;
+        self.index(slot);
+    }
+
+    fn index(&mut self, slot: PeerSlot) {
         let id = self[slot].id;
-        let previous = self.by_id.insert(id, slot);
-        debug_assert_eq!(previous, None, "a binder with the id of another peer");
+        debug_assert_eq!(self.slot_of(&id), None, "two peers with one id");
+        let Self {
+            hasher, peers, by_id, ..
+        } = self;
+        by_id.insert(hasher.hash_one(id), slot.0, |slot| {
+            hasher.hash_one(peers[slot].id)
+        });
     }
 
     /// Hides a live peer or a binder.
     pub(crate) fn hide(&mut self, id: &PeerId) -> Option<PeerSlot> {
-        let slot = self.by_id.remove(id)?;
+        let slot = self.slot_of(id)?;
+        self.by_id.remove(self.hasher.hash_one(id), slot.0);
         if std::mem::take(&mut self[slot].is_binder) {
             self.binders -= 1;
         }
         self[slot].is_live = false;
+        self.not_live.insert(slot.0);
         Some(slot)
     }
 
     /// Removes a hidden peer.
     pub(crate) fn remove(&mut self, slot: PeerSlot) -> PeerEntry {
-        self.peers.remove(slot.0 as usize)
+        self.not_live.remove(slot.0);
+        self.peers.remove(slot.0)
     }
 }
 
@@ -127,12 +174,12 @@ impl Index<PeerSlot> for Peers {
     type Output = PeerEntry;
 
     fn index(&self, slot: PeerSlot) -> &PeerEntry {
-        &self.peers[slot.0 as usize]
+        &self.peers[slot.0]
     }
 }
 
 impl IndexMut<PeerSlot> for Peers {
     fn index_mut(&mut self, slot: PeerSlot) -> &mut PeerEntry {
-        &mut self.peers[slot.0 as usize]
+        &mut self.peers[slot.0]
     }
 }

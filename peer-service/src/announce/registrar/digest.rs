@@ -35,8 +35,14 @@ pub(crate) struct DigestCheck {
 }
 
 impl DigestCheck {
-    /// Compares this peer's own digest with the one that the index reports.
-    pub(crate) fn compare(&mut self, own: SetDigest, reported: SetDigest) -> DigestVerdict {
+    /// Compares this peer's own digest with the one that the index reports. `has_lost` says that the
+    /// index may have lost registrations: then it need not be asked again.
+    pub(crate) fn compare(
+        &mut self,
+        own: SetDigest,
+        reported: SetDigest,
+        has_lost: bool,
+    ) -> DigestVerdict {
         if own == reported {
             *self = Self::default();
             return DigestVerdict::Fine;
@@ -44,7 +50,7 @@ impl DigestCheck {
         if self.accepted == Some(reported) {
             return DigestVerdict::Fine;
         }
-        if self.mismatch.replace(reported) != Some(reported) {
+        if self.mismatch.replace(reported) != Some(reported) && !has_lost {
             return DigestVerdict::AskAgain;
         }
         self.mismatch = None;
@@ -68,17 +74,39 @@ mod tests {
     #[test]
     fn a_mismatch_must_repeat_before_everything_is_registered_again() {
         let mut check = DigestCheck::default();
-        assert_eq!(check.compare(digest(1), digest(2)), DigestVerdict::AskAgain);
-        assert_eq!(check.compare(digest(1), digest(3)), DigestVerdict::AskAgain);
-        assert_eq!(check.compare(digest(1), digest(3)), DigestVerdict::RegisterAgain);
-        assert_eq!(check.compare(digest(1), digest(1)), DigestVerdict::Fine);
-        assert_eq!(check.compare(digest(1), digest(3)), DigestVerdict::AskAgain);
+        assert_eq!(
+            check.compare(digest(1), digest(2), false),
+            DigestVerdict::AskAgain
+        );
+        assert_eq!(
+            check.compare(digest(1), digest(3), false),
+            DigestVerdict::AskAgain
+        );
+        assert_eq!(
+            check.compare(digest(1), digest(3), false),
+            DigestVerdict::RegisterAgain
+        );
+        assert_eq!(check.compare(digest(1), digest(1), false), DigestVerdict::Fine);
+        assert_eq!(
+            check.compare(digest(1), digest(3), false),
+            DigestVerdict::AskAgain
+        );
+    }
+
+    #[test]
+    fn an_index_that_may_have_lost_registrations_is_not_asked_again() {
+        let mut check = DigestCheck::default();
+        assert_eq!(check.compare(digest(1), digest(1), true), DigestVerdict::Fine);
+        assert_eq!(
+            check.compare(digest(1), digest(2), true),
+            DigestVerdict::RegisterAgain
+        );
     }
 
     #[test]
     fn a_digest_that_registering_again_does_not_change_is_accepted() {
         let mut check = DigestCheck::default();
-        let verdicts = [(); 5].map(|()| check.compare(digest(1), digest(2)));
+        let verdicts = [(); 5].map(|()| check.compare(digest(1), digest(2), false));
         assert_eq!(
             verdicts,
             [
@@ -90,7 +118,10 @@ mod tests {
             ]
         );
         // A match forgets what was accepted.
-        assert_eq!(check.compare(digest(1), digest(1)), DigestVerdict::Fine);
-        assert_eq!(check.compare(digest(1), digest(2)), DigestVerdict::AskAgain);
+        assert_eq!(check.compare(digest(1), digest(1), false), DigestVerdict::Fine);
+        assert_eq!(
+            check.compare(digest(1), digest(2), false),
+            DigestVerdict::AskAgain
+        );
     }
 }

@@ -17,6 +17,8 @@ pub(crate) const OWNER_WAIT: Duration = Duration::from_secs(60);
 pub(crate) enum Refusal {
     /// A file in the batch is invalid; smaller batches find it.
     File,
+    /// This peer may not bind names.
+    Names,
     /// The batch exceeds the quota.
     Quota,
     /// The index does not know the lease: register everything again.
@@ -32,6 +34,7 @@ pub(crate) enum Refusal {
 pub(crate) fn classify(reason: Reason) -> Refusal {
     match reason {
         Reason::LeaseUnknown => Refusal::LeaseUnknown,
+        Reason::RoleRequired => Refusal::Names,
         Reason::QuotaExceeded => Refusal::Quota,
         Reason::InvalidArgument
         | Reason::InvalidId
@@ -49,11 +52,13 @@ pub(crate) fn classify(reason: Reason) -> Refusal {
     }
 }
 
-/// The backoff after `failures` consecutive failures, before jitter.
-pub(crate) fn back_off(failures: u32) -> Duration {
+/// The backoff after `failures` consecutive failures, before jitter. At most `lease` long, the
+/// duration of the last lease: an index that returns has the peer again within one lease.
+pub(crate) fn back_off(failures: u32, lease: Option<Duration>) -> Duration {
+    let max = lease.map_or(MAX_WAIT, |lease| MAX_WAIT.min(lease.max(FIRST_WAIT)));
     FIRST_WAIT
         .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(MAX_WAIT)
+        .min(max)
 }
 
 pub(crate) fn jittered(wait: Duration) -> Duration {
@@ -66,9 +71,18 @@ mod tests {
 
     #[test]
     fn the_backoff_grows_up_to_a_maximum() {
-        assert_eq!(back_off(1), FIRST_WAIT);
-        assert_eq!(back_off(2), FIRST_WAIT * 2);
-        assert_eq!(back_off(u32::MAX), MAX_WAIT);
+        for lease in [None, Some(Duration::from_secs(3600))] {
+            assert_eq!(back_off(1, lease), FIRST_WAIT);
+            assert_eq!(back_off(2, lease), FIRST_WAIT * 2);
+            assert_eq!(back_off(u32::MAX, lease), MAX_WAIT);
+        }
         assert!(jittered(MAX_WAIT) <= MAX_WAIT);
+    }
+
+    #[test]
+    fn the_backoff_is_at_most_one_lease() {
+        let lease = Duration::from_secs(4);
+        assert_eq!(back_off(u32::MAX, Some(lease)), lease);
+        assert_eq!(back_off(u32::MAX, Some(Duration::ZERO)), FIRST_WAIT);
     }
 }

@@ -59,8 +59,14 @@ pub(crate) struct RegistrarTask {
     renew_at: Option<Instant>,
     /// The address of another live peer that uses this peer's token.
     conflicting_address: Option<Address>,
+    /// The duration of the last lease.
+    lease_duration: Option<Duration>,
+    /// The generation of the index's store at the last renewal.
+    store_generation: Option<u64>,
     /// Consecutive failures.
     failures: u32,
+    /// Consecutive answers that the lease is unknown.
+    unknown_leases: u32,
 }
 
 /// The state that a registrar reports.
@@ -92,7 +98,10 @@ impl RegistrarTask {
             opens_lease: true,
             renew_at: None,
             conflicting_address: None,
+            lease_duration: None,
+            store_generation: None,
             failures: 0,
+            unknown_leases: 0,
         };
         (task, reports)
     }
@@ -117,7 +126,7 @@ impl RegistrarTask {
     async fn run_sync(&mut self) {
         loop {
             let Err(problem) = self.sync().await else {
-                self.failures = 0;
+                (self.failures, self.unknown_leases) = (0, 0);
                 self.wait_for_work().await;
                 continue;
             };
@@ -127,10 +136,12 @@ impl RegistrarTask {
                 self.start_over(false);
                 self.opens_lease = true;
                 self.renew_at = None;
-                // Retry the first time without delay, then with backoff, so that an index that
-                // never accepts this peer is not flooded.
-                self.failures += 1;
-                if self.failures == 1 {
+                // Retry the first time without delay, also after failures of another kind: an index
+                // that answers again usually forgot the lease meanwhile. Then with backoff, so that
+                // an index that never accepts this peer is not flooded.
+                self.unknown_leases += 1;
+                if self.unknown_leases == 1 {
+                    self.failures = 0;
                     continue;
                 }
             }
@@ -151,7 +162,7 @@ impl RegistrarTask {
         let wait = if is_lasting {
             OWNER_WAIT
         } else {
-            back_off(self.failures)
+            back_off(self.failures, self.lease_duration)
         };
         let wait = jittered(wait).max(problem.retry_after.unwrap_or_default());
         let is_new =
@@ -315,6 +326,11 @@ impl RegistrarTask {
         match classify(problem.reason) {
             // Registrations left by an earlier run may be using up the quota.
             Refusal::Quota if self.sync.is_full && !self.sync.has_replaced => self.start_over(true),
+            Refusal::Names if self.listener.announce_set().hide_names() => {
+                tracing::warn!(%problem, "shares files by id, without their names");
+                self.own_digest = None;
+                self.start_over(true);
+            }
             Refusal::File | Refusal::Quota if changes.put.len() > 1 => {
                 self.sync.batch_size = changes.put.len() / 2;
             }
@@ -386,6 +402,7 @@ impl RegistrarTask {
             self.conflicting_address.clone_from(&lease.conflicting_address);
         }
         self.renew_at = Some(Instant::now() + jittered(lease.ttl / 3));
+        self.lease_duration = Some(lease.ttl);
         self.status.send_modify(|status| {
             status.file_count = lease.file_count;
             if let Some(address) = &lease.address {
@@ -405,7 +422,8 @@ impl RegistrarTask {
         // Files refused after the full pass cannot be distinguished from those refused in it.
         if differs && (self.sync.refused_files == 0 || was_full) {
             tracing::info!(
-                accepted, found = ?lease,
+                accepted,
+                found = lease.map(|lease| lease.file_count),
                 "the index has another number of this peer's files"
             );
             if !(was_full && self.sync.has_replaced) {
@@ -436,10 +454,12 @@ impl RegistrarTask {
         let (Some(reported), true) = (lease.digest, is_comparable) else {
             return false;
         };
+        let known = self.store_generation.replace(lease.store_generation);
+        let has_lost = known.is_some_and(|known| known != lease.store_generation);
         let Some(own) = self.own_digest().await else {
             return false;
         };
-        match self.digest_check.compare(own, reported) {
+        match self.digest_check.compare(own, reported, has_lost) {
             DigestVerdict::Fine => false,
             DigestVerdict::AskAgain => {
                 let again = Instant::now() + DIGEST_RETRY;

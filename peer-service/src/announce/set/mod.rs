@@ -109,9 +109,9 @@ impl AnnounceSet {
     }
 
     /// Announces files without their names from now on: in a private network, a reader may not bind
-    /// names. Must be called before a registrar starts.
-    pub(crate) fn hide_names(&self) {
-        self.shared.without_names.store(true, Ordering::Relaxed);
+    /// names. A registrar that runs must start over. Returns whether names were announced before.
+    pub(crate) fn hide_names(&self) -> bool {
+        !self.shared.without_names.swap(true, Ordering::Relaxed)
     }
 
     /// The registration of an announcement.

@@ -178,7 +178,8 @@ fn the_end_of_a_download_removes_only_its_own_announcement() {
 #[test]
 fn a_reader_of_a_private_network_announces_no_names() {
     let announce_set = AnnounceSet::new();
-    announce_set.hide_names();
+    assert!(announce_set.hide_names());
+    assert!(!announce_set.hide_names(), "again");
     let named = registration(1, "secret plans", true);
     announce_set.put(vec![named.clone()]);
     let nameless = Registration {

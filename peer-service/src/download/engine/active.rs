@@ -6,7 +6,10 @@ use std::{
     fs::File,
     io::{self, Write as _},
     ops::Range,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,7 +26,10 @@ use tokio::sync::watch;
 
 use crate::{
     content::Content,
-    download::{engine::verifier::UnitVerifier, storage::part_file::PartFile},
+    download::{
+        engine::verifier::UnitVerifier, origin::pieces::ProvisionalPieces,
+        storage::part_file::PartFile,
+    },
 };
 
 /// State shared by the driver of a download and the uploads that read from it.
@@ -37,6 +43,12 @@ pub(crate) struct ActiveDownload {
     pub(crate) part_file: Arc<PartFile>,
     /// Verifies the units.
     pub(crate) verifier: Arc<UnitVerifier>,
+    /// The pieces of content whose root is not known yet.
+    pub(crate) pieces: Option<Arc<ProvisionalPieces>>,
+    /// Whether other peers may have the content.
+    is_shared: bool,
+    /// Number of peers that download or have the content, and this one.
+    receivers: AtomicU64,
     /// The manifest, if the download is a collection.
     manifest: Option<LocalManifest>,
     availability: Mutex<Availability>,
@@ -87,9 +99,36 @@ impl ActiveDownload {
             part_file,
             verifier,
             manifest,
+            pieces: None,
+            is_shared: true,
+            receivers: AtomicU64::new(1),
             availability: Mutex::new(units),
             version: watch::Sender::new(0),
         })
+    }
+
+    /// Makes this a download of content whose root is not known yet.
+    #[must_use]
+    pub(crate) fn provisional(mut self, pieces: Option<Arc<ProvisionalPieces>>) -> Self {
+        self.pieces = pieces;
+        self
+    }
+
+    /// Whether other peers may have the content.
+    #[must_use]
+    pub(crate) const fn shared(mut self, is_shared: bool) -> Self {
+        self.is_shared = is_shared;
+        self
+    }
+
+    /// Number of peers that download or have the content, and this one.
+    pub(crate) fn receivers(&self) -> u64 {
+        self.receivers.load(Ordering::Relaxed)
+    }
+
+    /// Sets the number of known peers.
+    pub(crate) fn set_known_peers(&self, peers: usize) {
+        self.receivers.store(peers as u64 + 1, Ordering::Relaxed);
     }
 
     fn availability(&self) -> MutexGuard<'_, Availability> {
@@ -119,8 +158,28 @@ impl ActiveDownload {
         self.availability().have.get(unit)
     }
 
+    /// How many bytes at `offset` of a plain file may be handed to a reader, at most `max`. `None` if
+    /// none may yet.
+    pub(crate) fn readable(&self, offset: u64, max: usize) -> Option<usize> {
+        let plan = self.part_file.plan();
+        let unit = plan.units_of(0, offset..offset + 1).next()?;
+        let span = plan.spans(unit).next()?;
+        let may_be_read = match &self.pieces {
+            // The last unit waits for the SHA-256 of all bytes.
+            Some(pieces) => pieces.is_from_origin(unit) && unit + 1 < plan.unit_count(),
+            None => true,
+        };
+        let left = (span.offset + span.len)
+            .checked_sub(offset)
+            .filter(|&left| left > 0)?;
+        (may_be_read && self.has(unit)).then(|| max.min(usize::try_from(left).unwrap_or(max)))
+    }
+
     /// The content that this download can serve under this id.
     pub(crate) fn content(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Content>> {
+        if !self.is_shared {
+            return None;
+        }
         if *id == self.record.id {
             return Some(Arc::new(DownloadContent(Arc::clone(self))));
         }
@@ -138,7 +197,13 @@ impl ActiveDownload {
     fn open(&self, index: usize, range: Range<u64>) -> Result<Arc<File>, Problem> {
         let mut units = self.part_file.plan().units_of(index, range);
         let have = self.availability();
-        let all = units.all(|unit| have.have.get(unit));
+        // Of provisional content, only what the origin itself sent.
+        let may_serve = |unit| {
+            self.pieces
+                .as_ref()
+                .is_none_or(|pieces| pieces.is_from_origin(unit))
+        };
+        let all = units.all(|unit| have.have.get(unit) && may_serve(unit));
         drop(have);
         if !all {
             return Err(Problem::new(
@@ -193,6 +258,9 @@ impl Content for DownloadContent {
         for unit in self.0.incomplete_units.iter().flat_map(Bitfield::ones) {
             units.have.set(unit, false);
             units.fetching.set(unit, false);
+        }
+        if let Some(pieces) = &self.0.pieces {
+            pieces.retain_from_origin(&mut units.have);
         }
         units
     }

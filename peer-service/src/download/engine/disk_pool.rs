@@ -18,6 +18,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -31,11 +32,16 @@ const MAX_QUEUED_BYTES: usize = 4 << 20;
 /// and if several file systems hang, other blocking work still finds threads.
 const MAX_THREADS: usize = 16;
 
+/// Upper bounds of the time to verify and write a unit, in seconds.
+const SECONDS: [f64; 9] = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0];
+
 /// One pool for each file system. Cheap to clone; clones share the pools.
 #[derive(Debug, Clone)]
 pub struct DiskPools {
     threads: usize,
     pools: Arc<Mutex<HashMap<u64, Weak<DiskPool>>>>,
+    /// Time to verify and write a unit.
+    seconds: Histogram,
 }
 
 /// The threads and the queue of one file system.
@@ -46,6 +52,7 @@ pub(crate) struct DiskPool {
     /// a permit.
     queue_space: Arc<Semaphore>,
     queue: Mutex<JobQueue>,
+    seconds: Histogram,
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +89,20 @@ impl DiskPools {
         Self {
             threads: threads.clamp(1, MAX_THREADS),
             pools: Arc::default(),
+            seconds: Histogram::new(SECONDS),
         }
+    }
+
+    /// The time to verify and write a unit, in seconds.
+    pub(crate) const fn seconds(&self) -> &Histogram {
+        &self.seconds
+    }
+
+    /// Units that wait for a thread.
+    pub(crate) fn waiting_units(&self) -> usize {
+        let pools = self.pools.lock();
+        let pools = pools.values().filter_map(Weak::upgrade);
+        pools.map(|pool| pool.queue.lock().waiting.len()).sum()
     }
 
     /// The pool of the file system with this device number (`st_dev`). It lives while a caller
@@ -97,6 +117,7 @@ impl DiskPools {
             threads: self.threads,
             queue_space: Arc::new(Semaphore::new(MAX_QUEUED_BYTES)),
             queue: Mutex::default(),
+            seconds: self.seconds.clone(),
         });
         pools.insert(device, Arc::downgrade(&pool));
         pool
@@ -142,7 +163,9 @@ impl DiskPool {
         // Not awaited: the work itself reports its completion.
         drop(tokio::task::spawn_blocking(move || {
             loop {
+                let started = Instant::now();
                 job.run();
+                pool.seconds.observe(started.elapsed().as_secs_f64());
                 let next = pool.queue.lock().finish_and_start_next(number);
                 match next {
                     Some(next) => (number, job) = next,

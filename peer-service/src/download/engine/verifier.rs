@@ -176,6 +176,26 @@ impl UnitVerifier {
         tree.map(|tree| self.record_tree(span.file, tree)).is_some()
     }
 
+    /// The hash of a unit of a plain file, which is one piece; `None` if the length is wrong.
+    pub(crate) fn unit_hash(&self, unit: u32, data: &ChunkList) -> Option<Hash> {
+        let layout = FileLayout::new(self.plan.total())?;
+        let fits = data.len() as u64 == self.plan.unit_len(unit);
+        fits.then(|| piece_hashes(layout, data, 0..data.len()).next())?
+    }
+
+    /// Records the piece layer of a plain file whose bytes were checked in another way.
+    pub(crate) fn settle(&self, layer: Vec<Hash>) -> Option<FileTree> {
+        let size = self.plan.total();
+        let layout = FileLayout::new(size).filter(|_| has_layer(size))?;
+        let tree = FileTree {
+            size,
+            root: merkle::fold(&layer, &layout)?,
+            piece_hashes: layer,
+        };
+        self.record_tree(0, tree.clone());
+        Some(tree)
+    }
+
     /// The root of the file, if known.
     pub(crate) fn root(&self, file: usize) -> Option<Root> {
         self.roots.get(file)?.get().copied()

@@ -6,7 +6,9 @@ use potluck_core::{Problem, Reason};
 
 use crate::download::{
     manager::{
-        DownloadManager, shutting_down,
+        DownloadManager,
+        log::log_command,
+        shutting_down,
         table::{DownloadTask, RestartPolicy},
         unknown_transfer,
     },
@@ -53,7 +55,10 @@ impl DownloadManager {
             state if state.is_active() && self.shared.shutdown.is_cancelled() => {
                 Err(shutting_down())
             }
-            _ => Ok(status),
+            _ => {
+                log_command(&status, "paused");
+                Ok(status)
+            }
         }
     }
 
@@ -75,7 +80,9 @@ impl DownloadManager {
             table.unstored.insert(number);
         }
         self.start_task(number, RestartPolicy::UnlessEnded).await?;
-        self.get(number)
+        let status = self.get(number)?;
+        log_command(&status, "resumed");
+        Ok(status)
     }
 
     /// Changes the limits of a download permanently and with immediate effect. A download that is
@@ -124,7 +131,10 @@ impl DownloadManager {
         let status = self.get(number)?;
         match status.state {
             DownloadState::Done => Err(already_ended(&status)),
-            _ => Ok(status),
+            _ => {
+                log_command(&status, "cancelled");
+                Ok(status)
+            }
         }
     }
 

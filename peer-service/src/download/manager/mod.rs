@@ -5,8 +5,10 @@
 //! | `table` | the list of downloads |
 //! | `tasks` | starts the task of a download, and records how it ended |
 //! | `commands` | pause, resume, adjust, cancel |
+//! | `log` | what the log says of downloads |
 //! | `reading` | runs that send a file to their caller and keep nothing |
 //! | `seeding` | serves finished downloads until their limit is reached |
+//! | `part_reader` | reads a download in order while it runs |
 //! | `persistence` | keeps the store in step with the list |
 //!
 //! Invariants:
@@ -18,6 +20,8 @@
 //! - A download without watchers is paused, unless it is detached.
 
 mod commands;
+mod log;
+mod part_reader;
 mod persistence;
 mod reading;
 mod seeding;
@@ -33,16 +37,20 @@ use potluck_core::{FileId, Problem, Reason};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::part_reader::PartReader;
+
 use crate::{
     content::{Content, ContentSource},
     download::{
         context::DownloadContext,
         engine::active::ActiveDownload,
         manager::table::{DownloadEntry, DownloadTable, RestartPolicy},
+        origin::aliases::AliasContent,
         status::{DownloadSpec, DownloadState, DownloadStatus},
         storage::{persisted::PersistedDownload, target},
     },
     fs::blocking::blocking,
+    store::StoreError,
 };
 
 /// Starts and controls downloads. Cheap to clone.
@@ -109,9 +117,12 @@ impl DownloadManager {
     /// [`Reason::StoreUnavailable`] if the store cannot be read.
     pub async fn restore(&self) -> Result<(), Problem> {
         let store = self.shared.context.store.clone();
-        let saved = blocking(move || store.downloads()).await?;
-        let saved =
-            saved.map_err(|error| Problem::new(Reason::StoreUnavailable, error.to_string()))?;
+        let read = move || Ok((store.downloads()?, store.last_download_number()?));
+        let read: Result<_, StoreError> = blocking(read).await?;
+        let (saved, last) =
+            read.map_err(|error| Problem::new(Reason::StoreUnavailable, error.to_string()))?;
+        // A number names one transfer for ever: a late `cancel` must not stop another one.
+        self.table().last_number = last;
         for (number, bytes) in saved {
             let Some(saved) = PersistedDownload::decode(&bytes) else {
                 tracing::warn!(
@@ -122,7 +133,8 @@ impl DownloadManager {
             };
             let must_resume = saved.running && saved.spec.detach;
             let (persisted, seeding) = (Some(saved.running), saved.seeding);
-            self.table().insert(number, saved, persisted);
+            let cache_use = self.cache_use(&saved.spec).filter(|_| seeding.is_none());
+            self.table().insert(number, saved, persisted).cache_use = cache_use;
             if let Some(seeding) = seeding {
                 self.resume_seeding(number, seeding);
                 continue;
@@ -171,6 +183,7 @@ impl DownloadManager {
                 && same
                 && entry.spec.id == spec.id
                 && entry.spec.sha256 == spec.sha256
+                && entry.spec.origin.is_some() == spec.origin.is_some()
                 && entry.spec.filter == spec.filter
         });
         let same = same.map(|(&number, _)| number);
@@ -179,6 +192,8 @@ impl DownloadManager {
             Some(entry) => {
                 entry.spec.detach |= spec.detach;
                 entry.spec.allow_expansion |= spec.allow_expansion;
+                // With a fresh address and credentials.
+                entry.spec.origin = spec.origin.or_else(|| entry.spec.origin.take());
                 entry.spec.seed = spec.seed.or(entry.spec.seed);
                 entry.apply_limits(spec.limits);
                 for address in spec.providers {
@@ -283,6 +298,19 @@ impl DownloadManager {
         table.downloads.values().filter(|entry| !ended(entry)).count()
     }
 
+    /// Number of downloads in each state.
+    pub(crate) fn count_by_state(&self) -> [(DownloadState, u64); 8] {
+        let table = self.table();
+        let mut counts = DownloadState::ALL.map(|state| (state, 0));
+        for entry in table.downloads.values() {
+            let current = entry.status.borrow().state;
+            for (state, count) in &mut counts {
+                *count += u64::from(*state == current);
+            }
+        }
+        counts
+    }
+
     /// Number of paused downloads.
     pub fn paused(&self) -> usize {
         let table = self.table();
@@ -306,9 +334,13 @@ impl DownloadManager {
 
 impl ContentSource for DownloadManager {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        self.active_downloads()
-            .iter()
-            .find_map(|download| download.content(id))
+        let running = self.active_downloads();
+        let content = running.iter().find_map(|download| download.content(id));
+        content.or_else(|| {
+            let (record, real) = self.shared.context.aliases.find(id)?;
+            let content = self.shared.context.library.find(&real)?;
+            Some(Arc::new(AliasContent { record, content }))
+        })
     }
 
     fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {

@@ -55,6 +55,8 @@ impl DownloadManager {
         let Some(entry) = table.downloads.get_mut(&number) else {
             return false;
         };
+        // A provisional id has become a real one.
+        entry.spec.id = entry.status.borrow().id;
         let has_limit = matches!(entry.spec.seed, Some(SeedLimit::For(_) | SeedLimit::Ratio(_)));
         if has_limit {
             let size = entry.status.borrow().bytes_total;

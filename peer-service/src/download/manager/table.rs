@@ -11,6 +11,7 @@ use potluck_core::model::Address;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::CacheUse;
 use crate::download::{
     engine::active::ActiveDownload,
     seeding::Seeding,
@@ -49,6 +50,8 @@ pub(super) struct DownloadEntry {
     /// Whether the user cancelled the download: the running task must delete the downloaded data
     /// when it stops.
     pub(super) is_cancelled: bool,
+    /// Keeps its entry in the cache, if it has one, until the download ends.
+    pub(super) cache_use: Option<CacheUse>,
     /// For a finished download that is served until a limit is reached: how far it is.
     pub(super) seeding: Option<Seeding>,
     /// How the store must have the download. `None`: not stored. `Some(true)`: stored as running.
@@ -111,6 +114,7 @@ impl DownloadTable {
             task: None,
             watchers: 0,
             is_cancelled: false,
+            cache_use: None,
             seeding: None,
             persisted,
         };

@@ -5,17 +5,21 @@
 
 use std::sync::Arc;
 
-use potluck_core::{Problem, Reason};
-use tokio::sync::oneshot;
+use potluck_core::{Problem, Reason, model::FileKind, process::traces};
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::{
+    cache::CacheUse,
     download::{
         manager::{
-            DownloadManager, shutting_down,
+            DownloadManager,
+            log::log_end,
+            shutting_down,
             table::{DownloadEntry, DownloadTask, RestartPolicy},
         },
-        status::DownloadState,
+        status::{DownloadSpec, DownloadState},
         task::{
             run::{DownloadRun, RunEnd},
             run_context::{RunChannels, RunContext},
@@ -94,6 +98,7 @@ impl DownloadManager {
     ) -> oneshot::Receiver<Result<(), Problem>> {
         let task = DownloadTask::new(&self.shared.shutdown);
         entry.task = Some(task.clone());
+        entry.cache_use = self.cache_use(&entry.spec);
         let channels = RunChannels {
             limits: entry.limits.subscribe(),
             named_peers: entry.named_peers.subscribe(),
@@ -107,8 +112,14 @@ impl DownloadManager {
             task.stop.clone(),
         );
         let (sender, stored) = oneshot::channel();
+        let span = tracing::debug_span!(
+            target: traces::TARGET,
+            "download",
+            transfer = number,
+            id = %entry.spec.id,
+        );
         let work = self.clone().run_task(number, run, task, sender);
-        self.shared.context.tracker.spawn(work);
+        self.shared.context.tracker.spawn(work.instrument(span));
         stored
     }
 
@@ -134,8 +145,10 @@ impl DownloadManager {
         // The caller may have gone.
         let _ = on_stored.send(stored);
         tracing::debug!(transfer = number, file = %run.spec.id.short(), "starts");
+        let started = Instant::now();
         // Runs in a separate task, so that a panic ends one download but not its bookkeeping.
-        let ran = self.shared.context.tracker.spawn(DownloadRun::run(run)).await;
+        let running = DownloadRun::run(run).in_current_span();
+        let ran = self.shared.context.tracker.spawn(running).await;
         let ended = match ran {
             Ok(ended) => ended,
             Err(error) => {
@@ -147,10 +160,8 @@ impl DownloadManager {
                 ))
             }
         };
-        match &ended {
-            RunEnd::Done => tracing::info!(transfer = number, "done"),
-            RunEnd::Failed(problem) => tracing::warn!(transfer = number, %problem, "failed"),
-            RunEnd::Stopped => tracing::debug!(transfer = number, "stopped"),
+        if let Ok(status) = self.get(number) {
+            log_end(&status, &ended, started.elapsed());
         }
         let is_cancelled = self.is_cancelled(number);
         self.finish_task(number, task, ended, is_cancelled).await;
@@ -196,12 +207,14 @@ impl DownloadManager {
             };
             // The caller of a command calls `sync_store` itself and gets the error there.
             drop(stored);
+            self.record_in_cache(number, &ended).await;
             match self.record_end(number, &ended, is_cancelled) {
                 Some(pruned) => break pruned,
                 // A cancel request arrived while the store was written.
                 None => is_cancelled = true,
             }
         };
+        self.release_cache(number).await;
         task.ended.cancel();
         if matches!(ended, RunEnd::Done) {
             self.spawn_seeding(number);
@@ -209,6 +222,41 @@ impl DownloadManager {
         for number in pruned {
             // A failed write is retried later.
             let _ = self.forget(number).await;
+        }
+    }
+
+    /// Keeps the entry of a download into the cache.
+    pub(super) fn cache_use(&self, spec: &DownloadSpec) -> Option<CacheUse> {
+        self.shared.context.cache.use_path(spec.target.as_deref()?)
+    }
+
+    /// Records in the cache that a download of it is done.
+    async fn record_in_cache(&self, number: u64, ended: &RunEnd) {
+        let status = self.get(number).ok().filter(|_| matches!(ended, RunEnd::Done));
+        let Some(status) = status else {
+            return;
+        };
+        let kind = status.kind.unwrap_or(FileKind::File);
+        let cache = &self.shared.context.cache;
+        cache.complete_path(&status.path, status.id, kind).await;
+    }
+
+    /// Lets the cache remove what an ended download has left. A paused one keeps it.
+    async fn release_cache(&self, number: u64) {
+        let released = {
+            let mut table = self.table();
+            let entry = table.downloads.get_mut(&number).filter(|entry| {
+                let state = entry.status.borrow().state;
+                matches!(
+                    state,
+                    DownloadState::Done | DownloadState::Cancelled | DownloadState::Failed
+                )
+            });
+            entry.and_then(|entry| Some((entry.cache_use.take()?, entry.spec.target.clone()?)))
+        };
+        if let Some((cache_use, target)) = released {
+            drop(cache_use);
+            self.shared.context.cache.forget_missing_at(&target).await;
         }
     }
 

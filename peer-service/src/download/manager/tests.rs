@@ -19,12 +19,14 @@ use super::{
 };
 use crate::{
     announce::set::AnnounceSet,
+    cache::{Cache, CacheSettings},
     download::{
         context::{LocalPeer, SharedResources},
         engine::disk_pool::DiskPools,
         status::{LimitsUpdate, PeerState},
         storage::target::DownloadTarget,
     },
+    home::Home,
     library::{Library, ShareEvent, ShareOptions},
     limits::{Limits, budget::InFlightBudget},
     store::Store,
@@ -58,10 +60,15 @@ impl ManagerFixture {
             stop.clone(),
             &tracker,
         );
+        let library = library.unwrap();
+        let home = Home::open(&dir.path().join("home")).unwrap();
+        let settings = CacheSettings::default();
+        let cache = Cache::open(&home, store.clone(), library.clone(), settings);
         let context = DownloadContext {
-            library: library.unwrap(),
+            library,
             announce_set,
             index: None,
+            cache: cache.unwrap(),
             store,
             files_folder: files,
             local: LocalPeer {
@@ -76,6 +83,9 @@ impl ManagerFixture {
                 disk_pools: DiskPools::new(1),
             },
             downloaded_bytes: Default::default(),
+            counters: Default::default(),
+            origins: Default::default(),
+            aliases: Default::default(),
             tracker: tracker.clone(),
         };
         Self {
@@ -522,4 +532,16 @@ async fn peers_named_by_a_joining_request_are_asked() {
     stop.cancel();
     source.join().await;
     fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn the_number_of_an_ended_download_is_not_used_again_after_a_restart() {
+    let fixture = ManagerFixture::new();
+    let first = fixture.start_unreachable().await;
+    fixture.manager.cancel(first).await.unwrap();
+    let context = Arc::clone(&fixture.manager.shared.context);
+    let restarted = DownloadManager::new(context, fixture.stop.clone());
+    restarted.restore().await.unwrap();
+    let second = restarted.start_download(unreachable_spec()).await.unwrap();
+    assert!(second.number > first, "{} after {first}", second.number);
 }

@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::download::{
+    counters::{BanReason, DownloadCounters},
     outgoing::Outgoing,
     peers::{
         diagnostics::no_provider_serves,
@@ -59,6 +60,7 @@ pub(crate) struct BootstrapPool {
     /// Permits for silent peers.
     silent: Semaphore,
     outgoing: Outgoing,
+    counters: DownloadCounters,
 }
 
 #[derive(Debug, Default)]
@@ -94,14 +96,19 @@ impl Violation {
 }
 
 impl BootstrapPool {
-    /// A pool that asks the peers in `candidates`.
-    pub(crate) fn new(candidates: watch::Receiver<PeerCandidates>, outgoing: Outgoing) -> Self {
+    /// A pool that asks the peers in `candidates`, and counts bans in `counters`.
+    pub(crate) fn new(
+        candidates: watch::Receiver<PeerCandidates>,
+        outgoing: Outgoing,
+        counters: DownloadCounters,
+    ) -> Self {
         Self {
             candidates,
             state: Mutex::default(),
             attempts: Semaphore::new(MAX_CONCURRENT),
             silent: Semaphore::new(MAX_CONCURRENT),
             outgoing,
+            counters,
         }
     }
 
@@ -185,6 +192,7 @@ impl BootstrapPool {
 
     /// Bans a peer for a time that doubles with each false answer.
     fn ban(&self, address: Address, description: String) {
+        self.counters.add_ban(BanReason::WrongMetadata);
         let mut state = self.state();
         let count = state
             .violations
@@ -373,7 +381,7 @@ mod tests {
     /// A pool whose peers are already connected, so that it opens no connection.
     fn pool(addresses: impl Iterator<Item = Address>) -> BootstrapPool {
         let (_list, candidates) = watch::channel(PeerCandidates::default());
-        let pool = BootstrapPool::new(candidates, Outgoing::default());
+        let pool = BootstrapPool::new(candidates, Outgoing::default(), DownloadCounters::default());
         for address in addresses {
             pool.state().clients.insert(address, PeerClient::to_nobody());
         }
@@ -420,7 +428,7 @@ mod tests {
             ..PeerCandidates::default()
         };
         let (_list, candidates) = watch::channel(list);
-        let pool = BootstrapPool::new(candidates, Outgoing::default());
+        let pool = BootstrapPool::new(candidates, Outgoing::default(), DownloadCounters::default());
         pool.state().clients.insert(address(0), PeerClient::to_nobody());
         let calls = Arc::new(AtomicUsize::new(0));
         let op = |_| {
@@ -438,6 +446,7 @@ mod tests {
         pool.ask_any(op, waiting).await;
         assert!(started.elapsed() >= BAN.mul_f64(0.75), "{:?}", started.elapsed());
         assert_eq!(calls.load(Ordering::Relaxed), 2);
+        assert_eq!(pool.counters.bans().map(|(_, count)| count).sum::<u64>(), 1);
         let messages = messages.into_inner();
         assert!(
             messages
@@ -495,7 +504,7 @@ mod tests {
     #[tokio::test]
     async fn the_number_of_kept_connections_is_bounded() {
         let (_list, candidates) = watch::channel(PeerCandidates::default());
-        let pool = BootstrapPool::new(candidates, Outgoing::default());
+        let pool = BootstrapPool::new(candidates, Outgoing::default(), DownloadCounters::default());
         (0..2 * MAX_CONCURRENT)
             .for_each(|n| pool.keep_client(&address(n), &PeerClient::to_nobody()));
         assert_eq!(pool.into_known_peers().clients.len(), MAX_CONCURRENT);

@@ -14,7 +14,7 @@ use crate::download::{
     peers::{
         discovery::PeerCandidate,
         event::PeerEvent,
-        rpc::client::{PeerClient, WatchError},
+        rpc::{availability::WatchError, client::PeerClient},
     },
 };
 use potluck_swarm::PeerKey;

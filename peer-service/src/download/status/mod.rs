@@ -1,5 +1,6 @@
 //! The request for a download, and the status that it reports: plain data.
 
+pub(crate) mod content_map;
 mod explanation;
 mod rate;
 pub(crate) mod reporter;
@@ -15,8 +16,9 @@ use potluck_core::{
     model::{Address, FileKind},
 };
 
+pub use self::content_map::ContentMap;
 use crate::{
-    download::{seeding::SeedLimit, selection::PathFilter},
+    download::{origin::spec::OriginSpec, seeding::SeedLimit, selection::PathFilter},
     limits::Priority,
 };
 
@@ -70,6 +72,12 @@ pub struct DownloadSpec {
     pub sha256: Option<Sha256>,
     /// Peers to ask in addition to those from the index.
     pub providers: Vec<Address>,
+    /// Where bytes come from that no peer has. If `id` is the provisional one, the root is not known
+    /// yet.
+    pub origin: Option<OriginSpec>,
+    /// Whether the earliest missing units are requested first, because somebody reads the file while
+    /// it arrives.
+    pub in_order: bool,
     /// Whether the download continues without watchers.
     pub detach: bool,
     /// Whether a collection may write many times its distinct content.
@@ -92,12 +100,23 @@ impl DownloadSpec {
             target: None,
             sha256: None,
             providers: Vec::new(),
+            origin: None,
+            in_order: false,
             detach: false,
             allow_expansion: false,
             filter: PathFilter::default(),
             seed: None,
             limits: LimitsUpdate::default(),
         }
+    }
+}
+
+impl DownloadSpec {
+    /// The origin, if the root of its content is not known yet.
+    pub fn provisional_origin(&self) -> Option<&OriginSpec> {
+        self.origin
+            .as_ref()
+            .filter(|origin| origin.provisional_id() == self.id)
     }
 }
 
@@ -123,6 +142,32 @@ pub enum DownloadState {
 }
 
 impl DownloadState {
+    /// All states.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Preparing,
+        Self::Running,
+        Self::Waiting,
+        Self::Paused,
+        Self::Finishing,
+        Self::Done,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// The state as the value of a label.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Paused => "paused",
+            Self::Finishing => "finishing",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether a task works on the download.
     pub const fn is_active(self) -> bool {
         matches!(
@@ -161,6 +206,8 @@ pub struct PeerStatus {
     pub peer: Option<PeerId>,
     /// The peer's address.
     pub address: Address,
+    /// The address of the file, without a query, if this is an origin and not a peer.
+    pub origin: Option<String>,
     /// The peer's state.
     pub state: PeerState,
     /// An explanation of the state; may be empty.
@@ -237,6 +284,8 @@ pub struct DownloadStatus {
     pub peers: Vec<PeerStatus>,
     /// The missing units, the rarest first.
     pub missing: Vec<MissingUnits>,
+    /// The picture of the content; empty before the first unit is requested.
+    pub map: ContentMap,
     /// The current problem, if any.
     pub error: Option<Problem>,
     /// Readable notes on further problems.
@@ -273,6 +322,7 @@ impl DownloadStatus {
             units_done: 0,
             peers: Vec::new(),
             missing: Vec::new(),
+            map: ContentMap::default(),
             error: None,
             findings: Vec::new(),
             sharing_error: None,
@@ -289,6 +339,7 @@ impl DownloadStatus {
         self.error = None;
         self.findings.clear();
         self.missing.iter_mut().for_each(|run| run.in_flight = false);
+        self.map.in_flight.fill(false);
         for row in &mut self.peers {
             row.bytes_per_second = 0;
             row.requests = 0;
@@ -309,6 +360,7 @@ mod tests {
     fn row(state: PeerState, bytes: u64) -> PeerStatus {
         PeerStatus {
             peer: None,
+            origin: None,
             address: Address {
                 host: "192.0.2.1".into(),
                 port: 9,

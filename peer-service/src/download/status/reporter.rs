@@ -5,15 +5,16 @@
 use std::{collections::HashMap, path::Path, time::Duration};
 
 use parking_lot::Mutex;
-use potluck_core::{Problem, collection::plan::Plan, model::FileKind};
+use potluck_core::{FileId, Problem, collection::plan::Plan, model::FileKind};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::download::{
     engine::driver::DriverView,
+    origin::pieces::Fault,
     peers::discovery::PeerCandidates,
     status::{
-        DownloadState, DownloadStatus,
+        ContentMap, DownloadState, DownloadStatus, PeerState, PeerStatus,
         explanation::{hung_disk_problem, stuck_problem},
         rate::RateWindow,
         rows::{findings, missing_units, peer_statuses},
@@ -61,6 +62,7 @@ impl StatusReporter {
             status.elapsed = Duration::ZERO;
             status.peers.clear();
             status.missing.clear();
+            status.map = ContentMap::default();
             status.findings.clear();
             status.sharing_error = None;
         });
@@ -111,6 +113,37 @@ impl StatusReporter {
     /// Sets the final path.
     pub(crate) fn set_path(&self, path: &Path) {
         self.update(|status| status.path = path.to_owned());
+    }
+
+    /// Sets the id of the content once it is known, in place of a provisional one.
+    pub(crate) fn set_id(&self, id: FileId) {
+        self.update(|status| status.id = id);
+    }
+
+    /// Shows peers that are at fault, and why.
+    pub(crate) fn show_faults(&self, faults: &[Fault]) {
+        let addresses = faults
+            .iter()
+            .filter_map(|fault| Some((fault.unit, fault.address.clone()?)));
+        let rows: Vec<PeerStatus> = addresses
+            .map(|(unit, address)| PeerStatus {
+                peer: None,
+                address,
+                origin: None,
+                state: PeerState::Banned,
+                reason: format!("piece {unit} differs from the origin"),
+                bytes: 0,
+                bytes_per_second: 0,
+                requests: 0,
+                units: 0,
+            })
+            .collect();
+        self.update(|status| {
+            status
+                .peers
+                .retain(|row| rows.iter().all(|fault| fault.address != row.address));
+            status.peers.extend(rows);
+        });
     }
 
     /// Sets name and size.
@@ -215,7 +248,8 @@ impl StatusReporter {
             // The rate counts unverified bytes, because a unit may take minutes.
             let rate = state.rate.sample(now, swarm.counters().received_bytes);
             let rows = peer_statuses(&view, &mut state.peer_rates, now);
-            let missing_is_due = state.missing_at.is_none_or(|at| now - at >= MISSING_INTERVAL);
+            let is_old = state.missing_at.is_none_or(|at| now - at >= MISSING_INTERVAL);
+            let missing_is_due = is_old || swarm.is_finished();
             if missing_is_due {
                 state.missing_at = Some(now);
             }
@@ -239,7 +273,9 @@ impl StatusReporter {
             status.units_done = swarm.have().count() - unneeded;
             status.peers = rows;
             if missing_is_due {
-                status.missing = missing_units(swarm);
+                let missing = swarm.missing();
+                status.map = view.senders.map(&missing);
+                status.missing = missing_units(missing);
             }
         });
     }

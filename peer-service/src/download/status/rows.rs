@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use potluck_swarm::{PeerKey, PeerPhase, PeerView, Swarm};
+use potluck_swarm::{MissingRun, PeerKey, PeerPhase, PeerView};
 use tokio::time::Instant;
 
 use crate::download::{
-    engine::driver::DriverView,
+    engine::driver::{DriverView, OriginView},
+    origin::source::ORIGIN,
     peers::{
         discovery::PeerCandidates,
         peer_set::{ConnectionState, PeerEntry},
@@ -47,9 +48,41 @@ pub(super) fn peer_statuses(
             peer_status(peer, swarm_view, &retries, rate)
         })
         .collect();
+    rows.extend(view.origin.as_ref().map(|origin| {
+        let rate = views.get(&ORIGIN).map_or(0, |swarm_view| {
+            rates.entry(ORIGIN).or_default().sample(now, swarm_view.bytes)
+        });
+        origin_status(origin, views.get(&ORIGIN), rate)
+    }));
     rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.address.cmp(&b.address)));
     rows.truncate(MAX_PEERS);
     rows
+}
+
+fn origin_status(
+    origin: &OriginView<'_>,
+    swarm_view: Option<&PeerView>,
+    bytes_per_second: u64,
+) -> PeerStatus {
+    let state = match swarm_view.map(|view| view.phase) {
+        _ if origin.is_lost => PeerState::Unreachable,
+        None => PeerState::Unreachable,
+        Some(PeerPhase::Banned { .. }) => PeerState::Banned,
+        Some(PeerPhase::Active | PeerPhase::Stalled) => PeerState::Active,
+        Some(PeerPhase::BackedOff { .. } | PeerPhase::Refusing { .. }) => PeerState::BackingOff,
+        Some(PeerPhase::Joining | PeerPhase::Idle) => PeerState::Idle,
+    };
+    PeerStatus {
+        peer: None,
+        address: origin.address.clone(),
+        origin: Some(origin.shown.to_owned()),
+        state,
+        reason: origin.last_error.unwrap_or_default().to_owned(),
+        bytes: origin.bytes,
+        bytes_per_second,
+        requests: swarm_view.map_or(0, |view| view.requests),
+        units: swarm_view.map_or(0, |view| view.units),
+    }
 }
 
 fn peer_status(
@@ -103,6 +136,7 @@ fn peer_status(
     PeerStatus {
         peer: peer.candidate.peer,
         address: peer.candidate.address.clone(),
+        origin: None,
         state,
         reason,
         bytes: peer.bytes,
@@ -113,9 +147,8 @@ fn peer_status(
 }
 
 /// The ranges of missing units, the rarest first.
-pub(super) fn missing_units(swarm: &Swarm) -> Vec<MissingUnits> {
-    let mut runs: Vec<MissingUnits> = swarm
-        .missing()
+pub(super) fn missing_units(runs: Vec<MissingRun>) -> Vec<MissingUnits> {
+    let mut runs: Vec<MissingUnits> = runs
         .into_iter()
         .map(|run| MissingUnits {
             first: run.units.start,

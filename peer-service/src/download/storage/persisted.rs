@@ -10,10 +10,12 @@ use std::{
 };
 
 use potluck_core::model::Address;
+use potluck_origins::secret::Secret;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     download::{
+        origin::spec::OriginSpec,
         seeding::{SeedLimit, Seeding},
         selection::PathFilter,
         status::{DownloadSpec, LimitsUpdate},
@@ -48,6 +50,10 @@ struct PersistedJson {
     #[serde(default)]
     providers: Vec<(String, u16)>,
     #[serde(default)]
+    origin: Option<OriginJson>,
+    #[serde(default)]
+    in_order: bool,
+    #[serde(default)]
     detach: bool,
     #[serde(default)]
     allow_expansion: bool,
@@ -72,6 +78,48 @@ struct PersistedJson {
     /// Seconds since 1970; 0 if unknown.
     #[serde(default)]
     created_at: u64,
+}
+
+/// An origin without its credentials: they are never stored.
+#[derive(Serialize, Deserialize)]
+struct OriginJson {
+    url: String,
+    size: u64,
+    sha256: String,
+    #[serde(default)]
+    validator: Option<String>,
+    /// Whether it needs credentials: the content is then not shared after a restart, either.
+    #[serde(default)]
+    is_gated: bool,
+    #[serde(default)]
+    share_gated: bool,
+}
+
+impl From<&OriginSpec> for OriginJson {
+    fn from(origin: &OriginSpec) -> Self {
+        Self {
+            url: origin.url.to_string(),
+            size: origin.size,
+            sha256: origin.sha256.to_string(),
+            validator: origin.validator.clone(),
+            is_gated: origin.authorization.is_some(),
+            share_gated: origin.share_gated,
+        }
+    }
+}
+
+impl OriginJson {
+    fn into_spec(self) -> Option<OriginSpec> {
+        Some(OriginSpec {
+            url: OriginSpec::parse_url(&self.url).ok()?,
+            size: self.size,
+            sha256: self.sha256.parse().ok()?,
+            validator: self.validator,
+            // The origin then answers that it wants credentials.
+            authorization: self.is_gated.then(|| Secret::header(String::new())),
+            share_gated: self.share_gated,
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -125,6 +173,8 @@ impl PersistedDownload {
                 .iter()
                 .map(|address| (address.host.clone(), address.port))
                 .collect(),
+            origin: spec.origin.as_ref().map(Into::into),
+            in_order: spec.in_order,
             detach: spec.detach,
             allow_expansion: spec.allow_expansion,
             seed: spec.seed.map(Into::into),
@@ -167,6 +217,11 @@ impl PersistedDownload {
                     .into_iter()
                     .map(|(host, port)| Address { host, port })
                     .collect(),
+                origin: match record.origin {
+                    Some(origin) => Some(origin.into_spec()?),
+                    None => None,
+                },
+                in_order: record.in_order,
                 detach: record.detach,
                 allow_expansion: record.allow_expansion,
                 seed: record.seed.map(Into::into),

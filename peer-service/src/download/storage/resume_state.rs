@@ -49,7 +49,7 @@ pub(crate) struct ResumeState {
 }
 
 impl ResumeState {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER + self.have.as_bytes().len() + CHECKSUM);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(self.id.as_bytes());
@@ -63,7 +63,7 @@ impl ResumeState {
     }
 
     /// Decodes a state; `None` if the bytes are not what [`ResumeState::encode`] writes.
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (body, checksum) = bytes.split_last_chunk::<CHECKSUM>()?;
         if Sha256::digest(body).as_slice() != checksum {
             return None;

@@ -14,12 +14,14 @@ use crate::download::{
         active::ActiveDownload,
         driver::{ActiveLimits, AttemptOutcome, DownloadDriver, DriverSignals},
     },
+    origin::source::OriginSource,
     peers::{discovery::PeerCandidates, peer_set::KnownPeers},
     task::{checkpoints, run_context::RunContext},
 };
 
 /// Runs the swarm until the download has all units. `may_be_collection`: whether a different unit
-/// count at a peer casts doubt on the kind of the content.
+/// count at a peer casts doubt on the kind of the content. `origin`: where bytes come from that no
+/// peer has.
 ///
 /// # Errors
 /// If units cannot be written and waiting does not help.
@@ -29,6 +31,7 @@ pub(crate) async fn run_swarm(
     known_peers: KnownPeers,
     candidates: watch::Receiver<PeerCandidates>,
     may_be_collection: bool,
+    origin: Option<Arc<OriginSource>>,
     ended: &CancellationToken,
 ) -> Result<AttemptOutcome, Problem> {
     if download.have().is_full() {
@@ -55,6 +58,8 @@ pub(crate) async fn run_swarm(
         tracker.clone(),
     )
     .may_be_collection(may_be_collection)
+    .with_origin(origin)
+    .in_order(context.spec.in_order)
     .report_to(|view| context.reporter.show_swarm(plan, view, &candidates.borrow()));
     preallocate(download, &tracker, stop.clone());
     let checkpoints = checkpoints::run_checkpoints(Arc::clone(download), stop);

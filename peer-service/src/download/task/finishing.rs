@@ -6,7 +6,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use potluck_core::{
-    Problem, Sha256,
+    FileId, Problem, Sha256,
     collection::path::Label,
     identity::{hash, merkle::FileTree},
 };
@@ -18,6 +18,7 @@ use crate::{
     download::{
         context::DownloadContext,
         engine::{active::ActiveDownload, driver::AttemptOutcome},
+        origin::aliases::ALIAS_TTL,
         status::DownloadStatus,
         storage::{
             finalize::{self, FinalStamps},
@@ -54,7 +55,9 @@ pub(crate) async fn finish(
     }
     let stamps = loop {
         let part = Arc::clone(&download.part_file);
-        let (claim, stop) = (spec.sha256, context.stop.clone());
+        // The SHA-256 of provisional content was compared already.
+        let claim = spec.sha256.filter(|_| download.pieces.is_none());
+        let stop = context.stop.clone();
         let work = blocking(move || finalize::finalize(&part, claim, &stop));
         match while_copying(context, download, work).await? {
             Ok(stamps) => break stamps,
@@ -83,8 +86,16 @@ pub(crate) async fn finish(
     // The download serves the content and stays announced as partial until the library has it.
     let active = context.channels.active.clone();
     let adopted = context.peer.tracker.spawn(async move {
-        adoption.run().await;
-        drop(announcement);
+        let adopted = adoption.run().await;
+        match adopted.filter(|_| adoption.download.pieces.is_some()) {
+            // Peers that still download under the provisional id go on from here.
+            Some(id) => {
+                let record = adoption.download.record;
+                adoption.context.aliases.add(record, id, announcement);
+                adoption.expire_alias_later();
+            }
+            None => drop(announcement),
+        }
         active.send_replace(None);
     });
     // The adoption continues if it takes longer.
@@ -125,22 +136,43 @@ struct Adoption {
 }
 
 impl Adoption {
-    /// The download is done even if this fails.
-    async fn run(&self) {
+    /// The download is done even if this fails. Returns the id under which a file is shared.
+    async fn run(&self) -> Option<FileId> {
         let path = self.download.part_file.target().path.clone();
         let adopted = match &self.collection {
-            _ if !self.is_shared => self.context.library.keep_unshared(path.clone()).await,
-            None => self.adopt_file(path.clone()).await.map(drop),
-            Some(collection) => self.adopt_folder(collection, path.clone()).await,
+            _ if !self.is_shared => {
+                let kept = self.context.library.keep_unshared(path.clone()).await;
+                kept.map(|()| None)
+            }
+            None => {
+                let item = self.adopt_file(path.clone()).await;
+                item.map(|item| Some(item.record.id))
+            }
+            Some(collection) => {
+                let adopted = self.adopt_folder(collection, path.clone()).await;
+                adopted.map(|()| None)
+            }
         };
-        if let Err(problem) = adopted {
+        if let Err(problem) = &adopted {
             tracing::warn!(
                 path = %path.display(), %problem,
                 "downloaded and verified, but cannot be shared"
             );
             self.status
-                .send_modify(|status| status.sharing_error = Some(problem));
+                .send_modify(|status| status.sharing_error = Some(problem.clone()));
         }
+        adopted.ok().flatten()
+    }
+
+    /// Ends the announcement of the provisional id when its time is over.
+    fn expire_alias_later(&self) {
+        let (context, stop) = (Arc::clone(&self.context), self.stop.clone());
+        self.context.tracker.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(ALIAS_TTL) => context.aliases.remove_expired(),
+            }
+        });
     }
 
     async fn adopt_file(&self, path: PathBuf) -> Result<Item, Problem> {

@@ -11,6 +11,7 @@
 //! | `preparation` | opens the part file and recovers units |
 //! | `recovery` | finds valid units on this machine |
 //! | `fetching` | runs the swarm |
+//! | `provisional` | runs the swarm for content whose root is not known |
 //! | `checkpoints` | writes the resume state at intervals |
 //! | `finishing` | gives the content its name and shares it |
 //! | [`reading`] | another kind of run: sends the bytes of a file in order and keeps nothing |
@@ -23,6 +24,7 @@ mod piece_layers;
 mod planning;
 mod preexisting;
 mod preparation;
+mod provisional;
 pub(crate) mod reading;
 mod recovery;
 pub(crate) mod run;

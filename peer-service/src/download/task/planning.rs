@@ -30,7 +30,7 @@ use crate::{
             target::{self, DownloadTarget},
         },
         task::{
-            metadata::{self, CollectionManifest},
+            metadata::{self, CollectionManifest, FileMetadata},
             piece_layers,
             preexisting::{self, FolderState},
             run_context::RunContext,
@@ -71,7 +71,13 @@ pub(crate) async fn plan(
     if spec.filter.is_empty() && is_early_target_complete(context).await? {
         return Ok(None);
     }
-    let known = metadata::identify(peer, spec.id, pool, waiting).await?;
+    let known = match spec.provisional_origin() {
+        Some(origin) => FileMetadata {
+            record: FileRecord::provisional(origin.size, origin.sha256),
+            name: None,
+        },
+        None => metadata::identify(peer, spec.id, pool, waiting).await?,
+    };
     let mut record = known.record;
     // An earlier name stays, because the part file has that name.
     let earlier =
@@ -81,13 +87,15 @@ pub(crate) async fn plan(
         None => metadata::fallback_name(spec.id),
     };
     reporter.set_identity(name.as_str(), record.size);
-    let must_examine = kind_doubted || !spec.filter.is_empty();
+    let is_provisional = record.is_provisional();
+    let must_examine = !is_provisional && (kind_doubted || !spec.filter.is_empty());
     let collection = match metadata::claims_collection(&record) || must_examine {
         true => metadata::fetch_collection(peer, &record, pool, waiting).await?,
         false => None,
     };
     record.kind = match &collection {
         Some(_) => FileKind::Collection,
+        None if record.is_provisional() => FileKind::Provisional,
         None => FileKind::File,
     };
     let manifest = collection
@@ -110,7 +118,7 @@ pub(crate) async fn plan(
             reporter.set_plan(record.kind, &plan, 0);
             if preexisting::is_file_complete(
                 peer,
-                spec.id,
+                spec,
                 &target.path,
                 label,
                 context.shares(),
@@ -233,8 +241,7 @@ async fn is_early_target_complete(context: &RunContext) -> Result<bool, Problem>
         (None, Some(_)) => Some(metadata::fallback_name(spec.id)),
         (None, None) => None,
     };
-    preexisting::is_file_complete(peer, spec.id, &target.path, label, context.shares(), reporter)
-        .await
+    preexisting::is_file_complete(peer, spec, &target.path, label, context.shares(), reporter).await
 }
 
 async fn resolve_target(
@@ -267,6 +274,9 @@ pub(crate) async fn build_verifier(
 ) -> Result<Arc<UnitVerifier>, Problem> {
     let waiting = |problem: Problem| context.show_waiting(problem);
     let verifier = Arc::new(UnitVerifier::new(Arc::clone(&planned.plan)));
+    if planned.record.is_provisional() {
+        return Ok(verifier);
+    }
     piece_layers::fetch(&context.peer, planned.record.id, &verifier, pool, &waiting).await?;
     context.reporter.set_state(DownloadState::Preparing, None);
     Ok(verifier)

@@ -29,7 +29,7 @@ use crate::{
         context::DownloadContext,
         engine::verifier::UnitVerifier,
         selection::Chosen,
-        status::reporter::StatusReporter,
+        status::{DownloadSpec, reporter::StatusReporter},
         storage::{
             resume_state::ResumeState,
             target::{self, DownloadTarget},
@@ -101,12 +101,15 @@ pub(crate) fn resolve_target(
 /// cannot be read.
 pub(crate) async fn is_file_complete(
     context: &DownloadContext,
-    id: FileId,
+    spec: &DownloadSpec,
     path: &Path,
     label: Option<Label>,
     shares: bool,
     reporter: &StatusReporter,
 ) -> Result<bool, Problem> {
+    let id = spec.id;
+    // Without a root, the SHA-256 says whether it is the file.
+    let sum = spec.provisional_origin().map(|origin| origin.sha256);
     let (library, owned) = (context.library.clone(), path.to_owned());
     let threads = context.resources.hash_threads;
     let found = blocking_cancellable(move |stop| {
@@ -129,10 +132,14 @@ pub(crate) async fn is_file_complete(
         let hashed = open_regular(&owned).and_then(|file| {
             let stamp = stamp_of(&file.metadata()?);
             let tree = hash::hash_file(&file, metadata.len(), threads, &|_| continue_unless(stop))?;
-            Ok((tree, stamp))
+            let is_it = match sum {
+                Some(sum) => hash::sha256_file(&file, &|_| continue_unless(stop))? == sum,
+                None => tree.id() == id,
+            };
+            Ok((is_it, tree, stamp))
         });
         match hashed {
-            Ok((tree, stamp)) if tree.id() == id => Ok(Some((metadata.len(), Some((tree, stamp))))),
+            Ok((true, tree, stamp)) => Ok(Some((metadata.len(), Some((tree, stamp))))),
             Ok(_) => Err(target::target_exists(&owned)),
             Err(error) => Err(target::target_unreadable(&owned, &error)),
         }
@@ -142,10 +149,13 @@ pub(crate) async fn is_file_complete(
         return Ok(false);
     };
     reporter.set_preexisting(FileKind::File, size);
+    if let Some((tree, _)) = hashed.as_ref().filter(|_| sum.is_some()) {
+        reporter.set_id(tree.id());
+    }
     if let Some((tree, stamp)) = hashed.filter(|_| shares)
         && let Err(problem) = context
             .library
-            .adopt_file(path.to_owned(), tree, stamp, None, label)
+            .adopt_file(path.to_owned(), tree, stamp, sum, label)
             .await
     {
         tracing::warn!(

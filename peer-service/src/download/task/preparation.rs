@@ -17,6 +17,7 @@ use potluck_core::{Problem, Reason, bitfield::Bitfield, problem::RAISE_OPEN_FILE
 use crate::{
     download::{
         engine::{active::ActiveDownload, verifier::UnitVerifier},
+        origin::{pieces::ProvisionalPieces, settle},
         storage::part_file::{FoundPart, PartFile},
         task::{planning::PlannedDownload, recovery, run_context::RunContext},
     },
@@ -41,7 +42,10 @@ pub(crate) async fn open_part(
         let stop = context.stop.clone();
         match blocking(move || PartFile::open(id, target, plan, entries, &stop)).await? {
             Err(problem) if problem.reason.is_exhaustion() => {
-                context.wait_to_retry(problem).await;
+                let (near, bytes) = (&planned.target.path, planned.plan.total());
+                if !context.make_room(&problem, near, bytes).await {
+                    context.wait_to_retry(problem).await;
+                }
             }
             opened => return opened.map(Some),
         }
@@ -59,6 +63,20 @@ pub(crate) async fn recover_units(
     verifier: &Arc<UnitVerifier>,
     found: FoundPart,
 ) -> Result<Option<Bitfield>, Problem> {
+    if part_file.plan().manifest().is_none() && context.spec.provisional_origin().is_some() {
+        // Nothing verifies a piece. Those that a resume state lists were written before it.
+        return Ok(Some(match found {
+            FoundPart::Resume(have) => {
+                let bytes = have.ones().map(|unit| part_file.plan().unit_len(unit)).sum();
+                context.reporter.set_resumed_bytes(bytes);
+                context.reporter.set_bytes(bytes);
+                have
+            }
+            FoundPart::Created | FoundPart::Unverified => {
+                Bitfield::new(part_file.plan().unit_count())
+            }
+        }));
+    }
     let (part, verifier) = (Arc::clone(part_file), Arc::clone(verifier));
     let (library, threads) = (context.peer.library.clone(), context.peer.resources.hash_threads);
     let stop = context.stop.clone();
@@ -97,7 +115,7 @@ pub(crate) async fn recover_units(
     Ok(Some(have).filter(|_| !context.stop.is_cancelled()))
 }
 
-/// Makes the download available to uploads, unless it is not shared.
+/// Makes the download available to readers, and to uploads unless it is not shared.
 ///
 /// # Errors
 /// If the temporary file for a manifest cannot be written.
@@ -109,6 +127,11 @@ pub(crate) async fn publish(
     have: Bitfield,
 ) -> Result<Arc<ActiveDownload>, Problem> {
     let (record, name) = (planned.record, planned.name.clone());
+    let pieces = record.is_provisional().then(|| {
+        let pieces = ProvisionalPieces::new(have.len());
+        settle::restore(&pieces, &have);
+        Arc::new(pieces)
+    });
     let collection = planned.collection.clone();
     let download = blocking(move || {
         let manifest = collection
@@ -116,10 +139,10 @@ pub(crate) async fn publish(
             .map(|it| (it.tree.clone(), &**it.manifest.bytes()));
         ActiveDownload::new(record, name, part_file, verifier, manifest, have)
     });
-    let download = Arc::new(download.await?.map_err(|error| temporary_file_problem(&error))?);
-    if context.shares() {
-        context.channels.active.send_replace(Some(Arc::clone(&download)));
-    }
+    let download = download.await?.map_err(|error| temporary_file_problem(&error))?;
+    let download = download.provisional(pieces).shared(context.shares());
+    let download = Arc::new(download);
+    context.channels.active.send_replace(Some(Arc::clone(&download)));
     Ok(download)
 }
 

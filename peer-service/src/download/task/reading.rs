@@ -119,7 +119,7 @@ async fn send_own_copy(
     let (record, name, layer) = blocking(move || {
         let record = content.record()?;
         let layer = match record.kind {
-            FileKind::File => content.piece_hashes()?,
+            FileKind::File | FileKind::Provisional => content.piece_hashes()?,
             FileKind::Collection => Arc::new([]),
         };
         Ok::<_, Problem>((record, content.name(), layer))
@@ -161,7 +161,8 @@ async fn send_from_peers(
 ) -> Result<(), Problem> {
     let RunContext { peer, spec, .. } = context;
     let candidates = start_discovery(context, ended.clone());
-    let pool = BootstrapPool::new(candidates.clone(), peer.local.outgoing.clone());
+    let outgoing = peer.local.outgoing.clone();
+    let pool = BootstrapPool::new(candidates.clone(), outgoing, peer.counters.clone());
     let waiting = |problem: Problem| context.show_waiting(problem);
     let known = metadata::identify(peer, spec.id, &pool, waiting).await?;
     let record = known.record;

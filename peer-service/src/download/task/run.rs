@@ -8,6 +8,7 @@ use std::sync::Arc;
 use potluck_core::{Problem, bitfield::Bitfield, model::Registration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::{
     download::{
@@ -16,7 +17,7 @@ use crate::{
             bootstrap::BootstrapPool,
             discovery::{Discovery, PeerCandidates},
         },
-        task::{fetching, finishing, planning, preparation, run_context::RunContext},
+        task::{fetching, finishing, planning, preparation, provisional, run_context::RunContext},
     },
     fs::blocking::blocking,
 };
@@ -97,7 +98,9 @@ impl DownloadRun {
     /// One attempt. If `kind_doubted`, examines whether a supposed plain file is a manifest.
     async fn attempt(&self, kind_doubted: bool) -> Result<AttemptOutcome, Problem> {
         let context = &self.context;
-        let pool = BootstrapPool::new(self.candidates.clone(), context.peer.local.outgoing.clone());
+        let (outgoing, counters) =
+            (context.peer.local.outgoing.clone(), context.peer.counters.clone());
+        let pool = BootstrapPool::new(self.candidates.clone(), outgoing, counters);
         // Both futures can be dropped: they hold nothing that outlives them.
         let planned = tokio::select! {
             () = context.stop.cancelled() => return Ok(AttemptOutcome::Stopped),
@@ -130,17 +133,26 @@ impl DownloadRun {
                 is_complete: false,
             })
         });
-        let may_be_collection = !kind_doubted && planning::may_be_manifest(&planned.plan);
+        let may_be_collection =
+            !kind_doubted && download.pieces.is_none() && planning::may_be_manifest(&planned.plan);
         let known_peers = pool.into_known_peers();
-        let mut outcome = fetching::run_swarm(
-            context,
-            &download,
-            known_peers,
-            self.candidates.clone(),
-            may_be_collection,
-            &self.ended,
-        )
-        .await;
+        let mut outcome = match &download.pieces {
+            Some(pieces) => {
+                provisional::run(context, &download, pieces, &self.candidates, &self.ended).await
+            }
+            None => {
+                fetching::run_swarm(
+                    context,
+                    &download,
+                    known_peers,
+                    self.candidates.clone(),
+                    may_be_collection,
+                    context.origin_source()?,
+                    &self.ended,
+                )
+                .await
+            }
+        };
         if matches!(outcome, Ok(AttemptOutcome::Complete))
             && may_be_collection
             && planning::is_manifest(&download.part_file).await?
@@ -162,6 +174,10 @@ impl DownloadRun {
     /// Stops serving the download and writes a last checkpoint.
     async fn retire(&self, download: &Arc<ActiveDownload>, have: Bitfield) {
         self.context.channels.active.send_replace(None);
+        if let Some(pieces) = &download.pieces {
+            // An upload may hold the pieces a little longer.
+            pieces.early().set_wrong();
+        }
         let part = Arc::clone(&download.part_file);
         let last = move || {
             let stored = part.checkpoint(&have);
@@ -189,9 +205,10 @@ pub(super) fn start_discovery(
         status: context.channels.status.subscribe(),
     };
     let peer = Arc::clone(&context.peer);
-    context.peer.tracker.spawn(async move {
+    let discover = async move {
         let is_self = |id: Option<&_>, address: &_| peer.local.is_self(id, address);
         discovery.run(is_self, list, stop).await;
-    });
+    };
+    context.peer.tracker.spawn(discover.in_current_span());
     candidates
 }

@@ -359,6 +359,21 @@ impl CatalogStore {
         stored.map_err(|error| unshare_not_stored(&error))
     }
 
+    /// Removes the item at this path of the cache; false if its owner asked to share it. A change that
+    /// cannot be stored is logged, and stays in effect.
+    pub(crate) fn release_cached(&self, path: &Path, is_folder: bool) -> bool {
+        let (is_released, _) = self.writer().apply(|catalog, delta| {
+            if catalog.is_requested_at(path, is_folder) {
+                return false;
+            }
+            if let Some(number) = catalog.item_at(path) {
+                catalog.remove(number, delta);
+            }
+            true
+        });
+        is_released
+    }
+
     /// Adds a tombstone for a path in the files folder that is not shared.
     ///
     /// # Errors

@@ -160,21 +160,33 @@ impl IgnoreRules {
             Ok(None) => return Ok(above.cloned()),
             Err(problem) => return Err((file, problem)),
         };
+        match Self::parse(above, &text, path) {
+            Ok(rules) => Ok(Some(Arc::new(rules))),
+            Err(problem) => Err((file, problem)),
+        }
+    }
+
+    /// The rules of a file with this text in the folder at `path`, and those above it.
+    ///
+    /// # Errors
+    /// The text has an invalid pattern.
+    pub(crate) fn parse(
+        above: Option<&Arc<Self>>,
+        text: &str,
+        path: &str,
+    ) -> Result<Self, Problem> {
         let mut patterns = GitignoreBuilder::new("");
         for (line, number) in text.trim_start_matches('\u{feff}').lines().zip(1..) {
-            if let Err(error) = patterns.add_line(None, line) {
-                let problem = invalid_patterns(&format!("line {number}"), &error);
-                return Err((file, problem));
-            }
+            patterns
+                .add_line(None, line)
+                .map_err(|error| invalid_patterns(&format!("line {number}"), &error))?;
         }
-        match patterns.build() {
-            Ok(patterns) => Ok(Some(Arc::new(Self {
-                patterns,
-                folder_len: path.len() + usize::from(!path.is_empty()),
-                above: above.cloned(),
-            }))),
-            Err(error) => Err((file, invalid_patterns("it", &error))),
-        }
+        let patterns = patterns.build().map_err(|error| invalid_patterns("it", &error))?;
+        Ok(Self {
+            patterns,
+            folder_len: path.len() + usize::from(!path.is_empty()),
+            above: above.cloned(),
+        })
     }
 }
 

@@ -16,4 +16,4 @@ pub(crate) mod raw;
 pub(crate) mod service;
 #[cfg(test)]
 mod tests;
-mod wire;
+pub(crate) mod wire;

@@ -25,6 +25,7 @@ use potluck_core::{
 };
 use prost::Message;
 use tonic::{Status, body::Body, codegen::Service, server::NamedService};
+use tracing::Span;
 
 use crate::upload::{
     grpc::service::PeerApi,
@@ -153,6 +154,8 @@ type FrameStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 /// The response body: the messages, then the status as trailers.
 struct ResponseBody {
+    /// The span of the call, which ends with the response.
+    _span: Span,
     /// `None` after the trailers were sent.
     frames: Option<FrameStream>,
 }
@@ -160,6 +163,7 @@ struct ResponseBody {
 impl ResponseBody {
     fn new(chunks: impl Stream<Item = Result<Bytes, Status>> + Send + 'static) -> Self {
         Self {
+            _span: Span::current(),
             frames: Some(Box::pin(chunks)),
         }
     }

@@ -21,7 +21,7 @@ async fn a_download_only_peer_gets_a_file_from_all_others() {
     sharers[1].share(&file).await;
     index.wait_for_providers(id, 2).await;
     let config = Config {
-        index: Some(index.endpoint.clone()),
+        index: Some(index.endpoint.clone().into()),
         ..Config::new(home("c"))
     };
     let peer = TestPeer::serve(None, config).await;

@@ -6,5 +6,6 @@ mod download_only;
 mod file_systems;
 mod files;
 mod misbehaving_peers;
+mod origins;
 mod rate_sharing;
 mod slow_connections;

@@ -186,6 +186,7 @@ impl ControlService for FakeControl {
                 in_flight: 0,
             }],
             findings: vec!["no peer has units 3 to 6".to_owned()],
+            map: None,
         }))
     }
 
@@ -244,6 +245,21 @@ impl ControlService for FakeControl {
     }
 
     async fn get_limits(&self, _: Request<v1::GetLimitsRequest>) -> Answer<v1::GetLimitsResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_cache(&self, _: Request<v1::ListCacheRequest>) -> Answer<v1::ListCacheResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn collect_cache(
+        &self,
+        _: Request<v1::CollectCacheRequest>,
+    ) -> Answer<v1::CollectCacheResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn pin_cache(&self, _: Request<v1::PinCacheRequest>) -> Answer<v1::PinCacheResponse> {
         Err(Status::unimplemented(""))
     }
 

@@ -71,7 +71,7 @@ pub struct FakeIndexState {
     pub replace_calls: usize,
     /// Files in the largest registration.
     pub largest_batch: usize,
-    /// Number of renewals.
+    /// Number of renewals, whether they succeeded or not.
     pub renew_calls: usize,
     /// Number of checks of reachability.
     pub reachability_checks: usize,
@@ -211,11 +211,11 @@ impl IndexService for FakeIndex {
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Answer<v1::RenewResponse> {
         // With a full disk everything fails except renewals.
         let mut state = self.state();
+        state.renew_calls += 1;
         let failure = state.failure.filter(|reason| *reason != Reason::StoreUnavailable);
         if let Some(reason) = failure {
             return Err(Problem::new(reason, "made to fail").into());
         }
-        state.renew_calls += 1;
         state.instances.insert(request.into_inner().instance.to_vec());
         if !state.has_lease {
             return Err(Problem::new(Reason::LeaseUnknown, "no lease").into());
@@ -298,6 +298,10 @@ impl IndexService for FakeIndex {
             })),
             None => Err(Status::unimplemented("")),
         }
+    }
+
+    async fn list_peers(&self, _: Request<v1::ListPeersRequest>) -> Answer<v1::ListPeersResponse> {
+        Ok(Response::new(v1::ListPeersResponse::default()))
     }
 
     async fn get_stats(&self, _: Request<v1::GetStatsRequest>) -> Answer<v1::GetStatsResponse> {

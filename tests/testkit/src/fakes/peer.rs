@@ -7,14 +7,15 @@ use std::sync::{
 
 use futures_util::{StreamExt as _, stream};
 use potluck_core::{
-    PeerId, Problem, Reason,
+    PeerId, Problem, Reason, Sha256,
     identity::{hash::hash_bytes, merkle::FileTree},
-    model::Address,
+    model::{Address, FileRecord},
     proto::v1::{
         self,
         peer_service_server::{PeerService, PeerServiceServer},
     },
 };
+use sha2::Digest as _;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
@@ -29,6 +30,8 @@ const CHUNK: usize = 64 * 1024;
 pub enum Misbehavior {
     /// Flips a bit in all data that it sends.
     CorruptsData,
+    /// Flips a bit in the last piece only.
+    CorruptsLastPiece,
     /// Sends half of the requested bytes, then nothing.
     Stalls,
     /// Sends more than was requested.
@@ -116,6 +119,10 @@ impl FakePeerService {
             if self.does(Misbehavior::CorruptsData) {
                 data[1000] ^= 1;
             }
+            let is_last = end == self.data.len() as u64;
+            if self.does(Misbehavior::CorruptsLastPiece) && is_last {
+                *data.last_mut().unwrap() ^= 1;
+            }
             for (n, chunk) in data.chunks(CHUNK).enumerate() {
                 chunks.push(Ok(v1::DownloadResponse {
                     span: span as u32,
@@ -145,9 +152,23 @@ impl PeerService for FakePeerService {
         Err(Status::unimplemented(""))
     }
 
-    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Answer<v1::DescribeResponse> {
+    async fn describe(
+        &self,
+        request: Request<v1::DescribeRequest>,
+    ) -> Answer<v1::DescribeResponse> {
         if self.does(Misbehavior::IsSilent) {
             std::future::pending::<()>().await;
+        }
+        let requested = request.into_inner().file_id;
+        let sha256 = Sha256(sha2::Sha256::digest(&self.data).into());
+        let provisional = FileRecord::provisional(self.data.len() as u64, sha256);
+        if requested == provisional.id.to_bytes() {
+            return Ok(Response::new(v1::DescribeResponse {
+                file: Some((&provisional).into()),
+                name: "another.bin".to_owned(),
+                complete: true,
+                peer_id: PeerId([9; 32]).to_bytes(),
+            }));
         }
         let size = match self.does(Misbehavior::ClaimsWrongSize) {
             true => 1 << 50,
@@ -199,13 +220,14 @@ impl PeerService for FakePeerService {
 
     async fn watch_availability(
         &self,
-        _: Request<v1::WatchAvailabilityRequest>,
+        request: Request<v1::WatchAvailabilityRequest>,
     ) -> Answer<Self::WatchAvailabilityStream> {
         let units = (self.tree.piece_hashes.len() as u32).max(1);
         let snapshot = v1::AvailabilitySnapshot {
             units: units + u32::from(self.does(Misbehavior::ClaimsWrongUnits)),
             complete: !self.does(Misbehavior::ClaimsNothing),
-            file_id: self.tree.id().to_bytes(),
+            // Also a provisional id.
+            file_id: request.into_inner().file_id,
             ..Default::default()
         };
         let event = v1::watch_availability_response::Event::Snapshot(snapshot);

@@ -2,6 +2,7 @@
 
 mod index;
 mod library;
+mod own_ca;
 mod pair;
 mod peer;
 mod private_network;
@@ -9,6 +10,7 @@ mod seed;
 
 pub use index::TestIndex;
 pub use library::{LibraryPeer, download, peer_client, span};
+pub use own_ca::OwnCa;
 pub use pair::PeerPair;
 pub use peer::TestPeer;
 pub use private_network::{TestNetwork, member_tls, secured_index};

@@ -27,7 +27,7 @@ impl TestPeer {
     /// A peer with this home and index.
     pub async fn start(home: &Path, index: Option<&Endpoint>) -> Self {
         Self::with_config(Config {
-            index: index.cloned(),
+            index: index.cloned().map(Into::into),
             ..Config::new(home)
         })
         .await

@@ -3,4 +3,5 @@
 pub mod disk;
 pub mod memory;
 pub mod program;
+pub mod redis_cluster;
 pub mod trace;

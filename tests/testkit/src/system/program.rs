@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read},
     net::SocketAddr,
     ops::{Deref, DerefMut},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::Instant,
@@ -54,6 +54,11 @@ impl Program {
     /// Whether it has not exited.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// The reading end of its stderr, which must be a pipe.
+    pub fn take_stderr(&mut self) -> ChildStderr {
+        self.child.stderr.take().expect("stderr is a pipe")
     }
 
     /// Closes the reading end of its stderr, if that is a pipe.

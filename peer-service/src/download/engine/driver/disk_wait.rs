@@ -25,6 +25,8 @@ struct FullDisk {
     problem: Problem,
     /// When to check again.
     check_at: Instant,
+    /// If the first check comes early, because room may be made: when it would have come otherwise.
+    not_early: Option<Instant>,
 }
 
 impl DiskWait {
@@ -57,9 +59,35 @@ impl DiskWait {
             return false;
         }
         let check_at = now + self.pause;
-        self.full = Some(FullDisk { problem, check_at });
+        self.full = Some(FullDisk {
+            problem,
+            check_at,
+            not_early: None,
+        });
         self.pause = (2 * self.pause).min(MAX_DISK_RETRY);
         true
+    }
+
+    /// Checks at once, because room may be made.
+    pub(super) fn check_early(&mut self, now: Instant) {
+        if let Some(full) = &mut self.full {
+            full.not_early = Some(std::mem::replace(&mut full.check_at, now));
+        }
+    }
+
+    /// Whether the check that is due is an early one.
+    pub(super) fn is_early(&self) -> bool {
+        self.full.as_ref().is_some_and(|full| full.not_early.is_some())
+    }
+
+    /// Records that no room could be made: the usual check follows. Free space that the disk reports
+    /// does not count, because a write has just failed.
+    pub(super) fn record_no_room_made(&mut self) {
+        if let Some(full) = &mut self.full
+            && let Some(at) = full.not_early.take()
+        {
+            full.check_at = at;
+        }
     }
 
     /// Records whether the disk has room now.
@@ -101,6 +129,22 @@ mod tests {
         assert_eq!(pause(&mut wait), MAX_DISK_RETRY);
         wait.record_write();
         assert_eq!(pause(&mut wait), DISK_RETRY);
+    }
+
+    #[test]
+    fn an_early_check_without_effect_does_not_shorten_the_pause() {
+        let now = Instant::now();
+        let mut wait = DiskWait::new();
+        for pause in [DISK_RETRY, 2 * DISK_RETRY] {
+            wait.start(Problem::new(Reason::DiskFull, "full"), now);
+            wait.check_early(now);
+            assert!(wait.is_early());
+            assert_eq!(wait.check_at(), Some(now));
+            wait.record_no_room_made();
+            assert!(!wait.is_early() && wait.is_waiting());
+            assert_eq!(wait.check_at(), Some(now + pause));
+            wait.record_check(true, now);
+        }
     }
 
     #[test]

@@ -26,6 +26,10 @@ const REQUEST_EVENTS: usize = 1024;
 /// Capacity of the channel for peer events: small, because one event can list every unit.
 const PEER_EVENTS: usize = 64;
 
+/// Maximum events that are handled before the next actions: a loop turn costs more than an event,
+/// and requests must still go out while a crowd sends events.
+const MAX_BATCH: usize = 64;
+
 /// An event of a running download.
 #[derive(Debug)]
 pub(super) enum DriverEvent {
@@ -74,6 +78,8 @@ pub(super) struct DriverEvents {
     requests: mpsc::Receiver<RequestEvent>,
     peers: mpsc::Receiver<(PeerKey, PeerEvent)>,
     report: Interval,
+    /// Events that may still join the current batch.
+    left_in_batch: usize,
 }
 
 /// The senders of the channels that [`DriverEvents`] receives from.
@@ -92,6 +98,7 @@ impl DriverEvents {
             requests,
             peers,
             report: tokio::time::interval(REPORT_INTERVAL),
+            left_in_batch: 0,
         };
         let senders = EventSenders {
             requests: request_sender,
@@ -105,12 +112,13 @@ impl DriverEvents {
         Arc::clone(&self.signals.candidates.borrow_and_update().list)
     }
 
-    /// Waits for an event.
+    /// Waits for an event, the first of a batch.
     pub(super) async fn next(
         &mut self,
         limits: &mut ActiveLimits,
         deadlines: Deadlines,
     ) -> DriverEvent {
+        self.left_in_batch = MAX_BATCH - 1;
         // All arms are cancel-safe: channels and timers lose nothing if another arm completes.
         tokio::select! {
             () = self.signals.stop.cancelled() => DriverEvent::Stopped,
@@ -127,8 +135,10 @@ impl DriverEvents {
         }
     }
 
-    /// An event that has already arrived, if there is one.
-    pub(super) fn try_next(&mut self) -> Option<DriverEvent> {
+    /// The next event of the batch, if one has already arrived and the batch is not full. The caller
+    /// must handle it: a result that is lost leaves its unit in flight forever.
+    pub(super) fn next_in_batch(&mut self) -> Option<DriverEvent> {
+        self.left_in_batch = self.left_in_batch.checked_sub(1)?;
         if let Ok(event) = self.requests.try_recv() {
             return Some(DriverEvent::Request(event));
         }
@@ -151,5 +161,33 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_batch_leaves_the_other_events_for_the_next_one() {
+        let (_candidates, candidates) = watch::channel(PeerCandidates::default());
+        let signals = DriverSignals {
+            candidates,
+            window: None,
+            stop: CancellationToken::new(),
+        };
+        let (mut events, senders) = DriverEvents::new(signals);
+        for key in 0..PEER_EVENTS as u64 {
+            let event = (PeerKey(key), PeerEvent::UnitCountMismatch);
+            senders.peers.try_send(event).unwrap();
+        }
+        let mut keys = Vec::new();
+        for _ in 0..PEER_EVENTS {
+            events.left_in_batch = 10;
+            while let Some(DriverEvent::Peer(PeerKey(key), _)) = events.next_in_batch() {
+                keys.push(key);
+            }
+        }
+        assert_eq!(keys, Vec::from_iter(0..PEER_EVENTS as u64));
     }
 }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `events` | the events that the driver waits for |
 //! | `requests` | the requests in flight, and the calls that carry them |
+//! | `origin` | the origin among the providers |
 //! | `limits` | the rate and the part of the in-flight budget |
 //! | `disk_wait` | the wait while the disk is full |
 //!
@@ -22,6 +23,7 @@
 mod disk_wait;
 mod events;
 mod limits;
+mod origin;
 mod requests;
 
 use std::{
@@ -44,31 +46,32 @@ use crate::{
     content::BadPieces,
     download::{
         context::DownloadContext,
+        counters::BanReason,
         engine::{
             active::ActiveDownload,
             disk_pool::DiskPool,
             request::{CallContext, RequestEvent, RequestOutcome},
         },
+        origin::source::{ORIGIN, OriginSource},
         peers::{
             connection_policy::ConnectionPolicy,
             connector::ConnectorContext,
             event::PeerEvent,
             peer_set::{KnownPeers, PeerSet},
         },
+        status::content_map::UnitSenders,
     },
     fs::blocking::blocking,
 };
 
 use disk_wait::DiskWait;
 use events::{Deadlines, DriverEvent, DriverEvents};
+use origin::OriginState;
 use requests::{CallBatch, RequestTable};
 
 pub(crate) use events::DriverSignals;
 pub(crate) use limits::ActiveLimits;
-
-/// Maximum events that are handled before the next actions: a loop turn costs more than an event,
-/// and requests must still go out while a crowd sends events.
-const MAX_BATCH: usize = 64;
+pub(crate) use origin::OriginView;
 
 /// The result of one attempt at a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +91,10 @@ pub(crate) struct DriverView<'a> {
     /// The swarm's time.
     pub(crate) now: Duration,
     pub(crate) peers: &'a PeerSet,
+    pub(crate) senders: &'a UnitSenders,
     pub(crate) disk: &'a DiskPool,
+    /// The origin, if there is one.
+    pub(crate) origin: Option<OriginView<'a>>,
     /// The problem of a full disk.
     pub(crate) disk_problem: Option<Problem>,
 }
@@ -102,6 +108,7 @@ pub(crate) struct DownloadDriver<'a> {
     /// The swarm's time zero.
     start: Instant,
     peers: PeerSet,
+    senders: UnitSenders,
     policy: ConnectionPolicy,
     /// The violation of a peer, until the swarm bans the peer.
     violations: HashMap<PeerKey, String>,
@@ -109,6 +116,8 @@ pub(crate) struct DownloadDriver<'a> {
     limits: ActiveLimits,
     disk_wait: DiskWait,
     events: DriverEvents,
+    /// The origin, if there is one.
+    origin: Option<OriginState>,
     /// Whether a different unit count at a peer casts doubt on the kind of the content.
     may_be_collection: bool,
     /// Shows the progress.
@@ -150,6 +159,7 @@ impl<'a> DownloadDriver<'a> {
             rate_limiter: Arc::clone(limits.rate()),
             events: senders.requests,
             tracker,
+            origin: None,
         };
         Self {
             context: Arc::clone(context),
@@ -158,12 +168,14 @@ impl<'a> DownloadDriver<'a> {
             swarm,
             start: now,
             peers: PeerSet::new(known_peers, connector, stop.clone(), context.tracker.clone()),
+            senders: UnitSenders::new(plan.unit_count()),
             policy: ConnectionPolicy::new(now),
             violations: HashMap::new(),
             requests: RequestTable::new(calls, stop),
             limits,
             disk_wait: DiskWait::new(),
             events,
+            origin: None,
             may_be_collection: false,
             report: Box::new(|_| {}),
         }
@@ -173,6 +185,23 @@ impl<'a> DownloadDriver<'a> {
     #[must_use]
     pub(crate) const fn may_be_collection(mut self, may_be: bool) -> Self {
         self.may_be_collection = may_be;
+        self
+    }
+
+    /// Requests the earliest missing units first.
+    #[must_use]
+    pub(crate) fn in_order(mut self, in_order: bool) -> Self {
+        if in_order {
+            self.swarm = self.swarm.in_order(u32::MAX);
+        }
+        self
+    }
+
+    /// Also asks this origin, for what no peer has.
+    #[must_use]
+    pub(crate) fn with_origin(mut self, source: Option<Arc<OriginSource>>) -> Self {
+        self.origin = source.clone().map(OriginState::new);
+        self.requests.set_origin(source);
         self
     }
 
@@ -201,6 +230,9 @@ impl<'a> DownloadDriver<'a> {
         for key in self.peers.banned() {
             self.swarm.misbehaved(key, now);
         }
+        if self.origin.is_some() {
+            self.swarm.reserve_joined(ORIGIN, now);
+        }
         loop {
             self.swarm.set_max_in_flight_bytes(self.limits.in_flight_budget());
             let is_finished = self.run_actions();
@@ -213,11 +245,11 @@ impl<'a> DownloadDriver<'a> {
                 disk: self.disk_wait.check_at(),
             };
             let mut event = self.events.next(&mut self.limits, deadlines).await;
-            for _ in 0..MAX_BATCH {
+            loop {
                 if let Some(outcome) = self.on_event(event).await? {
                     return Ok(outcome);
                 }
-                match self.events.try_next() {
+                match self.events.next_in_batch() {
                     Some(next) => event = next,
                     None => break,
                 }
@@ -244,6 +276,11 @@ impl<'a> DownloadDriver<'a> {
             DriverEvent::LimitsChanged => {}
             DriverEvent::WindowMoved(end) => self.swarm.extend_window(end),
             DriverEvent::ReportDue => {
+                if self.origin.as_mut().is_some_and(OriginState::must_rejoin) {
+                    let now = self.now();
+                    self.swarm.reserve_joined(ORIGIN, now);
+                }
+                self.download.set_known_peers(self.peers.iter().count());
                 self.adjust_connections();
                 self.report(self.disk_wait.problem());
             }
@@ -275,6 +312,9 @@ impl<'a> DownloadDriver<'a> {
                 }
                 Action::Cancel { id } => self.requests.close(id),
                 Action::Ban { peer, unit } => self.ban(peer, unit),
+                Action::Forget { peer: ORIGIN } => {
+                    self.origin.iter_mut().for_each(OriginState::lose_for_now);
+                }
                 Action::Forget { peer } => self.peers.reconnect_later(peer),
                 Action::Readmit { peer } => self.readmit(peer),
                 // `is_finished` below returns this as well.
@@ -282,6 +322,10 @@ impl<'a> DownloadDriver<'a> {
             }
         }
         for (peer, requests) in batch.into_calls() {
+            if peer == ORIGIN {
+                self.requests.start_origin_call(requests);
+                continue;
+            }
             match self.peers.get(peer).and_then(|entry| entry.client.clone()) {
                 Some(client) => self.requests.start_call(peer, client, requests),
                 None => {
@@ -296,6 +340,10 @@ impl<'a> DownloadDriver<'a> {
 
     fn ban(&mut self, peer: PeerKey, unit: u32) {
         let violation = self.violations.remove(&peer);
+        self.context.counters.add_ban(match violation {
+            Some(_) => BanReason::Violation,
+            None => BanReason::WrongBytes,
+        });
         let violation = violation.unwrap_or_else(|| format!("unit {unit} failed verification"));
         if let Some(address) = self.address(peer) {
             tracing::warn!(
@@ -304,6 +352,25 @@ impl<'a> DownloadDriver<'a> {
             );
         }
         self.peers.ban(peer, violation);
+        // Nothing verified what else the peer sent.
+        if let Some(pieces) = &self.download.pieces {
+            let units = pieces.ban(peer);
+            self.forget_units(&units);
+        }
+    }
+
+    /// Makes units missing again that no longer count.
+    fn forget_units(&mut self, units: &[u32]) {
+        let now = self.now();
+        for &unit in units {
+            if self.swarm.have().get(unit) {
+                self.swarm.reset_unit(unit, now);
+            }
+        }
+        self.download.update(|state| {
+            units.iter().for_each(|&unit| _ = state.have.set(unit, false));
+            !units.is_empty()
+        });
     }
 
     fn readmit(&mut self, peer: PeerKey) {
@@ -314,6 +381,9 @@ impl<'a> DownloadDriver<'a> {
             );
         }
         self.peers.readmit(peer);
+        if let Some(pieces) = &self.download.pieces {
+            pieces.readmit(peer);
+        }
     }
 
     fn address(&self, peer: PeerKey) -> Option<&Address> {
@@ -354,7 +424,9 @@ impl<'a> DownloadDriver<'a> {
             swarm: &self.swarm,
             now: self.start.elapsed(),
             peers: &self.peers,
+            senders: &self.senders,
             disk: &self.disk,
+            origin: self.origin.as_ref().map(OriginState::view),
             disk_problem,
         };
         (self.report)(view);
@@ -394,6 +466,12 @@ impl<'a> DownloadDriver<'a> {
                     return Err(problem);
                 }
                 if self.disk_wait.start(problem.clone(), Instant::now()) {
+                    let may_make_room = problem.reason == Reason::DiskFull
+                        && self.context.cache.totals().entries > 0;
+                    if may_make_room {
+                        self.disk_wait.check_early(Instant::now());
+                        return Ok(());
+                    }
                     tracing::warn!(
                         file = %self.download.record.id.short(), %problem,
                         "waits until it can write again"
@@ -406,22 +484,53 @@ impl<'a> DownloadDriver<'a> {
                     file = %self.download.record.id.short(), unit = event.unit, %problem,
                     "a request failed"
                 );
+                if let Some(origin) = self.origin.as_mut().filter(|_| event.peer == ORIGIN) {
+                    origin.record_error(&problem);
+                }
                 self.peers.record_error(event.peer, problem.message);
                 self.fail_request(event.id, failure);
             }
+            RequestOutcome::OriginFailed(problem) => self.lose_origin(problem)?,
         }
+        Ok(())
+    }
+
+    /// The origin will not send anything any more.
+    ///
+    /// # Errors
+    /// Its problem, if the root is not known: no peer can vouch for the content then.
+    fn lose_origin(&mut self, problem: Problem) -> Result<(), Problem> {
+        if self.download.pieces.is_some() {
+            return Err(problem);
+        }
+        if let Some(origin) = &mut self.origin {
+            origin.lose(&problem);
+        }
+        let now = self.now();
+        self.swarm.peer_left(ORIGIN, now);
+        self.requests.close_all_of(ORIGIN);
         Ok(())
     }
 
     /// Records that a unit was verified and written.
     fn record_unit(&mut self, peer: PeerKey, unit: u32) {
-        if let Some(address) = self.address(peer) {
+        if let Some(entry) = self.peers.get(peer) {
+            let address = &entry.candidate.address;
+            self.senders.record(unit, peer, address);
             tracing::trace!(
                 file = %self.download.record.id.short(), unit, peer = %address, "verified a unit"
             );
         }
+        let address = self.address(peer).cloned();
+        if let Some((pieces, address)) = self.download.pieces.as_ref().zip(address) {
+            pieces.name(peer, &address);
+        }
         let len = self.download.part_file.plan().unit_len(unit);
+        if let Some(origin) = self.origin.as_mut().filter(|_| peer == ORIGIN) {
+            origin.credit_bytes(len);
+        }
         self.context.downloaded_bytes.fetch_add(len, Ordering::Relaxed);
+        self.context.counters.add_verified_unit();
         self.peers.credit_bytes(peer, len);
         self.download.update(|units| units.have.set(unit, true));
     }
@@ -482,6 +591,7 @@ impl<'a> DownloadDriver<'a> {
                 tracing::warn!(file = %self.download.record.id.short(), %problem, "banned a peer");
                 self.swarm.misbehaved(key, now);
                 self.requests.close_all_of(key);
+                self.context.counters.add_ban(BanReason::Violation);
                 self.peers.ban(key, problem.message);
             }
             PeerEvent::Unusable(_) => {
@@ -492,11 +602,23 @@ impl<'a> DownloadDriver<'a> {
         }
     }
 
-    /// Requests units again if the disk has room for a few of them.
+    /// Requests units again if the disk has room for a few of them, or if the cache can make some.
     async fn check_full_disk(&mut self) {
-        let download = Arc::clone(&self.download);
-        let has_room = blocking(move || download.part_file.has_room(&download.have())).await;
-        let has_room = has_room.unwrap_or(false);
+        let (download, cache) = (Arc::clone(&self.download), self.context.cache.clone());
+        let is_early = self.disk_wait.is_early();
+        let work = move || {
+            let (have, part) = (download.have(), &download.part_file);
+            let make_room = || cache.free_disk(part.target_path(), part.missing_bytes(&have)) > 0;
+            match is_early || !part.has_room(&have) {
+                true => make_room() && part.has_room(&have),
+                false => true,
+            }
+        };
+        let has_room = blocking(work).await.unwrap_or(false);
+        if is_early && !has_room {
+            self.disk_wait.record_no_room_made();
+            return self.report(self.disk_wait.problem());
+        }
         if has_room {
             tracing::info!(
                 file = %self.download.record.id.short(),

@@ -2,14 +2,16 @@
 //!
 //! Invariant: a unit is marked as fetching exactly while a request for it is in flight.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use potluck_core::collection::plan::Plan;
 use potluck_swarm::{PeerKey, RequestId};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::download::{
     engine::request::{CallContext, RequestTask, UnitRequest},
+    origin::{request::OriginTask, source::OriginSource},
     peers::rpc::client::PeerClient,
 };
 
@@ -67,7 +69,23 @@ impl RequestTable {
             client,
             context: self.calls.clone(),
         };
-        self.calls.tracker.spawn(task.run(requests));
+        self.calls.tracker.spawn(task.run(requests).in_current_span());
+    }
+
+    /// Sets the origin of the content.
+    pub(super) fn set_origin(&mut self, source: Option<Arc<OriginSource>>) {
+        self.calls.origin = source;
+    }
+
+    /// Starts requests to the origin for these units.
+    pub(super) fn start_origin_call(&self, requests: Vec<UnitRequest>) {
+        if let Some(source) = &self.calls.origin {
+            let task = OriginTask {
+                source: Arc::clone(source),
+                context: self.calls.clone(),
+            };
+            self.calls.tracker.spawn(task.run(requests));
+        }
     }
 
     /// Ends a request: its call drops it, and its unit is no longer fetching unless another request

@@ -39,6 +39,8 @@ pub(crate) enum RequestOutcome {
     NotWritten(Problem),
     /// The unit did not arrive.
     Failed(Failure, Problem),
+    /// The origin will not send the unit, nor any other.
+    OriginFailed(Problem),
 }
 
 /// An event from a call to the driver.

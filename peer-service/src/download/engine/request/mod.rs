@@ -5,58 +5,39 @@
 //! |---|---|
 //! | `event` | the requests of a call, and the events that it reports |
 //! | `progress` | limits how often it reports arriving bytes |
+//! | `submit` | what all calls share, and the way of a unit to the disk |
 
 mod event;
 mod progress;
+mod submit;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use potluck_core::{Problem, Reason};
 use potluck_swarm::{Failure, PeerKey};
-use tokio::{sync::mpsc, time::Instant};
-use tokio_util::task::TaskTracker;
+use tokio::time::Instant;
 
 use crate::download::{
     engine::{
-        active::ActiveDownload,
         assembler::{ReadAhead, StreamError, UnexpectedData, UnitAssembler},
-        chunk_list::ChunkList,
-        disk_pool::DiskPool,
-        rate_limit::DownloadRateLimiter,
-        request::{event::CompletionGuard, progress::UnreportedProgress},
+        request::{progress::UnreportedProgress, submit::THROTTLED_INTERVAL},
     },
     peers::rpc::client::{DATA_TIMEOUT, PeerClient},
-    storage::target,
 };
 
-pub(crate) use event::{RequestEvent, RequestOutcome, UnitRequest};
+pub(crate) use self::{
+    event::{RequestEvent, RequestOutcome, UnitRequest},
+    submit::CallContext,
+};
 
 /// How long a stream may take to end after its last byte; then it is dropped.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Interval between reports that data waits for a local limit or disk: shorter than any stall
-/// timeout.
-const THROTTLED_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Minimum delay before a busy peer is asked for the rest of a unit.
 const BUSY_RETRY: Duration = Duration::from_millis(250);
 
 /// Maximum of that delay.
 const MAX_BUSY_RETRY: Duration = Duration::from_secs(5);
-
-/// The state that all calls of a download share.
-#[derive(Debug, Clone)]
-pub(crate) struct CallContext {
-    pub(crate) download: Arc<ActiveDownload>,
-    /// The pool that verifies and writes the units.
-    pub(crate) disk: Arc<DiskPool>,
-    /// Limits the rate of the download.
-    pub(crate) rate_limiter: Arc<DownloadRateLimiter>,
-    /// Receives the events of all calls.
-    pub(crate) events: mpsc::Sender<RequestEvent>,
-    /// Tracks the calls and the work that they start.
-    pub(crate) tracker: TaskTracker,
-}
 
 /// One call to a peer.
 #[derive(Debug)]
@@ -111,14 +92,7 @@ impl RequestTask {
     }
 
     async fn send_event(&self, request: &UnitRequest, outcome: RequestOutcome) {
-        let event = RequestEvent {
-            peer: self.peer,
-            id: request.id,
-            unit: request.unit,
-            outcome,
-        };
-        // The send fails only if the download is over.
-        let _ = self.context.events.send(event).await;
+        self.context.send_event(self.peer, request, outcome).await;
     }
 
     /// Calls `Download` for all of `rest`, or only for its first unit, and removes the units that
@@ -177,11 +151,9 @@ impl RequestTask {
         while let (true, Some(request)) = (assembler.outstanding_bytes() > 0, rest.front().cloned())
         {
             let Some(chunk) = stream.pop() else {
-                if self
-                    .wait_locally(&request, self.context.disk.wait_for_space())
-                    .await
-                    .is_none()
-                {
+                let space = self.context.disk.wait_for_space();
+                let waited = self.context.wait_locally(self.peer, &request, space);
+                if waited.await.is_none() {
                     return Err(CallEnd::Retry);
                 }
                 let read = tokio::select! {
@@ -229,7 +201,7 @@ impl RequestTask {
             }
             if let Some((_, data)) = complete {
                 rest.pop_front();
-                self.submit_unit(request, data).await;
+                self.context.submit_peer_unit(self.peer, request, data).await;
             }
         }
         Ok(())
@@ -270,27 +242,6 @@ impl RequestTask {
         }
     }
 
-    /// Waits for local work, such as a slow disk, and reports it so that the peer does not count as
-    /// stalled. `None` if the unit is no longer wanted.
-    async fn wait_locally<T>(
-        &self,
-        request: &UnitRequest,
-        work: impl Future<Output = T>,
-    ) -> Option<T> {
-        let mut work = std::pin::pin!(work);
-        loop {
-            // The work is pinned outside the loop, so polling the other arms does not drop it.
-            tokio::select! {
-                biased;
-                done = &mut work => return Some(done),
-                () = request.token.cancelled() => return None,
-                () = tokio::time::sleep(THROTTLED_INTERVAL) => {
-                    self.send_event(request, RequestOutcome::LocallyThrottled).await;
-                }
-            }
-        }
-    }
-
     async fn handle_stream_error(
         &self,
         rest: &mut VecDeque<UnitRequest>,
@@ -307,53 +258,6 @@ impl RequestTask {
             }
             StreamError::Failed(problem) => self.handle_status(rest, false, problem).await,
         }
-    }
-
-    /// Queues a unit for verification and writing while the next one arrives.
-    async fn submit_unit(&self, request: UnitRequest, data: ChunkList) {
-        let space = self
-            .wait_locally(&request, self.context.disk.acquire(data.len()))
-            .await;
-        let Some(space) = space.flatten() else {
-            return;
-        };
-        // Reserved now, so that reporting the result never waits. Fails only if the download is
-        // over.
-        let Ok(permit) = self.context.events.clone().reserve_owned().await else {
-            return;
-        };
-        let (download, tracker) =
-            (Arc::clone(&self.context.download), self.context.tracker.clone());
-        let peer = self.peer;
-        let work = move || {
-            let UnitRequest { id, unit, token } = request;
-            // Tracked before the check of the token: once a caller has cancelled the token and the
-            // tracker is empty, no work starts later.
-            let _tracked = tracker.token();
-            if token.is_cancelled() {
-                return;
-            }
-            let guard = CompletionGuard::new(permit, peer, id, unit);
-            let outcome = match download.verifier.verify(unit, &data) {
-                false => RequestOutcome::Unverified(
-                    format!("unit {unit} failed verification"),
-                    download.verifier.bad_pieces(unit, &data),
-                ),
-                // Another peer delivered the unit first; the bytes are already on disk.
-                true if download.has(unit) => RequestOutcome::Verified,
-                true => match download.part_file.write(unit, &data) {
-                    Ok(()) => RequestOutcome::Verified,
-                    Err(error) => RequestOutcome::NotWritten(target::target_problem(
-                        &download.part_file.target().path,
-                        &error,
-                    )),
-                },
-            };
-            drop((data, download));
-            guard.complete(outcome);
-        };
-        let target = &self.context.download.part_file.target().path;
-        self.context.disk.submit(space, target, work);
     }
 
     /// Maps a status to the fate of the open requests. `any`: the status may concern any of them.

@@ -35,6 +35,8 @@ pub(crate) struct PeerEntry {
     /// Verified bytes received from the peer, over all its connections.
     pub(crate) bytes: u64,
     pub(super) host: Host,
+    /// Whether the index or the user names the peer now.
+    pub(super) is_listed: bool,
     /// Consecutive failures.
     pub(super) failures: u32,
     /// Ends the task that keeps the peer connected.
@@ -56,6 +58,7 @@ impl PeerEntry {
             last_error: None,
             last_violation: None,
             bytes: 0,
+            is_listed: true,
             failures: 0,
             stop,
             overdue_at: Instant::now(),
@@ -94,6 +97,19 @@ impl PeerEntry {
             ConnectionState::Waiting | ConnectionState::Lost(_)
         );
         !is_away || self.bytes > 0 || self.last_violation.is_some()
+    }
+
+    /// Records that the peer is listed. If it was not until now, it has just registered, for example
+    /// with a new certificate: it is tried again without the delay after its failures.
+    pub(super) fn mark_listed(&mut self) {
+        let was_away = !std::mem::replace(&mut self.is_listed, true);
+        let is_failing =
+            self.failures > 0 && !self.is_banned() && self.connection != ConnectionState::Connected;
+        if was_away && is_failing {
+            self.close();
+            self.failures = 0;
+            self.connection = ConnectionState::Waiting;
+        }
     }
 
     /// Records the peer's new address.

@@ -23,6 +23,7 @@ use potluck_swarm::{CROWD_PEERS, PeerKey};
 use rand::seq::IteratorRandom as _;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::download::peers::{
     connector::{ConnectorContext, PeerConnector, backoff},
@@ -110,15 +111,16 @@ impl PeerSet {
         key
     }
 
-    /// Adds new candidates, forgets unlisted peers that sent nothing, and connects while there is
-    /// room.
+    /// Adds new candidates, forgets unlisted peers that sent nothing, retries without delay those
+    /// that are listed again, and connects while there is room.
     pub(crate) fn update_candidates(&mut self, list: &[PeerCandidate]) {
         self.forget_unlisted(list);
         for candidate in list {
             match self.by_address.get(&candidate.address) {
                 Some(key) => {
-                    if let (Some(peer), Some(id)) = (self.peers.get_mut(key), candidate.peer) {
-                        peer.candidate.peer = Some(id);
+                    if let Some(peer) = self.peers.get_mut(key) {
+                        peer.candidate.peer = candidate.peer.or(peer.candidate.peer);
+                        peer.mark_listed();
                     }
                 }
                 None => match candidate.peer.and_then(|id| self.find_banned(id)) {
@@ -137,11 +139,13 @@ impl PeerSet {
     fn forget_unlisted(&mut self, list: &[PeerCandidate]) {
         let listed: HashSet<&Address> = list.iter().map(|candidate| &candidate.address).collect();
         self.peers.retain(|_, peer| {
-            let stays = peer.must_be_kept() || listed.contains(&peer.candidate.address);
+            let is_listed = listed.contains(&peer.candidate.address);
+            let stays = peer.must_be_kept() || is_listed;
             if !stays {
                 peer.stop.cancel();
                 self.by_address.remove(&peer.candidate.address);
             }
+            peer.is_listed &= is_listed;
             stays
         });
         self.silent_hosts
@@ -293,12 +297,13 @@ impl PeerSet {
         let ready = self.ready_clients.remove(&peer.candidate.address);
         let (stop, failures) = (peer.stop.clone(), peer.failures);
         // Dropping the connector is safe: connections close, and events are sent whole.
-        self.tracker.spawn(async move {
+        let connect = async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = connector.run(ready, failures) => {}
             }
-        });
+        };
+        self.tracker.spawn(connect.in_current_span());
     }
 
     /// Records that a peer is connected; false if the peer is no longer wanted.

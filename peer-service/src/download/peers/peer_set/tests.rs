@@ -192,3 +192,35 @@ async fn an_unlisted_peer_that_sent_nothing_is_forgotten() {
     peers.update_candidates(&all);
     assert_eq!(peers.peers.len(), 100);
 }
+
+/// A peer whose certificate had expired registers again once it has a new one.
+#[tokio::test]
+async fn a_peer_that_registers_again_is_retried_without_delay() {
+    let mut peers = peers();
+    let candidate = many().remove(0);
+    let list = std::slice::from_ref(&candidate);
+    peers.update_candidates(list);
+    let key = peers.by_address[&candidate.address];
+    peers.credit_bytes(key, 1);
+    let expired = Problem::new(Reason::CertificateExpired, "its certificate has expired");
+    for _ in 0..5 {
+        peers.mark_lost(key, &expired);
+    }
+    let first_try = peers.get(key).unwrap().stop.clone();
+    peers.update_candidates(list);
+    assert_eq!(peers.get(key).unwrap().failures, 5, "it was listed all the time");
+    peers.update_candidates(&[]);
+    assert!(!first_try.is_cancelled(), "it is known, and retried with delays");
+    peers.update_candidates(list);
+    let peer = peers.get(key).unwrap();
+    assert!(first_try.is_cancelled());
+    assert_eq!(
+        (peer.failures, &peer.connection),
+        (0, &ConnectionState::Connecting)
+    );
+    // A connected peer is left alone.
+    peers.peers.get_mut(&key).unwrap().connection = ConnectionState::Connected;
+    peers.update_candidates(&[]);
+    peers.update_candidates(list);
+    assert_eq!(peers.get(key).unwrap().connection, ConnectionState::Connected);
+}

@@ -12,11 +12,11 @@ use std::{
 use futures_util::{Stream, StreamExt as _};
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
-    availability::{Availability, AvailabilityChange, AvailabilityUpdate},
-    bitfield::Bitfield,
+    availability::AvailabilityUpdate,
     grpc::transport::{Endpoint, MAX_MESSAGE},
     identity::merkle::Hash,
     model::{Address, FileRecord},
+    process::traces::{TracedChannel, traced},
     proto::v1::{self, peer_service_client::PeerServiceClient},
 };
 use tokio::time::Instant;
@@ -26,7 +26,10 @@ use crate::{
     content::{BadPieces, FileRange},
     download::{
         outgoing::Outgoing,
-        peers::rpc::download_stream::{self, DownloadStream},
+        peers::rpc::{
+            availability::{WatchError, parse_event, protocol_violation},
+            download_stream::{self, DownloadStream},
+        },
     },
 };
 
@@ -46,7 +49,7 @@ const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub(crate) struct PeerClient {
     endpoint: Endpoint,
-    control: PeerServiceClient<Channel>,
+    control: PeerServiceClient<TracedChannel>,
     local_address: Option<IpAddr>,
     /// Time that connecting took.
     connect_time: Duration,
@@ -63,22 +66,6 @@ pub(crate) struct FileDescription {
     pub(crate) name: String,
     /// The id that the peer claims to have.
     pub(crate) peer: PeerId,
-}
-
-/// The reason why a peer's availability is unknown.
-#[derive(Debug)]
-pub(crate) enum WatchError {
-    /// The peer reports a different number of units: because of a false record, one of the two
-    /// peers takes a collection for a file.
-    UnitCountMismatch(Problem),
-    /// The call failed, or the peer violated the protocol.
-    Failed(Problem),
-}
-
-impl From<Problem> for WatchError {
-    fn from(problem: Problem) -> Self {
-        Self::Failed(problem)
-    }
 }
 
 impl PeerClient {
@@ -133,12 +120,8 @@ impl PeerClient {
         )
     }
 
-    /// The problem of a peer that violated the protocol; `did` completes "the peer at ADDRESS ...".
     fn protocol_violation(&self, did: &str) -> Problem {
-        Problem::new(
-            Reason::VerificationFailed,
-            format!("the peer at {} {did}", self.endpoint),
-        )
+        protocol_violation(&self.endpoint, did)
     }
 
     /// Asks the peer to describe a file.
@@ -260,88 +243,9 @@ impl PeerClient {
             .map(move |event| event.map_err(|status| client.endpoint.problem(status, "peer")));
         let client = self.clone();
         let events = futures_util::stream::iter([Ok(first)]).chain(rest).enumerate();
-        Ok(events.map(move |(index, event)| client.parse_event(event?, (id, units), index == 0)))
-    }
-
-    /// Validates an event. The cost of an event grows with its lists, so no list may be longer than
-    /// the number of units. A later snapshot replaces everything: the peer has hashed the file
-    /// again or lost units.
-    fn parse_event(
-        &self,
-        event: v1::WatchAvailabilityResponse,
-        (id, units): (FileId, u32),
-        is_first: bool,
-    ) -> Result<AvailabilityUpdate, WatchError> {
-        use v1::watch_availability_response::Event;
-        match event.event {
-            Some(Event::Snapshot(answer)) => {
-                let snapshot = self.parse_snapshot(&answer, id, units)?;
-                Ok(AvailabilityUpdate::Snapshot(snapshot))
-            }
-            Some(Event::Change(_)) if is_first => {
-                Err(self.protocol_violation("sent a change before a snapshot").into())
-            }
-            Some(Event::Change(change)) => {
-                let lists = [&change.have, &change.fetching, &change.abandoned];
-                if lists.iter().any(|list| list.len() > units as usize) {
-                    let problem =
-                        self.protocol_violation("sent a change of more units than there are");
-                    return Err(problem.into());
-                }
-                let in_range =
-                    |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
-                Ok(AvailabilityUpdate::Change(AvailabilityChange {
-                    have: in_range(change.have),
-                    fetching: in_range(change.fetching),
-                    abandoned: in_range(change.abandoned),
-                }))
-            }
-            None => Err(self.protocol_violation("sent an event without content").into()),
-        }
-    }
-
-    fn parse_snapshot(
-        &self,
-        answer: &v1::AvailabilitySnapshot,
-        id: FileId,
-        units: u32,
-    ) -> Result<Availability, WatchError> {
-        if answer.file_id != id.to_bytes() {
-            // Not a violation: the peer answers the request it received, which the network may have
-            // damaged.
-            let message = format!(
-                "the peer at {} reported the availability of another file than {}",
-                self.endpoint,
-                id.short()
-            );
-            return Err(Problem::new(Reason::Unreachable, message).into());
-        }
-        if answer.units != units {
-            // Not a violation: either peer may have a false record.
-            let message = format!(
-                "the peer at {} divides it into {} units, this peer into {units}: one of the two \
-                 takes a folder for a file",
-                self.endpoint, answer.units
-            );
-            let problem = Problem::new(Reason::NotFound, message);
-            return Err(WatchError::UnitCountMismatch(problem));
-        }
-        if answer.complete {
-            return Ok(Availability {
-                have: Bitfield::full(units),
-                fetching: Bitfield::new(units),
-            });
-        }
-        let bits = |bytes: &[u8]| match bytes.is_empty() {
-            true => Some(Bitfield::new(units)),
-            false => Bitfield::from_bytes(units, bytes),
-        };
-        match (bits(&answer.have), bits(&answer.fetching)) {
-            (Some(have), Some(fetching)) => Ok(Availability { have, fetching }),
-            _ => Err(self
-                .protocol_violation("sent a bitfield of the wrong length")
-                .into()),
-        }
+        Ok(events.map(move |(index, event)| {
+            parse_event(&client.endpoint, event?, (id, units), index == 0)
+        }))
     }
 
     /// Requests ranges of files; the chunks of the response are not validated.
@@ -356,16 +260,14 @@ impl PeerClient {
     }
 }
 
-fn grpc_client(channel: Channel) -> PeerServiceClient<Channel> {
-    PeerServiceClient::new(channel)
+fn grpc_client(channel: Channel) -> PeerServiceClient<TracedChannel> {
+    PeerServiceClient::new(traced(channel))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)
 }
 
 #[cfg(test)]
 mod tests {
-    use potluck_core::proto::v1::watch_availability_response::Event;
-
     use super::*;
 
     impl PeerClient {
@@ -379,73 +281,6 @@ mod tests {
                 data: Arc::default(),
                 endpoint,
             }
-        }
-    }
-
-    fn event(event: Event) -> v1::WatchAvailabilityResponse {
-        v1::WatchAvailabilityResponse { event: Some(event) }
-    }
-
-    const ID: FileId = FileId([7; 32]);
-
-    fn complete(id: FileId, units: u32) -> v1::WatchAvailabilityResponse {
-        event(Event::Snapshot(v1::AvailabilitySnapshot {
-            units,
-            complete: true,
-            file_id: id.to_bytes(),
-            ..Default::default()
-        }))
-    }
-
-    fn failure(answer: Result<AvailabilityUpdate, WatchError>) -> Reason {
-        match answer {
-            Err(WatchError::Failed(problem)) => problem.reason,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn another_number_of_units_is_no_violation() {
-        let answer = PeerClient::to_nobody().parse_event(complete(ID, 9), (ID, 10), true);
-        assert!(
-            matches!(&answer, Err(WatchError::UnitCountMismatch(problem)) if problem.reason == Reason::NotFound),
-            "{answer:?}"
-        );
-    }
-
-    /// One flipped bit in the request makes a peer answer about a different file.
-    #[tokio::test]
-    async fn an_answer_about_another_file_is_ignored_and_no_violation() {
-        let answer =
-            PeerClient::to_nobody().parse_event(complete(FileId([6; 32]), 10), (ID, 10), true);
-        assert_eq!(failure(answer), Reason::Unreachable);
-    }
-
-    #[tokio::test]
-    async fn a_change_of_more_units_than_there_are_is_a_violation() {
-        let client = PeerClient::to_nobody();
-        let change = |times, first| {
-            let have = vec![3; times];
-            let change = v1::AvailabilityChange {
-                have,
-                ..Default::default()
-            };
-            client.parse_event(event(Event::Change(change)), (ID, 10), first)
-        };
-        assert!(matches!(change(10, false), Ok(AvailabilityUpdate::Change(_))));
-        assert_eq!(failure(change(11, false)), Reason::VerificationFailed);
-        assert_eq!(failure(change(10, true)), Reason::VerificationFailed);
-    }
-
-    #[tokio::test]
-    async fn a_peer_may_send_another_snapshot() {
-        let client = PeerClient::to_nobody();
-        for first in [true, false] {
-            let answer = client.parse_event(complete(ID, 10), (ID, 10), first);
-            assert!(
-                matches!(answer, Ok(AvailabilityUpdate::Snapshot(_))),
-                "{answer:?}"
-            );
         }
     }
 }

@@ -16,6 +16,7 @@ use potluck_core::{
         download_codec::{ChunkDecoder, ChunkSlice},
         transport::Endpoint,
     },
+    process::traces,
     proto::v1,
 };
 use prost::Message as _;
@@ -47,7 +48,7 @@ pub(crate) async fn download(
     let message = v1::DownloadRequest {
         spans: ranges.iter().map(Into::into).collect(),
     };
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(Method::POST)
         .uri(PATH)
         .header(TE, "trailers")
@@ -56,6 +57,7 @@ pub(crate) async fn download(
         .map_err(|error| {
             Problem::new(Reason::Internal, format!("cannot build a request: {error}"))
         })?;
+    traces::add_to(request.headers_mut());
     let answer = channel.oneshot(request).await;
     let answer =
         answer.map_err(|error| endpoint.problem(Status::from_error(error.into()), "peer"))?;

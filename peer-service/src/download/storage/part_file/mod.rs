@@ -407,11 +407,16 @@ impl PartFile {
     }
 
     /// The size of the units that are not in `have`, in bytes.
-    fn missing_bytes(&self, have: &Bitfield) -> u64 {
+    pub(crate) fn missing_bytes(&self, have: &Bitfield) -> u64 {
         (0..have.len())
             .filter(|&unit| !have.get(unit))
             .map(|unit| self.plan.unit_len(unit))
             .sum()
+    }
+
+    /// The final path of the content.
+    pub(crate) fn target_path(&self) -> &Path {
+        &self.target.path
     }
 
     /// The plan of the download.

@@ -1,0 +1,74 @@
+//! `/metrics` of index and peers.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
+
+use potluck_testkit::system::program::Server;
+
+use crate::{health::free_port, sandbox::Sandbox};
+
+/// The metrics of the service whose monitoring endpoint has this port.
+fn metrics(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+fn assert_has(text: &str, line: &str) {
+    assert!(text.lines().any(|it| it == line), "no `{line}` in:\n{text}");
+}
+
+#[test]
+fn metrics_tell_what_was_registered_and_transferred() {
+    let sandbox = Sandbox::without_index();
+    let (index_port, source_port, sink_port) = (free_port(), free_port(), free_port());
+    let mut command = sandbox.command();
+    command
+        .args(["index", "--listen", "127.0.0.1:0", "--store", "memory", "-q"])
+        .args(["--metrics", &index_port.to_string()]);
+    let index = Server::start(&mut command);
+    let url = index.address.to_string();
+    let with_metrics = |home: &str, port: u16| {
+        sandbox.peer(home, &["--index", &url, "--metrics", &port.to_string()])
+    };
+    let source = with_metrics("source", source_port);
+    sandbox.file("content.bin", 300_000, 7);
+    let (source_control, index_url) = (source.control(), url.as_str());
+    let options = ["--peer", &source_control, "--index", index_url];
+    sandbox
+        .run(&[&options[..], &["share", "content.bin"]].concat())
+        .expect(0);
+    let sink = with_metrics("sink", sink_port);
+    let sink_control = sink.control();
+    let options = ["--peer", &sink_control, "--index", index_url];
+    sandbox
+        .run(&[&options[..], &["get", "content.bin"]].concat())
+        .expect(0);
+
+    let text = metrics(index_port);
+    assert_has(&text, "potluck_index_files 1.0");
+    assert_has(&text, "potluck_index_store_up 1.0");
+    assert!(
+        text.contains("service=\"IndexService\",method=\"Register\",code=\"OK\"}"),
+        "{text}"
+    );
+
+    let text = metrics(source_port);
+    assert_has(&text, "potluck_peer_sent_bytes_total 300000");
+    assert_has(&text, "potluck_peer_shared_files 1.0");
+    assert_has(&text, "potluck_peer_registered 1.0");
+
+    let text = metrics(sink_port);
+    assert_has(&text, "potluck_peer_received_bytes_total 300000");
+    assert_has(&text, "potluck_peer_transfers{state=\"done\"} 1.0");
+    assert_has(&text, "potluck_peer_bans_total{reason=\"wrong_bytes\"} 0");
+    assert_has(&text, "potluck_peer_disk_queue 0.0");
+    assert!(!text.contains("potluck_peer_disk_seconds_count 0"), "{text}");
+    assert!(!text.contains("content.bin"), "{text}");
+}

@@ -1,0 +1,4 @@
+//! `cargo fuzz run --features libfuzzer resume_state`
+#![no_main]
+
+potluck_fuzz::fuzz!("resume_state");
