@@ -138,8 +138,9 @@ def parse() -> argparse.Namespace:
                         help=f"scenarios or sets of them ({', '.join(SETS)}); --list lists them [default: quick]")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system in each scenario [default: 3]")
-    parser.add_argument("--systems", default=list(SYSTEMS), type=lambda text: text.split(","),
-                        help=f"the systems to run, in this order [default: {','.join(SYSTEMS)}]")
+    parser.add_argument("--systems", default=["potluck", "libtorrent"], type=lambda text: text.split(","),
+                        help="the systems to run, in this order: potluck and libtorrent, or origin and direct for scenarios with an "
+                             "origin [default: potluck,libtorrent]")
     for name, system in SYSTEMS.items():
         parser.add_argument(f"--{name}", action="append", default=[], metavar="KEY=VALUE", help=(system.__doc__ or "").splitlines()[0])
     parser.add_argument("--congestion-control", metavar="NAME",

@@ -57,6 +57,8 @@ class Source:
     link: Link
     corrupt: float = 0.0
     """Fraction of its pieces that it corrupts. A system without such a peer skips the scenario."""
+    connection: float = 0.0
+    """Most that an origin sends over one connection, in Mbit/s; 0: no limit."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Scenario:
     compare_with: str | None = None
     """Name of the scenario whose time is the baseline for this one."""
     note: str = ""
+    origin: bool = False
+    """Whether the source is a web server, and no peer has the file."""
     files: tuple[int, ...] = ()
     """File sizes if a folder is downloaded; empty for a single file. Events need a single file."""
 
@@ -117,6 +121,18 @@ def crowd(peers: int, size_mib: int, mbit: float = 100) -> Scenario:
         sources=(Source(Link.even(mbit)),),
         sinks=(Sink(Link.even(mbit)),) * peers,
         note=f"{peers} peers start together, {size_mib} MiB, {mbit:g} Mbit/s links",
+    )
+
+
+def origin(peers: int, size_mib: int, mbit: float = 100, connection: float = 0) -> Scenario:
+    capped = f", which sends at most {connection:g} Mbit/s over a connection" if connection else ""
+    return Scenario(
+        name=f"origin-{peers}x{size_mib}" + ("" if mbit == 100 else f"@{mbit:g}") + ("-capped" if connection else ""),
+        size=mib(size_mib),
+        sources=(Source(Link.even(mbit), connection=connection),),
+        sinks=(Sink(Link.even(mbit)),) * peers,
+        note=f"{peers} nodes start together, {size_mib} MiB that only an origin has{capped}, {mbit:g} Mbit/s links",
+        origin=True,
     )
 
 
@@ -175,6 +191,12 @@ SCENARIOS: dict[str, Scenario] = {
         # The same at a quarter of the rate, so that the processors are not the limit.
         crowd(8, 64, 25),
         crowd(16, 64, 25),
+        origin(8, 64),
+        origin(8, 64, connection=20),
+        origin(8, 256),
+        origin(8, 256, connection=20),
+        origin(8, 64, 25),
+        origin(8, 64, 25, connection=5),
         folder_crowd(8),
         folder_crowd(16),
         folder_crowd(8, 25),
@@ -251,6 +273,7 @@ SCENARIOS: dict[str, Scenario] = {
 SETS: dict[str, tuple[str, ...]] = {
     "quick": ("crowd-8x64",),
     "crowds": ("crowd-8x64", "crowd-16x64", "crowd-8x256", "crowd-16x256"),
+    "origins": ("origin-8x256", "origin-8x256-capped"),
     "calm": ("crowd-8x64@25", "crowd-16x64@25"),
     "folders": ("folder-8x64", "model-8x64", "small-8x64", "folder-16x64", "model-16x64", "small-16x64"),
     "trouble": (

@@ -13,7 +13,7 @@ from pathlib import Path
 from common import torrent
 
 from ..trial import Child, Trial
-from .base import System
+from .base import System, Unavailable
 
 PORT = 6881
 PIECE = 256 * 1024
@@ -60,6 +60,8 @@ class Libtorrent(System):
         return torrent.version()
 
     def launch(self, trial: Trial) -> None:
+        if trial.scenario.origin:
+            raise Unavailable("no peer has the file")
         file = trial.folder / "payload.torrent"
         torrent.make(trial.payload, file, int(self.options.get("piece", PIECE)))
         overrides = {k: v for k, v in self.options.items() if k not in ("piece", "super", "mesh")}

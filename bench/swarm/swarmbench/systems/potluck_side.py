@@ -11,7 +11,7 @@ from common import potluck
 from common.processes import TrialError
 
 from ..trial import Child, Trial
-from .base import System
+from .base import System, Unavailable
 
 INDEX_PORT = 1313
 PEER_PORT = 12349
@@ -38,6 +38,8 @@ class Potluck(System):
         return potluck.version(potluck.binaries(options))
 
     def launch(self, trial: Trial) -> None:
+        if trial.scenario.origin:
+            raise Unavailable("no peer has the file")
         node = trial.infrastructure
         index = f"http://{node.address}:{INDEX_PORT}"
         up = trial.gate(1)
