@@ -70,4 +70,6 @@ for attempt in $(seq 100); do
 done
 "$venv/bin/python" examples/python/private_client.py "$work/member" "127.0.0.1:$port" numbers.txt "$work/private.txt"
 cmp "$work/numbers.txt" "$work/private.txt"
-echo "examples: 4 passed, 0 failed"
+
+"$venv/bin/python" examples/clients.py "$bin"
+echo "examples: 5 passed, 0 failed"

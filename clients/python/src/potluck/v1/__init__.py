@@ -1,0 +1,1 @@
+"""Generated from proto/potluck/v1 by generate.sh."""
