@@ -18,16 +18,22 @@ RUN find . -name '*.rs' -delete \
 
 FROM rust:1-bookworm AS build
 WORKDIR /src
+# `dev` builds sooner, for a test of the image.
+ARG PROFILE=release
 COPY --from=manifests /src .
 # `--locked`: the build fails if Cargo.lock is out of date.
-RUN cargo build --release --locked -p potluck-index -p potluck-peer -p potluck-cli
-RUN find . -path ./target -prune -o -path ./bench -prune -o -path ./tests -prune -o -name '*.rs' -exec rm {} +
+RUN cargo build --profile $PROFILE --locked -p potluck-index -p potluck-peer -p potluck-cli
+RUN find . -path ./target -prune -o -path ./bench -prune -o -path ./fuzz -prune -o -path ./tests -prune -o -name '*.rs' -exec rm {} +
 COPY . .
+# For `--version`: docker build --build-arg POTLUCK_COMMIT=$(git rev-parse --short=9 HEAD)
+ARG POTLUCK_COMMIT=unknown
+ENV POTLUCK_COMMIT=$POTLUCK_COMMIT
 # Cargo compares times, so the sources must be newer than the files built from the empty ones.
 RUN find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
-    && cargo build --release --locked -p potluck-index -p potluck-peer -p potluck-cli --bins \
+    && cargo build --profile $PROFILE --locked -p potluck-index -p potluck-peer -p potluck-cli --bins \
     && mkdir /out \
-    && cp target/release/potluck target/release/potluck-index target/release/potluck-peer /out/ \
+    && cd target/$(echo $PROFILE | sed 's/^dev$/debug/') \
+    && cp potluck potluck-index potluck-peer /out/ \
     && strip /out/*
 
 FROM debian:bookworm-slim
@@ -38,8 +44,8 @@ COPY --from=build /out/ /usr/local/bin/
 COPY LICENSE-MIT LICENSE-APACHE /usr/share/doc/potluck/
 # Not root. Volumes mounted on these folders inherit their owner.
 RUN useradd --system --uid 10001 --create-home --home-dir /home/potluck potluck \
-    && mkdir -p /var/lib/potluck/index /var/lib/potluck/peer /samples /downloads \
-    && chown -R potluck:potluck /var/lib/potluck /samples /downloads
+    && mkdir -p /var/lib/potluck/index /var/lib/potluck/peer /samples /downloads /codes \
+    && chown -R potluck:potluck /var/lib/potluck /samples /downloads /codes
 USER potluck
 WORKDIR /downloads
 VOLUME ["/var/lib/potluck/index", "/var/lib/potluck/peer"]
