@@ -24,6 +24,7 @@ Commands:
   transfers                list, pause, resume, cancel or adjust downloads
   why ID|NUMBER            explain the progress of a download
   limits                   show or set rate limits and upload slots
+  cache                    list, pin or remove what was fetched for others
   id PATH…                 print the ids of files and folders
   verify ID PATH           check a file or folder against an id
   status                   show whether the index and the peer are up
