@@ -223,7 +223,7 @@ mod tests {
             assert_eq!(RepositoryName::parse(bad), None, "{bad}");
         }
         assert_eq!(RepositoryName::parse(&"a".repeat(256)), None);
-        let sum = Sha256([7; 32]);
+        let sum = Sha256([0xab; 32]);
         let digest = ManifestReference::parse(&format!("sha256:{sum}"));
         assert_eq!(digest, Some(ManifestReference::Digest(sum)));
         for good in ["latest", "v1.2-3_x", "_a"] {
