@@ -168,6 +168,8 @@ pub(crate) struct ReadAhead {
     /// Bytes not yet read.
     remaining: u64,
     buffer: ReceiveBuffer,
+    /// Why the stream ended. What arrived before is taken first.
+    end: Option<StreamError>,
 }
 
 /// Chunks that were read and not yet taken.
@@ -212,24 +214,27 @@ impl ReadAhead {
             stream,
             remaining,
             buffer: ReceiveBuffer::default(),
+            end: None,
         }
     }
 
     /// Whether data is missing and the buffer has room for it.
     pub(crate) fn can_read(&self) -> bool {
-        self.remaining > 0 && self.buffer.has_room()
+        self.remaining > 0 && self.buffer.has_room() && self.end.is_none()
     }
 
-    /// Reads one chunk into the buffer. Cancel-safe.
-    ///
-    /// # Errors
-    /// If the stream ends early, fails, or carries unexpected data.
-    pub(crate) async fn read(&mut self) -> Result<(), StreamError> {
-        let chunk = match self.stream.next().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => return Err(StreamError::Truncated),
-            Err(problem) => return Err(StreamError::Failed(problem)),
+    /// Reads one chunk into the buffer. If the stream ends or fails instead, [`Self::pop`] says so
+    /// once the buffer is empty. Cancel-safe.
+    pub(crate) async fn read(&mut self) {
+        let read = match self.stream.next().await {
+            Ok(Some(chunk)) => self.buffer_chunk(chunk),
+            Ok(None) => Err(StreamError::Truncated),
+            Err(problem) => Err(StreamError::Failed(problem)),
         };
+        self.end = read.err();
+    }
+
+    fn buffer_chunk(&mut self, chunk: ChunkSlice) -> Result<(), StreamError> {
         let len = chunk.data.len() as u64;
         if len == 0 {
             return Err(StreamError::Unexpected(UnexpectedData::Empty));
@@ -242,9 +247,15 @@ impl ReadAhead {
         Ok(())
     }
 
-    /// Takes the next buffered chunk.
-    pub(crate) fn pop(&mut self) -> Option<ChunkSlice> {
-        self.buffer.pop()
+    /// Takes the next buffered chunk, if there is one.
+    ///
+    /// # Errors
+    /// After the last chunk, if the stream ended early, failed, or carried unexpected data.
+    pub(crate) fn pop(&mut self) -> Result<Option<ChunkSlice>, StreamError> {
+        match self.buffer.pop() {
+            None => self.end.take().map_or(Ok(None), Err),
+            chunk => Ok(chunk),
+        }
     }
 
     /// Waits for the end of the stream; true if the peer sends more data. The caller limits the

@@ -150,7 +150,11 @@ impl RequestTask {
     ) -> Result<(), CallEnd> {
         while let (true, Some(request)) = (assembler.outstanding_bytes() > 0, rest.front().cloned())
         {
-            let Some(chunk) = stream.pop() else {
+            let chunk = match stream.pop() {
+                Ok(chunk) => chunk,
+                Err(error) => return Err(self.handle_stream_error(rest, error).await),
+            };
+            let Some(chunk) = chunk else {
                 let space = self.context.disk.wait_for_space();
                 let waited = self.context.wait_locally(self.peer, &request, space);
                 if waited.await.is_none() {
@@ -160,27 +164,21 @@ impl RequestTask {
                     () = request.token.cancelled() => return Err(CallEnd::Retry),
                     read = tokio::time::timeout(DATA_TIMEOUT, stream.read()) => read,
                 };
-                match read {
-                    Ok(Ok(())) => continue,
-                    Ok(Err(error)) => return Err(self.handle_stream_error(rest, error).await),
-                    Err(_) => {
-                        let problem = Problem::new(
-                            Reason::TimedOut,
-                            "the peer stopped sending in the middle of a unit",
-                        );
-                        return Err(CallEnd::FailAll(Failure::TimedOut, problem));
-                    }
+                if read.is_err() {
+                    let problem = Problem::new(
+                        Reason::TimedOut,
+                        "the peer stopped sending in the middle of a unit",
+                    );
+                    return Err(CallEnd::FailAll(Failure::TimedOut, problem));
                 }
+                continue;
             };
             let mut left = chunk.data.len() as u64;
             while left > 0 {
                 let bytes = self.context.rate_limiter.next_acquisition(left);
-                if let Err(error) = self.wait_for_rate(bytes, &request, stream, progress).await {
-                    return Err(match error {
-                        Some(error) => self.handle_stream_error(rest, error).await,
-                        None => CallEnd::Retry,
-                    });
-                }
+                self.wait_for_rate(bytes, &request, stream, progress)
+                    .await
+                    .ok_or(CallEnd::Retry)?;
                 left -= bytes;
                 progress.add(bytes);
                 if progress.is_due() {
@@ -208,17 +206,15 @@ impl RequestTask {
     }
 
     /// Waits until this many bytes are allowed and meanwhile reports that they arrived, so that the
-    /// peer does not count as stalled. Continues to read ahead.
-    ///
-    /// # Errors
-    /// If the stream fails; `Err(None)` if the unit is no longer wanted.
+    /// peer does not count as stalled. Continues to read ahead. `None` if the unit is no longer
+    /// wanted.
     async fn wait_for_rate(
         &self,
         bytes: u64,
         request: &UnitRequest,
         stream: &mut ReadAhead,
         progress: &mut UnreportedProgress,
-    ) -> Result<(), Option<StreamError>> {
+    ) -> Option<()> {
         let mut allowed = std::pin::pin!(self.context.rate_limiter.acquire(bytes, request.id));
         loop {
             let report_at = progress
@@ -228,9 +224,9 @@ impl RequestTask {
             // stays in the stream.
             tokio::select! {
                 biased;
-                () = &mut allowed => return Ok(()),
-                () = request.token.cancelled() => return Err(None),
-                read = stream.read(), if stream.can_read() => read?,
+                () = &mut allowed => return Some(()),
+                () = request.token.cancelled() => return None,
+                () = stream.read(), if stream.can_read() => {}
                 () = tokio::time::sleep_until(report_at) => {
                     progress.throttled_at = Some(Instant::now());
                     if !progress.is_empty() {
