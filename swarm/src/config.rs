@@ -70,6 +70,14 @@ pub(crate) const REFUSED_BACK_OFF: Duration = Duration::from_millis(250);
 /// Longest such delay: units that become available again are noticed within this time.
 pub(crate) const MAX_REFUSED_BACK_OFF: Duration = Duration::from_secs(30);
 
+/// Number of requests that all peers together keep at a reserve, if that is more than one each. Origins often
+/// limit the rate of each connection.
+pub(crate) const RESERVE_REQUESTS: u64 = 6;
+
+/// Maximum bytes of one request to a reserve; a larger unit has a request of its own. Large enough
+/// that a round trip for each costs little, and small enough that several soon run side by side.
+pub const RESERVE_REQUEST_BYTES: u64 = 512 << 10;
+
 /// Time without a verified unit after which a reserve is asked for units that peers have or fetch.
 /// Longer than peers with little bandwidth take for a unit in a crowd, and short compared with a
 /// download that needs a reserve.

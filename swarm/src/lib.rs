@@ -70,7 +70,7 @@ mod state;
 mod types;
 
 pub use self::{
-    config::{BAN, CROWD_PEERS, MAX_BAN, MAX_IN_FLIGHT_BYTES, SwarmConfig},
+    config::{BAN, CROWD_PEERS, MAX_BAN, MAX_IN_FLIGHT_BYTES, RESERVE_REQUEST_BYTES, SwarmConfig},
     scheduler::Swarm,
     types::*,
 };

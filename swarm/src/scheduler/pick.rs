@@ -50,12 +50,16 @@ impl Swarm {
 
     fn request_from(&mut self, key: PeerKey, now: Time) {
         let crowd = self.is_crowd();
+        let reserve = self.peers.get(&key).filter(|peer| peer.is_reserve);
+        let least = reserve
+            .map(|peer| self.reserve_pipeline(peer))
+            .unwrap_or_default();
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
         // A reserve has an uplink of its own, which the crowd does not share.
         let (is_reserve, crowd) = (peer.is_reserve, crowd && !peer.is_reserve);
-        if !peer.has_room(&self.config, crowd, self.longest_unit) {
+        if !peer.has_room(&self.config, crowd, self.longest_unit, least) {
             return;
         }
         let idle = peer.requests.is_empty();

@@ -5,7 +5,10 @@
 
 use super::Swarm;
 use crate::{
-    config::{RESERVE_HOLD, RESERVE_HOLD_UNITS, RESERVE_PATIENCE},
+    config::{
+        RESERVE_HOLD, RESERVE_HOLD_UNITS, RESERVE_PATIENCE, RESERVE_REQUEST_BYTES, RESERVE_REQUESTS,
+    },
+    state::{Peer, Pipeline},
     types::{PeerKey, Time},
 };
 use potluck_core::{availability::Availability, bitfield::Bitfield};
@@ -38,6 +41,27 @@ impl Swarm {
             },
         );
         self.after_event();
+    }
+
+    /// What to keep requested from a reserve at least: this peer's part of the requests that it gets
+    /// from all, and at first one. Peers that begin together do not know of each other yet, and in
+    /// a crowd others may choose the same units, so each request is for one.
+    pub(crate) fn reserve_pipeline(&self, reserve: &Peer) -> Pipeline {
+        if self.is_crowd() {
+            let part = RESERVE_REQUESTS / (u64::from(self.partial_peers) + 1);
+            return Pipeline {
+                depth: (part * self.longest_unit).saturating_sub(1),
+                batch: 0,
+            };
+        }
+        let request = self.longest_unit.max(RESERVE_REQUEST_BYTES);
+        let delivered = 1 + reserve.verified_bytes / self.longest_unit.max(1);
+        Pipeline {
+            depth: (RESERVE_REQUESTS * request)
+                .min(delivered * self.longest_unit)
+                .saturating_sub(1),
+            batch: request.min(delivered * self.longest_unit / 2),
+        }
     }
 
     /// The unit to request from a reserve. If others provide all missing units, it looks again

@@ -8,7 +8,7 @@ mod request;
 
 pub(crate) use self::{
     estimate::Estimate,
-    peer::{Eligibility, Peer},
+    peer::{Eligibility, Peer, Pipeline},
     rarity::RarityOrder,
     refusals::Refusals,
     request::Request,

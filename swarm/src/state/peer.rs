@@ -24,6 +24,15 @@ pub(crate) enum Eligibility {
     },
 }
 
+/// How requests to a provider are kept up.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Pipeline {
+    /// Another request is made while at most this many bytes are requested and not verified.
+    pub(crate) depth: u64,
+    /// Requests are made once these many bytes less are under way.
+    pub(crate) batch: u64,
+}
+
 /// The swarm's knowledge about one peer.
 ///
 /// Invariants:
@@ -166,14 +175,21 @@ impl Peer {
     /// Whether to send another request for a unit of this length. A complete provider gets several
     /// requests in a batch once few bytes are outstanding, since each call costs something at both
     /// ends. A peer in a crowd gets each request separately.
-    pub(crate) fn has_room(&mut self, config: &SwarmConfig, crowd: bool, unit: u64) -> bool {
+    /// `least`: a pipeline that it gets even if its link needs less.
+    pub(crate) fn has_room(
+        &mut self,
+        config: &SwarmConfig,
+        crowd: bool,
+        unit: u64,
+        least: Pipeline,
+    ) -> bool {
         let bytes = self.requested_bytes + unit;
         let fits = self.requested_bytes == 0 || bytes <= config.max_peer_bytes;
         // On probation: one unit at a time, each verified before the next.
         let trusted = self.probation.is_none() || self.requests.is_empty();
-        let depth = self.pipeline_bytes(crowd, unit);
+        let depth = self.pipeline_bytes(crowd, unit).max(least.depth);
         let slack = self.estimate.rate().unwrap_or(0.0) * PIPELINE_SLACK.as_secs_f64();
-        let batch = if crowd { 0 } else { (slack / 2.0) as u64 };
+        let batch = if crowd { 0 } else { (slack / 2.0) as u64 }.max(least.batch);
         // If verification is the bottleneck, more requests would only queue here.
         let under_way = self.outstanding_bytes + self.unverified_bytes;
         self.is_filling_pipeline = self.outstanding_bytes == 0

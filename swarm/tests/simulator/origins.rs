@@ -62,15 +62,17 @@ fn a_slow_origin_is_the_only_limit() {
     assert!(copies < 1.05 && slowest < 10.0 * 1.1);
 }
 
-/// A crowd uses all of its link.
+/// One peer and crowds of all sizes use all of its link.
 #[test]
 fn an_origin_that_limits_each_connection_gets_several() {
     let origin = Spec {
         request_rate: LINK / 5.0,
         ..Spec::origin(LINK)
     };
-    let (copies, slowest) = run(setup(origin, 8, 512), 7);
-    assert!(copies < 1.1 && slowest < 1.25);
+    for peers in [1, 2, 3, 8] {
+        let (copies, slowest) = run(setup(origin.clone(), peers, 512), 7);
+        assert!(copies < 1.1 && slowest < 1.25, "{peers} peers");
+    }
 }
 
 /// 429: it takes few requests, and says when to come again.

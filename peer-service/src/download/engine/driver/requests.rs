@@ -5,13 +5,16 @@
 use std::{collections::HashMap, sync::Arc};
 
 use potluck_core::collection::plan::Plan;
-use potluck_swarm::{PeerKey, RequestId};
+use potluck_swarm::{PeerKey, RESERVE_REQUEST_BYTES, RequestId};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::download::{
     engine::request::{CallContext, RequestTask, UnitRequest},
-    origin::{request::OriginTask, source::OriginSource},
+    origin::{
+        request::OriginTask,
+        source::{ORIGIN, OriginSource},
+    },
     peers::rpc::client::PeerClient,
 };
 
@@ -128,9 +131,14 @@ impl CallBatch {
     /// Adds a request to the last call to this peer that has room for it, or to a new one.
     pub(super) fn add(&mut self, peer: PeerKey, request: UnitRequest, plan: &Plan) {
         let (bytes, spans) = (plan.unit_len(request.unit), plan.spans(request.unit).count());
+        let max_bytes = if peer == ORIGIN {
+            RESERVE_REQUEST_BYTES
+        } else {
+            MAX_CALL_BYTES
+        };
         let has_room = |call: &&mut Call| {
             call.peer == peer
-                && call.bytes + bytes <= MAX_CALL_BYTES
+                && call.bytes + bytes <= max_bytes
                 && call.spans + spans <= MAX_CALL_SPANS
         };
         match self.calls.iter_mut().rev().find(has_room) {
