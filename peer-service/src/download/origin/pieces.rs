@@ -177,7 +177,7 @@ impl ProvisionalPieces {
         let state = &mut *self.state.lock();
         state.banned.insert(peer);
         state
-            .forget(|piece| piece.sender == Some(Sender::Peer(peer)))
+            .forget(|_, piece| piece.sender == Some(Sender::Peer(peer)))
             .into_iter()
             .map(|(unit, _)| unit)
             .collect()
@@ -188,11 +188,13 @@ impl ProvisionalPieces {
         self.state.lock().banned.remove(&peer);
     }
 
-    /// Forgets all pieces that did not come from the origin, but remembers who sent them. Returns
-    /// them.
-    pub(crate) fn doubt_peers(&self) -> Vec<u32> {
+    /// Forgets pieces that did not come from the origin, but remembers who sent them: those in
+    /// `only`, or all if it is `None`. Returns them.
+    pub(crate) fn doubt_peers(&self, only: Option<&Bitfield>) -> Vec<u32> {
         let state = &mut *self.state.lock();
-        let doubted = state.forget(|piece| piece.sender != Some(Sender::Origin));
+        let is_meant = |unit| only.is_none_or(|only| only.get(unit));
+        let doubted =
+            state.forget(|unit, piece| piece.sender != Some(Sender::Origin) && is_meant(unit));
         let units = doubted.iter().map(|&(unit, _)| unit).collect();
         state.doubted.extend(doubted);
         units
@@ -246,10 +248,10 @@ impl ProvisionalPieces {
 }
 
 impl State {
-    fn forget(&mut self, is_meant: impl Fn(&Piece) -> bool) -> Vec<(u32, Piece)> {
+    fn forget(&mut self, is_meant: impl Fn(u32, &Piece) -> bool) -> Vec<(u32, Piece)> {
         let mut forgotten = Vec::new();
         for (unit, slot) in (0..).zip(&mut self.pieces) {
-            if let Some(piece) = slot.take_if(|piece| is_meant(piece)) {
+            if let Some(piece) = slot.take_if(|piece| is_meant(unit, piece)) {
                 forgotten.push((unit, piece));
             }
         }
@@ -319,7 +321,11 @@ mod tests {
         write(&pieces, 0, 9, A);
         write(&pieces, 1, 1, B);
         write(&pieces, 2, 1, Sender::Origin);
-        assert_eq!(pieces.doubt_peers(), [0, 1]);
+        let mut only = Bitfield::new(4);
+        only.set(0, true);
+        only.set(2, true);
+        assert_eq!(pieces.doubt_peers(Some(&only)), [0]);
+        assert_eq!(pieces.doubt_peers(None), [1]);
         assert!(write(&pieces, 0, 1, Sender::Origin));
         assert!(write(&pieces, 1, 1, Sender::Origin));
         let fault = Fault {
@@ -328,7 +334,7 @@ mod tests {
         };
         assert_eq!(pieces.take_faults(), [fault]);
         assert!(pieces.take_faults().is_empty());
-        assert!(pieces.doubt_peers().is_empty());
+        assert!(pieces.doubt_peers(None).is_empty());
     }
 
     #[test]

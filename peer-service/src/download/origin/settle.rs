@@ -5,7 +5,7 @@
 use std::{io, sync::Arc};
 
 use potluck_core::{
-    FileId, Problem, Reason,
+    FileId, Problem, Reason, Sha256,
     bitfield::Bitfield,
     identity::{hash, merkle::Hash},
 };
@@ -24,16 +24,14 @@ use crate::{
 pub(crate) enum Settled {
     /// The bytes are right: this is the content's real id.
     Right(FileId),
-    /// The bytes are wrong. The pieces that came from peers are missing again.
-    Wrong,
+    /// The bytes are wrong: this is their SHA-256.
+    Wrong(Sha256),
 }
 
-/// Compares the SHA-256. If it is right, folds the hashes of the pieces; otherwise forgets the
-/// pieces that did not come from the origin.
+/// Compares the SHA-256. If it is right, folds the hashes of the pieces.
 ///
 /// # Errors
-/// [`Reason::VerificationFailed`] if all pieces came from the origin and are wrong; or if the part
-/// file cannot be read.
+/// If the part file cannot be read.
 pub(crate) async fn settle(
     download: &Arc<ActiveDownload>,
     pieces: &Arc<ProvisionalPieces>,
@@ -52,8 +50,24 @@ pub(crate) async fn settle(
         let id = blocking(move || fold(&part, &all)).await?.map_err(failed)?;
         return Ok(Settled::Right(id));
     }
-    let wrong = pieces.doubt_peers();
-    if wrong.is_empty() {
+    Ok(Settled::Wrong(found))
+}
+
+/// Forgets pieces that did not come from the origin: those in `wrong`, or all if it is `None`. They
+/// are missing again.
+///
+/// # Errors
+/// [`Reason::VerificationFailed`] if all pieces came from the origin: then it sent wrong bytes, with
+/// the SHA-256 `found`.
+pub(crate) fn doubt(
+    download: &ActiveDownload,
+    pieces: &ProvisionalPieces,
+    wrong: Option<&Bitfield>,
+    found: Sha256,
+    origin: &OriginSpec,
+) -> Result<(), Problem> {
+    let doubted = pieces.doubt_peers(wrong);
+    if doubted.is_empty() {
         return Err(Problem::new(
             Reason::VerificationFailed,
             format!(
@@ -64,30 +78,40 @@ pub(crate) async fn settle(
         ));
     }
     tracing::warn!(
-        file = %download.record.id.short(), pieces = wrong.len(),
-        "the bytes do not have the SHA-256: fetches what peers sent from the origin"
+        file = %download.record.id.short(), pieces = doubted.len(),
+        "the bytes do not have the SHA-256: fetches pieces that peers sent from the origin"
     );
     download.update(|units| {
-        wrong.iter().for_each(|&unit| _ = units.have.set(unit, false));
+        doubted.iter().for_each(|&unit| _ = units.have.set(unit, false));
         true
     });
-    Ok(Settled::Wrong)
+    Ok(())
+}
+
+/// The hash of each piece. Reads those of an earlier run.
+///
+/// # Errors
+/// If the part file cannot be read, or a piece is missing.
+pub(crate) fn hashes(
+    download: &ActiveDownload,
+    pieces: &ProvisionalPieces,
+) -> io::Result<Vec<Hash>> {
+    let missing = || io::Error::other("a piece is missing");
+    let known = (0..).zip(pieces.hashes());
+    known
+        .map(|(unit, hash)| match hash {
+            Some(hash) => Ok(hash),
+            None => {
+                let data = download.part_file.read(unit)?;
+                download.verifier.unit_hash(unit, &data).ok_or_else(missing)
+            }
+        })
+        .collect()
 }
 
 /// The real id, from the hashes of the pieces.
 fn fold(download: &ActiveDownload, pieces: &ProvisionalPieces) -> io::Result<FileId> {
-    let missing = || io::Error::other("a piece is missing");
-    let mut layer: Vec<Hash> = Vec::new();
-    for (unit, hash) in (0..).zip(pieces.hashes()) {
-        layer.push(match hash {
-            Some(hash) => hash,
-            // A piece of an earlier run.
-            None => {
-                let data = download.part_file.read(unit)?;
-                download.verifier.unit_hash(unit, &data).ok_or_else(missing)?
-            }
-        });
-    }
+    let layer = hashes(download, pieces)?;
     match download.verifier.settle(layer) {
         Some(tree) => Ok(tree.id()),
         // A file of one piece.

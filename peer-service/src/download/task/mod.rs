@@ -12,11 +12,13 @@
 //! | `recovery` | finds valid units on this machine |
 //! | `fetching` | runs the swarm |
 //! | `provisional` | runs the swarm for content whose root is not known |
+//! | `comparison` | finds the wrong pieces of such content |
 //! | `checkpoints` | writes the resume state at intervals |
 //! | `finishing` | gives the content its name and shares it |
 //! | [`reading`] | another kind of run: sends the bytes of a file in order and keeps nothing |
 
 mod checkpoints;
+mod comparison;
 mod fetching;
 mod finishing;
 mod metadata;

@@ -15,14 +15,14 @@ use crate::download::{
     origin::{
         pieces::ProvisionalPieces,
         running_sum::RunningSum,
-        settle::{Settled, settle},
+        settle::{self, Settled},
     },
     peers::{discovery::PeerCandidates, peer_set::KnownPeers},
-    task::{fetching, run_context::RunContext},
+    task::{comparison, fetching, run_context::RunContext},
 };
 
-/// Downloads all pieces and compares the SHA-256. If it is wrong, fetches what peers sent again from
-/// the origin.
+/// Downloads all pieces and compares the SHA-256. If it is wrong, fetches pieces that peers sent again
+/// from the origin: those that differ from the pieces of a peer that has the content, else all.
 ///
 /// # Errors
 /// [`Reason::VerificationFailed`] if the bytes of the origin are wrong, or any failure of the origin
@@ -44,6 +44,7 @@ pub(crate) async fn run(
     let follow = Arc::clone(&sum).follow(Arc::clone(download), Arc::clone(pieces), stop);
     context.peer.tracker.spawn(follow);
     let mut candidates = candidates.clone();
+    let mut is_compared = false;
     loop {
         let outcome = fetching::run_swarm(
             context,
@@ -58,7 +59,7 @@ pub(crate) async fn run(
         if outcome != AttemptOutcome::Complete {
             return Ok(outcome);
         }
-        let settled = settle(download, pieces, &sum, origin).await?;
+        let settled = settle::settle(download, pieces, &sum, origin).await?;
         let faults = pieces.take_faults();
         for fault in &faults {
             let peer = fault
@@ -78,8 +79,15 @@ pub(crate) async fn run(
                 context.reporter.show_faults(&faults);
                 return Ok(outcome);
             }
-            // No peer is asked this time.
-            Settled::Wrong => candidates = watch::channel(PeerCandidates::default()).1,
+            Settled::Wrong(found) => {
+                let wrong = match std::mem::replace(&mut is_compared, true) {
+                    false => comparison::wrong_pieces(context, download, pieces, origin).await?,
+                    true => None,
+                };
+                settle::doubt(download, pieces, wrong.as_ref(), found, origin)?;
+                // No peer is asked this time.
+                candidates = watch::channel(PeerCandidates::default()).1;
+            }
         }
     }
 }

@@ -163,6 +163,38 @@ async fn a_peer_that_lies_is_banned_by_name_and_the_file_is_right() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_piece_is_found_with_the_layer_of_a_peer_that_has_the_file() {
+    let world = World::new(8 << 20).await;
+    let first = world.peer("first").await;
+    assert_done(&first.download(world.request(&world.target("first"), "")).await);
+    world.index.wait_for_providers(world.real_id(), 1).await;
+    let liar = FakePeer::start(Misbehavior::CorruptsLastPiece, &world.data).await;
+    let peer = world.peer("peer").await;
+    // Whoever is asked for the last piece is a matter of chance.
+    for attempt in 0..20 {
+        let target = world.target(&format!("attempt {attempt}"));
+        let request = v1::StartTransferRequest {
+            providers: vec![(&liar.address).into()],
+            // Not shared, so that the next attempt does not find it here.
+            seed: Some(v1::SeedLimit {
+                limit: Some(v1::seed_limit::Limit::Seconds(0)),
+            }),
+            ..world.request(&target, "")
+        };
+        let done = peer.download(request).await;
+        assert_done(&done);
+        world.assert_arrived(&target);
+        let row = done.peers.iter().find(|row| is_at(row, &liar.address));
+        if row.is_some_and(|row| row.state() == v1::PeerState::Banned) {
+            let again = origin_bytes(&done) as f64 / world.data.len() as f64;
+            assert!(again < 0.1, "the origin sent {again} of the file again");
+            return;
+        }
+    }
+    panic!("the liar was never asked for its wrong piece");
+}
+
 fn is_at(row: &v1::TransferPeer, address: &Address) -> bool {
     let own = row.address.clone().unwrap_or_default();
     own.host == address.host && own.port == u32::from(address.port)
