@@ -4,6 +4,7 @@
 mod address;
 mod cluster_id;
 mod file;
+mod labels;
 mod lease;
 mod listed_peer;
 mod provider;
@@ -16,6 +17,7 @@ pub use self::{
     address::Address,
     cluster_id::ClusterId,
     file::{FileKind, FileRecord, Registration},
+    labels::{Distance, Label, LabelValue, Labels, MAX_LABEL_LEN, SameZone},
     lease::Lease,
     listed_peer::{ListedPeer, PeerPage},
     provider::{Provider, ProviderEvent},

@@ -91,6 +91,27 @@ pub(crate) const RESERVE_HOLD: Duration = Duration::from_millis(100);
 /// Number of units left for each peer of the crowd at which these waits begin.
 pub(crate) const RESERVE_HOLD_UNITS: u32 = 8;
 
+/// The longest random wait before a unit is requested from a distant peer that is new to the zone:
+/// near peers learn within this time what the others chose. Otherwise each of them fetches a copy.
+pub(crate) const DISTANT_HOLD: Duration = Duration::from_millis(150);
+
+/// Time for which distant peers are held back before the first trial without that; doubles with each
+/// trial that showed no gain. Long enough for near peers to reach their speed; near peers that are
+/// slow cost little more than this.
+pub(crate) const TRIAL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Longest such time: a trial costs bytes from other zones, and near peers may become slow.
+pub(crate) const MAX_TRIAL_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Time after a change before its effect is measured: two long round trips.
+pub(crate) const TRIAL_SETTLE: Duration = Duration::from_millis(250);
+
+/// Time for which the effect is measured: many chunks of every peer.
+pub(crate) const TRIAL: Duration = Duration::from_millis(400);
+
+/// Time without any byte after which distant peers are asked for everything.
+pub(crate) const STARVED: Duration = Duration::from_millis(400);
+
 /// Delay before a banned peer may be readmitted, if no other peer can serve; doubles with each ban.
 /// Long enough that a misbehaving peer costs next to nothing, short enough to wait for if a link
 /// damaged the bytes of an honest peer.

@@ -5,7 +5,7 @@ use crate::{
     state::{Eligibility, Peer},
     types::{PeerKey, RequestId, Time},
 };
-use potluck_core::{availability::Availability, bitfield::Bitfield};
+use potluck_core::{availability::Availability, bitfield::Bitfield, model::Distance};
 
 impl Swarm {
     /// Replaces everything known about what a peer has and is fetching. An availability with a
@@ -46,6 +46,7 @@ impl Swarm {
             }
             if !abandoned.is_empty() {
                 self.wake_reserves();
+                self.wake_distant();
             }
             if !(have.is_empty() && fetching.is_empty() && abandoned.is_empty()) {
                 self.record_partial_progress(peer, now);
@@ -103,6 +104,7 @@ impl Swarm {
                 bytes: peer.bytes,
                 verified_bytes: peer.verified_bytes,
                 last_failure: peer.last_failure,
+                distance: peer.distance,
                 ..Peer::new(units)
             };
         }
@@ -126,11 +128,12 @@ impl Swarm {
         }
         self.forget_availability(key);
         let complete = units.have.is_full();
+        let distance = self.distance(key);
         let mut useful = 0;
         if !complete {
             for unit in units.have.ones() {
                 self.partial_providers[unit as usize] += 1;
-                self.rarity.increment(unit, &mut self.rng);
+                self.count_unit(distance, unit, true);
                 useful += u32::from(self.rarity.contains(unit));
             }
         }
@@ -140,7 +143,7 @@ impl Swarm {
         peer.is_availability_known = true;
         peer.have = units.have.clone();
         peer.useful_units = useful;
-        self.count_peer_kind(complete, true);
+        self.count_peer_kind(distance, complete, true);
         for unit in units.fetching.ones() {
             self.set_fetching(key, unit, true);
         }
@@ -153,24 +156,25 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_availability_known) else {
             return;
         };
-        let complete = peer.is_complete();
+        let (complete, distance) = (peer.is_complete(), peer.distance);
         let have = std::mem::replace(&mut peer.have, Bitfield::new(units));
         let fetching = std::mem::replace(&mut peer.fetching, Bitfield::new(units));
         peer.is_availability_known = false;
         peer.useful_units = 0;
         peer.refused.clear();
         peer.refused_missing = 0;
-        self.count_peer_kind(complete, false);
+        self.count_peer_kind(distance, complete, false);
         if !complete {
             for unit in have.ones() {
                 self.partial_providers[unit as usize] -= 1;
-                self.rarity.decrement(unit, &mut self.rng);
+                self.count_unit(distance, unit, false);
             }
         }
         for unit in fetching.ones() {
-            self.rarity.decrement(unit, &mut self.rng);
+            self.count_unit(distance, unit, false);
         }
         self.wake_reserves();
+        self.wake_distant();
     }
 
     /// A known peer has a unit. Once the peer is complete, its units are no longer counted one by
@@ -183,19 +187,20 @@ impl Swarm {
         if !peer.have.set(unit, true) {
             return;
         }
+        let distance = peer.distance;
         if !peer.is_complete() {
             peer.useful_units += u32::from(missing);
             self.partial_providers[unit as usize] += 1;
-            self.rarity.increment(unit, &mut self.rng);
+            self.count_unit(distance, unit, true);
             return;
         }
         peer.useful_units = 0;
         let others: Vec<u32> = peer.have.ones().filter(|&other| other != unit).collect();
-        self.count_peer_kind(false, false);
-        self.count_peer_kind(true, true);
+        self.count_peer_kind(distance, false, false);
+        self.count_peer_kind(distance, true, true);
         for other in others {
             self.partial_providers[other as usize] -= 1;
-            self.rarity.decrement(other, &mut self.rng);
+            self.count_unit(distance, other, false);
         }
     }
 
@@ -207,14 +212,24 @@ impl Swarm {
         if value && peer.have.get(unit) && !peer.is_complete() || !peer.fetching.set(unit, value) {
             return;
         }
-        if value {
+        let distance = peer.distance;
+        self.count_unit(distance, unit, value);
+    }
+
+    /// One more or one fewer peer at this distance has or fetches the unit.
+    fn count_unit(&mut self, distance: Distance, unit: u32, more: bool) {
+        if more {
             self.rarity.increment(unit, &mut self.rng);
         } else {
             self.rarity.decrement(unit, &mut self.rng);
         }
+        let is_missing = self.rarity.contains(unit);
+        self.nearby
+            .count_unit((distance, unit), more, is_missing, &mut self.rng);
     }
 
-    fn count_peer_kind(&mut self, complete: bool, more: bool) {
+    fn count_peer_kind(&mut self, distance: Distance, complete: bool, more: bool) {
+        self.nearby.count_peer(distance, complete, more);
         let count = if complete {
             &mut self.complete_peers
         } else {

@@ -290,6 +290,7 @@ impl Swarm {
         if self.endgame_tick.is_some_and(|at| at <= now) {
             self.run_endgame_tick();
         }
+        self.step_preference(now);
         while let Some(&(at, key)) = self.timers.first()
             && at <= now
         {
@@ -321,6 +322,9 @@ impl Swarm {
         };
         if peer.reserve_check.is_some_and(|at| at <= now) {
             peer.reserve_check = None;
+        }
+        if peer.distant_check.is_some_and(|at| at <= now) {
+            peer.distant_check = None;
         }
         if matches!(peer.eligibility, Eligibility::BackedOff { until } if until <= now) {
             peer.eligibility = Eligibility::Open;

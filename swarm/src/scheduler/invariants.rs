@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use potluck_core::model::Distance;
+
 use super::Swarm;
 use crate::{config::MAX_REQUESTS_PER_UNIT, state::Peer};
 
@@ -25,6 +27,7 @@ impl Swarm {
         self.check_units();
         self.check_requests();
         self.check_peers();
+        self.check_nearby();
         self.rarity.check();
     }
 
@@ -45,6 +48,31 @@ impl Swarm {
                 !needs_timer || peer.timer.is_some(),
                 "{key:?} could serve and has no timer: {peer:?}"
             );
+        }
+    }
+
+    #[track_caller]
+    fn check_nearby(&self) {
+        let Some(levels) = self.nearby.levels() else {
+            return;
+        };
+        for (level, farthest) in levels.iter().zip([Distance::Rack, Distance::Zone]) {
+            let mut expected = (vec![0; self.unit_lens.len()], 0, 0);
+            let known = self.peers.values().filter(|peer| peer.is_availability_known);
+            for peer in known.filter(|peer| peer.distance <= farthest) {
+                expected.1 += u32::from(peer.is_complete());
+                expected.2 += u32::from(!peer.is_complete());
+                let have = peer.have.ones().filter(|_| !peer.is_complete());
+                have.chain(peer.fetching.ones()).for_each(|unit| expected.0[unit as usize] += 1);
+            }
+            for unit in 0..self.have.len() {
+                let is_free = self.rarity.contains(unit) && expected.0[unit as usize] == 0;
+                assert_eq!(level.free.contains(unit), is_free, "unit {unit} is free");
+                assert_eq!(level.free.count(unit), self.rarity.count(unit), "unit {unit}");
+            }
+            level.free.check();
+            let counted = (level.units.clone(), level.complete, level.partial);
+            assert_eq!(counted, expected, "what peers up to {farthest:?} provide");
         }
     }
 

@@ -3,6 +3,7 @@
 //! Each file handles one kind of event or decision; [`crate::state`] keeps what it knows.
 
 mod availability;
+mod distance;
 mod endgame;
 mod failures;
 mod inspect;
@@ -24,7 +25,8 @@ use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use crate::{
     config::SwarmConfig,
-    state::{Estimate, Peer, RarityOrder, Request},
+    scheduler::distance::Preference,
+    state::{Estimate, Nearby, Peer, RarityOrder, Request},
     types::{Action, Counters, Failure, PeerKey, RequestId, Time},
 };
 use potluck_core::bitfield::Bitfield;
@@ -45,6 +47,10 @@ pub struct Swarm {
     window_end: Option<u32>,
     /// How many partial peers have each unit.
     partial_providers: Vec<u32>,
+    /// What nearer peers provide.
+    nearby: Nearby,
+    /// Whether distant peers may be asked for it, too.
+    preference: Preference,
 
     peers: BTreeMap<PeerKey, Peer>,
     /// Known peers that are complete, and known peers that are partial; banned ones are not
@@ -112,6 +118,8 @@ impl Swarm {
             rarity,
             window_end: None,
             partial_providers: vec![0; unit_lens.len()],
+            nearby: Nearby::default(),
+            preference: Preference::default(),
             unit_lens,
             have,
             peers: BTreeMap::new(),
@@ -276,7 +284,8 @@ impl Swarm {
     /// When to call [`Swarm::handle_timeout`]. `None` means that only an event can change anything.
     pub fn poll_timeout(&self) -> Option<Time> {
         let timer = self.timers.first().map(|&(at, _)| at);
-        timer.into_iter().chain(self.endgame_tick).min()
+        let preference = self.preference.deadline();
+        timer.into_iter().chain(self.endgame_tick).chain(preference).min()
     }
 
     /// Runs after every event: checks the invariants in debug builds.

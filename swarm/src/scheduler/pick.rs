@@ -71,7 +71,7 @@ impl Swarm {
             self.hedge(key, unit, now);
         } else if let Some(unit) = match is_reserve {
             true => self.pick_for_reserve(key, now),
-            false => self.pick_missing(key),
+            false => self.pick_by_distance(key, now),
         } {
             if !self.has_budget_left() {
                 if is_reserve || !self.rebalance(key, now) {

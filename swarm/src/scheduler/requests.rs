@@ -214,12 +214,14 @@ impl Swarm {
     /// The unit becomes missing: any peer that has it may get a request.
     pub(crate) fn mark_missing(&mut self, unit: u32) {
         self.rarity.insert(unit, &mut self.rng);
+        self.nearby.set_missing(unit, true, &mut self.rng);
         self.adjust_useful_units(unit, 1);
     }
 
     /// The unit is no longer missing.
     fn clear_missing(&mut self, unit: u32) {
         self.rarity.remove(unit);
+        self.nearby.set_missing(unit, false, &mut self.rng);
         self.adjust_useful_units(unit, -1);
     }
 

@@ -11,7 +11,7 @@ use crate::{
     state::{Peer, Pipeline},
     types::{PeerKey, Time},
 };
-use potluck_core::{availability::Availability, bitfield::Bitfield};
+use potluck_core::{availability::Availability, bitfield::Bitfield, model::Distance};
 use rand::RngExt as _;
 
 /// Units that a reader in a crowd takes from a reserve one after the other.
@@ -31,6 +31,8 @@ impl Swarm {
         self.add_peer(reserve, now);
         if let Some(peer) = self.peers.get_mut(&reserve) {
             peer.is_reserve = true;
+            // It does not count among the near peers.
+            peer.distance = Distance::Elsewhere;
         }
         let units = self.have.len();
         self.replace_availability(

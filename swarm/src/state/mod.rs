@@ -1,6 +1,7 @@
 //! The swarm's knowledge about peers, requests and units. Nothing here makes a decision.
 
 mod estimate;
+mod nearby;
 mod peer;
 mod rarity;
 mod refusals;
@@ -8,6 +9,7 @@ mod request;
 
 pub(crate) use self::{
     estimate::Estimate,
+    nearby::Nearby,
     peer::{Eligibility, Peer, Pipeline},
     rarity::RarityOrder,
     refusals::Refusals,

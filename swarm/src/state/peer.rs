@@ -7,7 +7,7 @@ use crate::{
     config::{PIPELINE_SLACK, REQUEST_TIMEOUT, SwarmConfig},
     types::{Failure, RequestId, Time},
 };
-use potluck_core::bitfield::Bitfield;
+use potluck_core::{bitfield::Bitfield, model::Distance};
 
 /// Whether a peer may get requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,10 @@ pub(crate) struct Peer {
     pub(crate) eligibility: Eligibility,
     /// Whether it joined and did not leave. Peers that were banned are remembered after they leave.
     pub(crate) has_joined: bool,
+    /// How near it is.
+    pub(crate) distance: Distance,
+    /// If it is distant and nearer peers provide its units: when to look again.
+    pub(crate) distant_check: Option<Time>,
     /// Whether it is a reserve: complete, costly, and asked only for what others do not provide.
     pub(crate) is_reserve: bool,
     /// If it is a reserve that waits for others: when to look again.
@@ -105,6 +109,8 @@ impl Peer {
         Self {
             eligibility: Eligibility::Open,
             has_joined: false,
+            distance: Distance::Rack,
+            distant_check: None,
             is_reserve: false,
             reserve_check: None,
             reserve_hold: None,
@@ -231,7 +237,10 @@ impl Peer {
             (a, b) => a.or(b),
         };
         earlier(
-            earlier(earlier(silence, until), self.reserve_check),
+            earlier(
+                earlier(silence, until),
+                earlier(self.reserve_check, self.distant_check),
+            ),
             earlier(self.refused.due(), self.readmission_check),
         )
     }

@@ -59,6 +59,11 @@ impl RarityOrder {
         self.order.iter().copied()
     }
 
+    /// The missing units that are counted at least once, rarest first.
+    pub(crate) fn counted(&self) -> impl Iterator<Item = u32> + '_ {
+        self.order[self.uncounted()..].iter().copied()
+    }
+
     /// The unit becomes missing.
     pub(crate) fn insert(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
         debug_assert!(!self.contains(unit), "unit {unit} is missing already");

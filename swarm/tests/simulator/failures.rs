@@ -1,6 +1,7 @@
 //! Providers that are slow, silent, dishonest, dying, flapping or busy, and random worlds with all
 //! of them.
 
+use potluck_core::model::{Label, Labels};
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use crate::{
@@ -208,6 +209,20 @@ fn random_peer(rng: &mut Xoshiro256PlusPlus) -> Spec {
     spec
 }
 
+/// Gives the nodes of every second world zones and racks, which some do not name.
+fn label(nodes: &mut [Spec], seed: u64) {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x20_e5);
+    for node in nodes.iter_mut().filter(|_| seed % 2 == 1) {
+        let mut name = |key: &str| {
+            let name = rng.random_range(0..3);
+            let label = format!("{key}={name}").parse::<Label>();
+            label.ok().filter(|_| name > 0)
+        };
+        let list: Vec<Label> = [name("zone"), name("rack")].into_iter().flatten().collect();
+        node.labels = Labels::of(&list).expect("each key once");
+    }
+}
+
 /// One honest complete provider is enough for every downloader to verify every unit in bounded
 /// time, whatever the others do.
 #[test]
@@ -217,6 +232,7 @@ fn every_world_with_an_honest_provider_finishes() {
         let mut nodes = vec![Spec::peer(LINK), Spec::seed(LINK)];
         let others = rng.random_range(0..10);
         nodes.extend((0..others).map(|_| random_peer(&mut rng)));
+        label(&mut nodes, seed);
         let mut setup = Setup::new(nodes, rng.random_range(1..64));
         setup.delay = rng.random_range(0.0001..0.05);
         setup.limit = 600.0;
@@ -269,6 +285,7 @@ fn every_world_whose_provider_recovers_finishes() {
         let mut nodes = vec![Spec::peer(LINK), provider];
         let others = rng.random_range(0..4);
         nodes.extend((0..others).map(|_| random_peer(&mut rng)));
+        label(&mut nodes, seed);
         let mut setup = Setup::new(nodes, rng.random_range(1..32));
         setup.delay = rng.random_range(0.0001..0.05);
         setup.limit = 1800.0;

@@ -151,7 +151,12 @@ impl World {
         if !std::mem::replace(&mut flow.has_started, true) {
             self.nodes[from].sent_units[flow.unit as usize] += 1;
         }
+        let to = flow.to;
         self.nodes[from].sent_bytes += bytes;
+        let (own, other) = (&self.nodes[from].spec.labels, &self.nodes[to].spec.labels);
+        let (crosses_zone, crosses_rack) = (own.zone != other.zone, own != other);
+        self.nodes[from].sent_to_zones += bytes * u64::from(crosses_zone);
+        self.nodes[from].sent_to_racks += bytes * u64::from(crosses_rack);
         self.nodes[from].sending = true;
         let takes = bytes as f64 / up;
         self.after(takes, Event::UplinkFree(from));

@@ -13,6 +13,7 @@ mod origins;
 mod readers;
 mod setup;
 mod world;
+mod zones;
 
 /// 100 Mbit/s, in bytes per second.
 const LINK: f64 = 12_500_000.0;

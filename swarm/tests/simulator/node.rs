@@ -1,6 +1,6 @@
 //! The nodes of a simulated swarm.
 
-use potluck_core::bitfield::Bitfield;
+use potluck_core::{bitfield::Bitfield, model::Labels};
 use potluck_swarm::Swarm;
 
 /// The configuration of a node. Rates in bytes per second, times in seconds.
@@ -45,6 +45,8 @@ pub(crate) struct Spec {
     pub(crate) cuts: f64,
     /// An origin: complete, and asked last.
     pub(crate) is_origin: bool,
+    /// Its zone and its rack; everybody knows them.
+    pub(crate) labels: Labels,
     /// Serves only what it got from an origin, since nothing else is verified yet.
     pub(crate) is_provisional: bool,
 }
@@ -57,7 +59,7 @@ pub(crate) enum Start {
 }
 
 impl Spec {
-    pub(crate) const fn seed(rate: f64) -> Self {
+    pub(crate) fn seed(rate: f64) -> Self {
         Self {
             up: rate,
             down: rate,
@@ -78,18 +80,19 @@ impl Spec {
             request_rate: f64::INFINITY,
             cuts: 0.0,
             is_origin: false,
+            labels: Labels::default(),
             is_provisional: false,
         }
     }
 
-    pub(crate) const fn origin(rate: f64) -> Self {
+    pub(crate) fn origin(rate: f64) -> Self {
         Self {
             is_origin: true,
             ..Self::seed(rate)
         }
     }
 
-    pub(crate) const fn peer(rate: f64) -> Self {
+    pub(crate) fn peer(rate: f64) -> Self {
         Self {
             start: Start::Nothing,
             downloads: true,
@@ -126,6 +129,9 @@ pub(crate) struct Node {
     pub(crate) paced_until: Option<u64>,
     pub(crate) down_free: u64,
     pub(crate) sent_bytes: u64,
+    /// The part of it that went to nodes of other zones, and to those of other racks.
+    pub(crate) sent_to_zones: u64,
+    pub(crate) sent_to_racks: u64,
     /// How many times it began to send each unit.
     pub(crate) sent_units: Vec<u32>,
 

@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     pub(crate) max_large: usize,
     /// The delay that a node asks for when it answers BUSY.
     pub(crate) retry_after: Option<Duration>,
+    /// Whether the swarms know the labels of the nodes.
+    pub(crate) uses_labels: bool,
     /// The simulation gives up after this many seconds.
     pub(crate) limit: f64,
 }
@@ -49,6 +51,7 @@ impl Setup {
             streams: usize::MAX,
             max_large: usize::MAX,
             retry_after: None,
+            uses_labels: true,
             limit: 3600.0,
         }
     }

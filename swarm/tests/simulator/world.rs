@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use potluck_core::{availability::Availability, bitfield::Bitfield};
+use potluck_core::{availability::Availability, bitfield::Bitfield, model::Distance};
 use potluck_swarm::{Action, Failure, PeerKey, RequestId, Swarm, Time};
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
@@ -139,6 +139,8 @@ impl World {
                 paced_until: None,
                 down_free: 0,
                 sent_bytes: 0,
+                sent_to_zones: 0,
+                sent_to_racks: 0,
                 sent_units: vec![0; units as usize],
                 wake: None,
                 finished: None,
@@ -340,6 +342,7 @@ impl World {
         };
         let delay = self.setup.delay;
         let is_origin = self.nodes[from].spec.is_origin;
+        let distance = self.distance(from, to);
         self.notify_swarm(to, |swarm, now| {
             if is_origin {
                 swarm.reserve_joined(key(from), now);
@@ -347,9 +350,18 @@ impl World {
                 return;
             }
             swarm.peer_joined(key(from), now);
+            swarm.set_distance(key(from), distance);
             swarm.round_trip(key(from), Duration::from_secs_f64(2.0 * delay));
             swarm.availability(key(from), &Availability { have, fetching }, now);
         });
+    }
+
+    /// How near `from` is to `to`, if the swarm uses labels.
+    fn distance(&self, from: usize, to: usize) -> Distance {
+        match self.setup.uses_labels {
+            true => self.nodes[to].spec.labels.distance_to(&self.nodes[from].spec.labels),
+            false => Distance::Rack,
+        }
     }
 
     fn leave(&mut self, node: usize, for_good: bool) {
