@@ -9,8 +9,8 @@ use crate::{
     collection::path::Label,
     identity::{id::IdError, layout::MAX_FILE_SIZE, merkle::EMPTY_ROOT},
     model::{
-        Address, ClusterId, FileKind, FileRecord, IndexStats, IndexedFile, ListedPeer, Provider,
-        ProviderEvent, Reachability, Registration,
+        Address, ClusterId, FileKind, FileRecord, IndexStats, IndexedFile, LabelValue, Labels,
+        ListedPeer, Provider, ProviderEvent, Reachability, Registration,
     },
     proto::v1,
 };
@@ -184,6 +184,25 @@ impl TryFrom<v1::Address> for Address {
             host: address.host,
             port,
         })
+    }
+}
+
+/// Labels as a message; `None` if there are none.
+pub fn labels_message(labels: &Labels) -> Option<v1::Labels> {
+    let name = |label: &Option<LabelValue>| label.as_ref().map(ToString::to_string);
+    (!labels.is_empty()).then(|| v1::Labels {
+        zone: name(&labels.zone).unwrap_or_default(),
+        rack: name(&labels.rack).unwrap_or_default(),
+    })
+}
+
+impl From<v1::Labels> for Labels {
+    /// Ignores names that are not valid: nothing depends on them but a preference.
+    fn from(labels: v1::Labels) -> Self {
+        Self {
+            zone: LabelValue::parse(&labels.zone),
+            rack: LabelValue::parse(&labels.rack),
+        }
     }
 }
 

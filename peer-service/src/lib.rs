@@ -14,6 +14,7 @@
 //! | [`home`] | the peer's home folder, its lock and its token |
 //! | [`library`] | shared files and collections, their hashes, and change detection |
 //! | [`limits`] | rate limits, upload slots and the in-flight budget |
+//! | [`locality`] | where this machine is, and the bytes that cross the border of its zone |
 //! | [`network`] | this peer in a private network |
 //! | [`options`] | flags, environment variables and the resulting configuration |
 //! | `problem` | startup errors as messages for the user |
@@ -34,6 +35,7 @@ pub mod fuzzing;
 pub mod home;
 pub mod library;
 pub mod limits;
+pub mod locality;
 mod metrics;
 pub mod network;
 pub mod options;

@@ -15,6 +15,7 @@ use crate::{
     },
     library::Library,
     limits::Limits,
+    locality::Locality,
 };
 
 /// Reads the peer's state.
@@ -27,6 +28,7 @@ pub(crate) struct PeerMetrics {
     pub(crate) limits: Limits,
     pub(crate) counters: DownloadCounters,
     pub(crate) disk_pools: DiskPools,
+    pub(crate) locality: Locality,
 }
 
 impl PeerMetrics {
@@ -52,6 +54,11 @@ impl Gather for PeerMetrics {
             "Verified bytes of content received from other peers",
             received,
         )?;
+        let help = "Bytes of content sent to other peers, by whether they are in the same zone";
+        values.counters("peer_zone_sent_bytes", help, "same_zone", self.locality.sent())?;
+        let help = "Verified bytes received from other peers, by whether they are in the same zone";
+        let received = self.locality.received();
+        values.counters("peer_zone_received_bytes", help, "same_zone", received)?;
         let units = self.counters.verified_units();
         values.counter("peer_units_verified", "Units received and verified", units)?;
         let help = "Peers banned by a download, by what they did";

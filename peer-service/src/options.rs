@@ -20,7 +20,7 @@ use potluck_core::{
         transport::parse_listen,
     },
     index_client::IndexList,
-    model::Address,
+    model::{Address, Labels, MachineLabel},
     monitoring::{Metrics, Readiness},
     network::{
         credentials::{self, Credentials},
@@ -33,6 +33,7 @@ use potluck_core::{
 use crate::{
     cache::CacheSettings,
     library::{LinkPolicy, ShareOptions},
+    locality::Locality,
 };
 
 /// Default address of the open port: loopback, so that only this machine can connect.
@@ -49,6 +50,9 @@ pub const DEFAULT_UPLOAD_SLOTS: u32 = 256;
 /// Default maximum of connections from other peers: enough for a large crowd, and well within the
 /// usual limit of open files.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 512;
+
+/// The variable with the labels of this machine.
+const LABEL_VARIABLE: &str = "POTLUCK_LABEL";
 
 /// Flags of `potluck-peer` and `potluck peer`; each has an environment variable.
 #[derive(Debug, Clone, clap::Args)]
@@ -220,6 +224,17 @@ pub struct Options {
     )]
     pub advertise: Option<Address>,
 
+    /// Where this machine is, as zone=NAME or rack=NAME; may be repeated. A peer prefers those of its
+    /// own rack, then of its zone
+    #[arg(
+        long,
+        value_name = "KEY=NAME",
+        env = LABEL_VARIABLE,
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub label: Vec<MachineLabel>,
+
     /// Only download: listen on no port and register nothing, for a machine that others cannot or
     /// must not connect to
     #[arg(
@@ -383,6 +398,14 @@ impl Options {
         })
     }
 
+    /// Where this machine is.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidArgument`] if it has two zones or two racks.
+    pub(crate) fn labels(&self) -> Result<Labels, Problem> {
+        labels(&self.label)
+    }
+
     /// The settings of the cache.
     pub(crate) const fn cache(&self) -> CacheSettings {
         CacheSettings {
@@ -407,6 +430,27 @@ cleanly, and SIGHUP makes it read its file again. The log goes to standard
 error."
         )
     }
+}
+
+/// The labels of a machine.
+///
+/// # Errors
+/// [`Reason::InvalidArgument`] if it has two zones or two racks.
+pub fn labels(list: &[MachineLabel]) -> Result<Labels, Problem> {
+    Labels::of(list).map_err(|message| Problem::new(Reason::InvalidArgument, message))
+}
+
+/// The labels that the environment gives for a peer without options of its own.
+///
+/// # Errors
+/// [`Reason::InvalidArgument`] if they are not valid.
+pub fn labels_of_environment() -> Result<Labels, Problem> {
+    let text = std::env::var(LABEL_VARIABLE).unwrap_or_default();
+    let words = text.split(',').filter(|word| !word.is_empty());
+    let list: Result<Vec<MachineLabel>, String> = words.map(str::parse).collect();
+    let invalid =
+        |message| Problem::new(Reason::InvalidArgument, format!("{LABEL_VARIABLE}: {message}"));
+    list.and_then(|list| Labels::of(&list)).map_err(invalid)
 }
 
 /// The address on which the control service listens.
@@ -471,6 +515,8 @@ pub struct Config {
     pub share_options: ShareOptions,
     /// The address that the index gives to other peers; `None` for the address that the index sees.
     pub advertise: Option<Address>,
+    /// Where this machine is; also counts bytes by zone.
+    pub locality: Locality,
     /// The address on which the control service listens.
     pub control: ControlAt,
     /// Whether the peer may listen beyond this machine without encryption.
@@ -510,6 +556,7 @@ impl Config {
             share: Vec::new(),
             share_options: ShareOptions::default(),
             advertise: None,
+            locality: Locality::default(),
             control: ControlAt::Unix(None),
             plaintext: false,
             limits: LimitSettings::default(),
@@ -534,6 +581,7 @@ impl Config {
     /// home is given and the user has no data directory.
     pub fn from_options(options: Options, port: u16) -> Result<Self, Problem> {
         let (own_pki, cache) = (options.own_pki(), options.cache());
+        let locality = Locality::new(options.labels()?);
         let home = match options.home {
             Some(home) => home,
             None => default_home(port)?,
@@ -567,6 +615,7 @@ impl Config {
                 exclude: options.exclude.into_iter().chain(excluded).collect(),
             },
             advertise: options.advertise,
+            locality,
             control: options.control.unwrap_or(ControlAt::Unix(None)),
             plaintext: options.plaintext,
             limits: LimitSettings {
@@ -750,6 +799,23 @@ mod tests {
         };
         assert_eq!(config.share_options, options);
         assert_eq!(parse(&["--links", "follow"]).links, LinkPolicy::Follow);
+    }
+
+    #[test]
+    fn labels_come_one_by_one_or_as_a_list() {
+        let labels = |args: &[&str]| {
+            let config = Config::from_options(parse(args), 1);
+            config.map(|config| config.locality.labels().to_string())
+        };
+        let expected = Ok("zone=a rack=r1".to_owned());
+        assert_eq!(
+            labels(&["--home", "/h", "--label", "rack=r1", "--label", "zone=a"]),
+            expected
+        );
+        assert_eq!(labels(&["--home", "/h", "--label", "zone=a,rack=r1"]), expected);
+        let problem = labels(&["--home", "/h", "--label", "zone=a,zone=b"]).unwrap_err();
+        assert_eq!(problem.reason, Reason::InvalidArgument);
+        assert!(TestCommandLine::try_parse_from(["peer", "--label", "city=x"]).is_err());
     }
 
     #[test]

@@ -25,8 +25,7 @@ impl LabelValue {
     /// The name, if it is valid.
     pub fn parse(text: &str) -> Option<Self> {
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let is_valid =
-            (1..=MAX_LABEL_LEN).contains(&text.len()) && text.chars().all(is_allowed);
+        let is_valid = (1..=MAX_LABEL_LEN).contains(&text.len()) && text.chars().all(is_allowed);
         is_valid.then(|| Self(text.into()))
     }
 
@@ -44,14 +43,14 @@ impl fmt::Display for LabelValue {
 
 /// One label, as `zone=NAME` or `rack=NAME`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Label {
+pub enum MachineLabel {
     /// The zone: between zones, bytes cost money or take long.
     Zone(LabelValue),
     /// The rack within its zone.
     Rack(LabelValue),
 }
 
-impl FromStr for Label {
+impl FromStr for MachineLabel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -70,7 +69,7 @@ impl FromStr for Label {
     }
 }
 
-impl fmt::Display for Label {
+impl fmt::Display for MachineLabel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Zone(name) => write!(f, "zone={name}"),
@@ -94,12 +93,12 @@ impl Labels {
     ///
     /// # Errors
     /// A key is there twice.
-    pub fn of(list: &[Label]) -> Result<Self, String> {
+    pub fn of(list: &[MachineLabel]) -> Result<Self, String> {
         let mut labels = Self::default();
         for label in list {
             let (key, field, name) = match label {
-                Label::Zone(name) => ("zone", &mut labels.zone, name),
-                Label::Rack(name) => ("rack", &mut labels.rack, name),
+                MachineLabel::Zone(name) => ("zone", &mut labels.zone, name),
+                MachineLabel::Rack(name) => ("rack", &mut labels.rack, name),
             };
             if let Some(other) = field.replace(name.clone()) {
                 return Err(format!(
@@ -129,8 +128,8 @@ impl Labels {
 
 impl fmt::Display for Labels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let zone = self.zone.clone().map(Label::Zone);
-        let labels = zone.into_iter().chain(self.rack.clone().map(Label::Rack));
+        let zone = self.zone.clone().map(MachineLabel::Zone);
+        let labels = zone.into_iter().chain(self.rack.clone().map(MachineLabel::Rack));
         let words: Vec<String> = labels.map(|label| label.to_string()).collect();
         f.write_str(&words.join(" "))
     }
@@ -175,7 +174,8 @@ mod tests {
     use super::*;
 
     fn labels(words: &[&str]) -> Result<Labels, String> {
-        let list: Result<Vec<Label>, String> = words.iter().map(|word| word.parse()).collect();
+        let list: Result<Vec<MachineLabel>, String> =
+            words.iter().map(|word| word.parse()).collect();
         Labels::of(&list?)
     }
 
@@ -188,15 +188,18 @@ mod tests {
             let error = labels(&[wrong]).unwrap_err();
             assert!(error.contains("zone=") || error.contains("rack="), "{error}");
         }
-        assert!(labels(&["region=eu"]).unwrap_err().contains("zone=NAME or rack=NAME"));
+        assert!(
+            labels(&["region=eu"])
+                .unwrap_err()
+                .contains("zone=NAME or rack=NAME")
+        );
         assert!(labels(&["zone=a", "zone=b"]).unwrap_err().contains("one zone"));
     }
 
     #[test]
     fn a_rack_is_nearer_than_a_zone_and_nothing_is_far_without_labels() {
-        let distance = |own: &[&str], peer: &[&str]| {
-            labels(own).unwrap().distance_to(&labels(peer).unwrap())
-        };
+        let distance =
+            |own: &[&str], peer: &[&str]| labels(own).unwrap().distance_to(&labels(peer).unwrap());
         use Distance::{Elsewhere, Rack, Zone};
         for (own, peer, expected) in [
             (&[][..], &["zone=b", "rack=1"][..], Rack),

@@ -17,7 +17,7 @@ pub use self::{
     address::Address,
     cluster_id::ClusterId,
     file::{FileKind, FileRecord, Registration},
-    labels::{Distance, Label, LabelValue, Labels, MAX_LABEL_LEN, SameZone},
+    labels::{Distance, LabelValue, Labels, MAX_LABEL_LEN, MachineLabel, SameZone},
     lease::Lease,
     listed_peer::{ListedPeer, PeerPage},
     provider::{Provider, ProviderEvent},

@@ -25,6 +25,10 @@
 //! - **A reserve is spared.** An origin has every unit and is costly ([`Swarm::reserve_joined`]). It
 //!   is asked for units that no peer has and nobody fetches; for others only after nothing arrived
 //!   for a while (`RESERVE_PATIENCE`), since what strangers claim to have may not come.
+//! - **Near peers first.** A peer that is more distant than others is asked only for units that no
+//!   nearer one has or fetches, so a unit enters a rack or a zone about once. Short trials show
+//!   whether the download would be faster without this; then distance does not count
+//!   ([`Swarm::set_distance`]).
 //! - **A ban ends only if no other peer can serve.** After a delay that doubles with each ban
 //!   ([`BAN`]), the peer gets one request at a time, so a link that damaged bytes for a while does
 //!   not end a download.

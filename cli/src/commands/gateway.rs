@@ -8,11 +8,12 @@ use potluck_core::{
     Problem, Reason,
     grpc::transport::parse_listen,
     index_client,
+    model::MachineLabel,
     units::{parse_duration, parse_size},
 };
 use potluck_gateway::{GatewayConfig, RegistryConfig, TlsFiles};
 use potluck_origins::hub::DEFAULT_ENDPOINT;
-use potluck_peer::cache::CacheSettings;
+use potluck_peer::{cache::CacheSettings, locality::Locality, options::labels};
 use tokio::net::TcpListener;
 use url::Url;
 
@@ -96,6 +97,17 @@ pub(crate) struct GatewayArgs {
         value_parser = parse_listen
     )]
     peer_listen: SocketAddr,
+
+    /// Where this machine is, as zone=NAME or rack=NAME; may be repeated. The gateway's peer prefers
+    /// peers of its own rack, then of its zone
+    #[arg(
+        long,
+        value_name = "KEY=NAME",
+        env = "POTLUCK_LABEL",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    label: Vec<MachineLabel>,
 
     /// Maximum size of the cache, such as 200GiB; what was not used for the longest time is removed
     /// first [default: no limit]
@@ -214,6 +226,7 @@ pub(crate) async fn run(context: &CommandContext, args: GatewayArgs) -> Result<(
     // The peer takes only absolute paths.
     let home = PathBuf::from(local_files::absolute(&home)?);
     let mut peer = context.service_peer_config(home)?;
+    peer.locality = Locality::new(labels(&args.label)?);
     peer.plaintext = args.plaintext;
     peer.cache = CacheSettings {
         max_bytes: args.cache_size.unwrap_or(0),

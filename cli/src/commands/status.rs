@@ -158,6 +158,9 @@ fn peer_lines(
         ),
         format!("  home {}", text::escape(&status.home)),
     ];
+    if !status.labels.is_empty() {
+        lines.push(format!("  labels {}", status.labels));
+    }
     let usual_socket = Path::new(&status.home).join(CONTROL_SOCKET);
     if is_in_process {
         lines.push("  runs in this prompt, and stops with it".to_owned());

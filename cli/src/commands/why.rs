@@ -118,7 +118,9 @@ fn summary(transfer: &Transfer) -> Vec<String> {
 }
 
 fn peers(transfer: &Transfer, width: Option<usize>) -> Vec<String> {
-    let mut table = Table::new(&[
+    // Without labels, the column would be empty.
+    let has_labels = transfer.peers.iter().any(|peer| !peer.labels.is_empty());
+    let mut columns = vec![
         ("PEER", Align::Left),
         ("STATE", Align::Left),
         ("BYTES", Align::Right),
@@ -126,9 +128,13 @@ fn peers(transfer: &Transfer, width: Option<usize>) -> Vec<String> {
         ("HAS", Align::Right),
         ("REQUESTS", Align::Right),
         ("REASON", Align::Elastic),
-    ]);
+    ];
+    if has_labels {
+        columns.insert(1, ("LABELS", Align::Left));
+    }
+    let mut table = Table::new(&columns);
     for peer in &transfer.peers {
-        table.row([
+        let mut row = vec![
             text::escape(&peer.address.to_string()).into_owned(),
             peer.state.word().to_owned(),
             text::size(peer.bytes),
@@ -142,7 +148,11 @@ fn peers(transfer: &Transfer, width: Option<usize>) -> Vec<String> {
                 .as_deref()
                 .map(|reason| text::escape(reason).into_owned())
                 .unwrap_or_default(),
-        ]);
+        ];
+        if has_labels {
+            row.insert(1, peer.labels.to_string());
+        }
+        table.row(row);
     }
     table.lines(width)
 }

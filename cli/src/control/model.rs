@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
-    model::{Address, FileKind, FileRecord, Reachability},
+    model::{Address, FileKind, FileRecord, Labels, Reachability},
     proto::v1,
 };
 use potluck_peer::library::OmissionKind;
@@ -152,6 +152,8 @@ pub(crate) struct TransferPeer {
     pub(crate) address: Address,
     /// The address of the file, if this is an origin and not a peer.
     pub(crate) origin: Option<String>,
+    /// Where it says that it is.
+    pub(crate) labels: Labels,
     pub(crate) state: PeerState,
     pub(crate) reason: Option<String>,
     pub(crate) bytes: u64,
@@ -318,6 +320,8 @@ pub(crate) struct Status {
     pub(crate) is_download_only: bool,
     /// The peer id that this home had before it was found on another machine at this start.
     pub(crate) previous_peer: Option<PeerId>,
+    /// Where its machine is.
+    pub(crate) labels: Labels,
 }
 
 fn problem(failure: v1::Failure) -> Problem {
@@ -511,6 +515,7 @@ impl From<v1::TransferPeer> for TransferPeer {
             peer: PeerId::try_from(&peer.peer_id[..]).ok(),
             address: address(peer.address.unwrap_or_default()),
             origin: Some(peer.origin).filter(|origin| !origin.is_empty()),
+            labels: peer.labels.map(Labels::from).unwrap_or_default(),
             reason: Some(peer.reason).filter(|reason| !reason.is_empty()),
             bytes: peer.bytes,
             bytes_per_second: peer.bytes_per_second,
@@ -624,6 +629,7 @@ impl TryFrom<v1::GetStatusResponse> for Status {
             version: status.version,
             damaged_items: status.damaged_items,
             previous_peer: PeerId::try_from(&status.previous_peer_id[..]).ok(),
+            labels: status.labels.map(Labels::from).unwrap_or_default(),
         })
     }
 }

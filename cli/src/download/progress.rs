@@ -187,6 +187,7 @@ mod tests {
                 .map(|i| TransferPeer {
                     peer: None,
                     origin: None,
+                    labels: Default::default(),
                     address: Address {
                         host: format!("10.0.0.{i}"),
                         port: 12349,

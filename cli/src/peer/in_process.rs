@@ -15,7 +15,11 @@ use potluck_core::{
     index_client::IndexList,
     network::{credentials::Credentials, own_pki::OwnPki},
 };
-use potluck_peer::{Config, ControlAt, Running, options::DEFAULT_LISTEN};
+use potluck_peer::{
+    Config, ControlAt, Running,
+    locality::Locality,
+    options::{DEFAULT_LISTEN, labels_of_environment},
+};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -83,6 +87,7 @@ impl InProcessPeer {
             network: settings.network.clone(),
             own_pki: settings.own_pki.clone(),
             plaintext: settings.plaintext,
+            locality: Locality::new(labels_of_environment()?),
             control: ControlAt::Unix(Some(socket.path().join(CONTROL_SOCKET))),
             ..Config::new(path)
         };

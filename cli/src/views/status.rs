@@ -7,7 +7,10 @@ use potluck_core::{
 };
 use serde_json::{Value, json};
 
-use crate::control::model::{Limits, Status};
+use crate::{
+    control::model::{Limits, Status},
+    views::transfers::labels,
+};
 
 /// The index as JSON: its statistics, or why it does not answer.
 pub(crate) fn index_object(endpoint: &Endpoint, stats: &Result<IndexStats, Problem>) -> Value {
@@ -35,7 +38,7 @@ pub(crate) fn index_object(endpoint: &Endpoint, stats: &Result<IndexStats, Probl
 
 /// A peer as JSON.
 pub(crate) fn peer_object(status: &Status, control: &Endpoint) -> Value {
-    json!({
+    let mut object = json!({
         "peer": status.peer,
         "control": control.to_string(),
         "listening": status.listening.as_ref().map(ToString::to_string),
@@ -60,7 +63,9 @@ pub(crate) fn peer_object(status: &Status, control: &Endpoint) -> Value {
         "version": status.version,
         "damaged_items": status.damaged_items,
         "previous_peer": status.previous_peer,
-    })
+    });
+    labels(&mut object, &status.labels);
+    object
 }
 
 /// The limits of a peer as JSON; 0: no limit.

@@ -2,6 +2,7 @@
 
 use std::time::UNIX_EPOCH;
 
+use potluck_core::model::{LabelValue, Labels};
 use serde_json::{Value, json};
 
 use crate::{
@@ -90,10 +91,19 @@ pub(crate) fn peer_object(peer: &TransferPeer) -> Value {
         "state": peer.state,
         "reason": peer.reason,
     });
+    labels(&mut object, &peer.labels);
     if let Some(origin) = &peer.origin {
         object["origin"] = json!(origin);
     }
     object
+}
+
+/// Adds labels, if there are any.
+pub(crate) fn labels(object: &mut Value, labels: &Labels) {
+    if !labels.is_empty() {
+        let name = |label: &Option<LabelValue>| label.as_ref().map(ToString::to_string);
+        object["labels"] = json!({ "zone": name(&labels.zone), "rack": name(&labels.rack) });
+    }
 }
 
 /// The limit and priority of a transfer, as text.

@@ -72,3 +72,60 @@ fn metrics_tell_what_was_registered_and_transferred() {
     assert!(!text.contains("potluck_peer_disk_seconds_count 0"), "{text}");
     assert!(!text.contains("content.bin"), "{text}");
 }
+
+#[test]
+fn labels_are_shown_and_bytes_are_counted_by_zone() {
+    let sandbox = Sandbox::new();
+    let (source_port, sink_port) = (free_port().to_string(), free_port().to_string());
+    let source = [
+        "--metrics",
+        &source_port,
+        "--label",
+        "zone=a",
+        "--label",
+        "rack=r1",
+    ];
+    let source = sandbox.peer("source", &source);
+    sandbox.file("content.bin", 300_000, 7);
+    let (control, url) = (source.control(), sandbox.index_url());
+    let at_source = ["--peer", &control, "--index", &url];
+    sandbox
+        .run(&[&at_source[..], &["share", "content.bin"]].concat())
+        .expect(0);
+    let shown = sandbox.run(&["status", "--peer", &control]).expect(0).stdout;
+    assert!(shown.contains("labels zone=a rack=r1"), "{shown}");
+
+    let sink = sandbox.peer("sink", &["--metrics", &sink_port, "--label", "zone=b"]);
+    let control = sink.control();
+    let status = sandbox
+        .run(&["status", "--peer", &control, "--json"])
+        .expect(0)
+        .object();
+    assert_eq!(
+        status["peer"]["labels"],
+        serde_json::json!({ "zone": "b", "rack": null })
+    );
+    sandbox
+        .run(&["--peer", &control, "--index", &url, "get", "content.bin"])
+        .expect(0);
+    let why = ["--peer", &control, "why", "1"];
+    let shown = sandbox.run(&why).expect(0).stdout;
+    assert!(shown.contains("zone=a rack=r1"), "{shown}");
+    let why = sandbox.run(&[&why[..], &["--json"]].concat()).expect(0).object();
+    assert_eq!(why["sources"][0]["labels"]["zone"], "a", "{why}");
+
+    let same_zone = |port: &str, what: &str, is: &str| {
+        let name = format!("potluck_peer_zone_{what}_bytes_total");
+        let text = metrics(port.parse().unwrap());
+        assert_has(&text, &format!("{name}{{same_zone=\"{is}\"}} 300000"));
+        assert_has(&text, &format!("{name}{{same_zone=\"yes\"}} 0"));
+    };
+    same_zone(&source_port, "sent", "no");
+    same_zone(&sink_port, "received", "no");
+    let wrong = sandbox.run(&["peer", "--label", "region=eu"]).expect(2);
+    assert!(
+        wrong.stderr.contains("zone=NAME or rack=NAME"),
+        "{}",
+        wrong.stderr
+    );
+}

@@ -338,6 +338,7 @@ impl From<&PeerStatus> for v1::TransferPeer {
             bytes_per_second: row.bytes_per_second,
             requests: row.requests,
             units: row.units,
+            labels: convert::labels_message(&row.labels),
         }
     }
 }
@@ -436,6 +437,7 @@ mod tests {
         let row = |bytes, standing| PeerStatus {
             peer: None,
             origin: None,
+            labels: Default::default(),
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
             state: standing,
             reason: String::new(),

@@ -18,7 +18,7 @@ use std::{
 use futures_util::{Stream, StreamExt as _, stream};
 use potluck_core::{
     PeerId, Problem, Reason,
-    convert::file_id,
+    convert::{file_id, labels_message},
     proto::v1::{self, control_service_server::ControlService},
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -501,6 +501,7 @@ impl ControlService for ControlApi {
                 .map_or(v1::Reachability::Unspecified, Into::into)
                 .into(),
             download_only: context.local.address.is_none(),
+            labels: labels_message(&context.local.outgoing.locality.labels()),
             warnings: context.store.warning().into_iter().collect(),
             damaged_items: totals.damaged,
             previous_peer_id: self.previous_peer_id.map(|id| id.to_bytes()).unwrap_or_default(),

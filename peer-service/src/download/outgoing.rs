@@ -9,6 +9,8 @@ use potluck_core::{
     network::tls::{ServerIdentity, TlsContext},
 };
 
+use crate::locality::Locality;
+
 /// How this peer opens connections to other peers.
 #[derive(Debug, Clone, Default)]
 pub struct Outgoing {
@@ -17,6 +19,8 @@ pub struct Outgoing {
     pub local_address: Option<IpAddr>,
     /// TLS in a network; `None` for plaintext.
     pub tls: Option<TlsContext>,
+    /// Where this machine is.
+    pub locality: Locality,
 }
 
 impl Outgoing {

@@ -17,7 +17,7 @@ use potluck_core::{
     bitfield::Bitfield,
     collection::path::Label,
     grpc::{counting_codec::list_items, transport::Endpoint},
-    model::Address,
+    model::{Address, Labels},
     proto::v1,
 };
 use potluck_swarm::{Action, PeerKey, Swarm, SwarmConfig};
@@ -33,7 +33,7 @@ use crate::{
     },
     content::FileRange,
     download::{
-        peers::rpc::availability::{WatchError, parse_event},
+        peers::rpc::availability::{PeerReport, WatchError},
         seeding::{SeedLimit, Seeding},
         selection::PathFilter,
         status::{DownloadSpec, LimitsUpdate},
@@ -106,7 +106,10 @@ pub fn request_seeds() -> Vec<Vec<u8>> {
         length,
     };
     let spans = vec![span(0, 131_072), span(1 << 40, 9), span(u64::MAX, 0)];
-    let download = v1::DownloadRequest { spans };
+    let download = v1::DownloadRequest {
+        spans,
+        ..Default::default()
+    };
     let hashes = v1::GetPieceHashesRequest {
         file_id: vec![7; 32].into(),
         first_piece: 3,
@@ -147,6 +150,10 @@ pub fn availability(input: &[u8]) -> bool {
         Bitfield::new(units),
         1,
     );
+    let own = Labels::from(v1::Labels {
+        zone: "a".into(),
+        rack: "1".into(),
+    });
     // What each peer has; `None` before its first event.
     let mut known: [Option<Bitfield>; 4] = Default::default();
     let mut now = Duration::ZERO;
@@ -162,7 +169,13 @@ pub fn availability(input: &[u8]) -> bool {
         let Ok(event) = v1::WatchAvailabilityResponse::decode(message) else {
             continue;
         };
-        match parse_event(&endpoint, event, (FILE, units), have.is_none()) {
+        let report = PeerReport::parse(&endpoint, event, (FILE, units), have.is_none());
+        let update = report.map(|PeerReport { update, labels }| {
+            let labels = labels.unwrap_or_default();
+            swarm.set_distance(key, own.distance_to(&labels));
+            update
+        });
+        match update {
             Ok(AvailabilityUpdate::Snapshot(snapshot)) => {
                 assert_eq!((snapshot.have.len(), snapshot.fetching.len()), (units, units));
                 swarm.availability(key, &snapshot, now);
@@ -210,6 +223,10 @@ pub fn availability_seeds() -> Vec<Vec<u8>> {
             have: have.into(),
             fetching: fetching.into(),
             file_id: FILE.to_bytes(),
+            labels: complete.then(|| v1::Labels {
+                zone: "a".into(),
+                rack: "2".into(),
+            }),
         })
     };
     let change = |have: &[u32], fetching: &[u32], abandoned: &[u32]| {

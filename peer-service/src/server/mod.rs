@@ -189,6 +189,7 @@ pub async fn start(
                 .map(|address| address.ip())
                 .filter(|ip| !ip.is_unspecified()),
             tls: tls.clone(),
+            locality: config.locality.clone(),
         },
     };
     if let Some(network) = &network {
@@ -264,6 +265,7 @@ pub async fn start(
         limits: limits.clone(),
         counters: context.counters.clone(),
         disk_pools: context.resources.disk_pools.clone(),
+        locality: config.locality.clone(),
     };
     metrics.register(&config.metrics);
     let peer_api = PeerApi::new(
@@ -277,6 +279,7 @@ pub async fn start(
         peer_id,
         limits.clone(),
         Arc::clone(&counters),
+        config.locality.clone(),
     );
     let control_api = ControlApi {
         context,
@@ -456,10 +459,12 @@ pub async fn run(
         hangups: hangups.clone(),
         ..Config::from_options(options, port)?
     };
+    let locality = config.locality.clone();
     let running = start(listener, config, shutdown.clone()).await?;
     let (limits, cache) = (running.limits.clone(), running.cache.clone());
-    let apply =
-        move |options: &Options, changes: &[_]| reload::apply(&limits, &cache, options, changes);
+    let apply = move |options: &Options, changes: &[_]| {
+        reload::apply(&limits, &cache, &locality, options, changes)
+    };
     tokio::spawn(reload_on_hangup(configured, hangups, shutdown.clone(), apply));
     let mut out = std::io::stdout();
     let written = match running.local_addr {

@@ -10,6 +10,7 @@ use crate::{
     activity::UploadTallies,
     content::{Content, ContentSource},
     limits::Limits,
+    locality::Locality,
     upload::{
         crowd::in_flight_sends::InFlightSends, data::buffers::BufferPool, refusal::not_found,
     },
@@ -38,6 +39,7 @@ pub(crate) struct UploadShared {
     pub(crate) peer_id: PeerId,
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<UploadCounters>,
+    pub(crate) locality: Locality,
     pub(crate) watchers: PerAddressLimiter,
     pub(crate) hash_streams: PerAddressLimiter,
     pub(crate) buffers: BufferPool,
@@ -51,6 +53,7 @@ impl UploadShared {
         peer_id: PeerId,
         limits: Limits,
         counters: Arc<UploadCounters>,
+        locality: Locality,
     ) -> Self {
         let share = limits.max_share();
         Self {
@@ -58,6 +61,7 @@ impl UploadShared {
             peer_id,
             limits,
             counters,
+            locality,
             watchers: PerAddressLimiter::new(MAX_WATCHERS, share),
             hash_streams: PerAddressLimiter::new(MAX_HASH_STREAMS, share),
             buffers: BufferPool::default(),

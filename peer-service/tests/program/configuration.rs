@@ -32,6 +32,21 @@ async fn a_hangup_changes_the_limits_that_changed_in_the_file() {
     assert!(program.terminate().success());
 }
 
+#[tokio::test]
+async fn a_hangup_changes_the_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    let (home, file) = (dir.path().join("peer"), dir.path().join("peer.toml"));
+    fs::write(&file, "label = [\"zone=a\", \"rack=r1\"]\n").unwrap();
+    let mut program = Server::start(command(&home).arg("--config").arg(&file));
+    let control = Control::in_home(&home).await;
+    let zone = async || control.status().await.labels.unwrap_or_default().zone;
+    assert_eq!(zone().await, "a");
+    fs::write(&file, "label = [\"zone=b\"]\n").unwrap();
+    program.signal(Signal::HUP);
+    wait_until("the new zone counts", async || zone().await == "b").await;
+    assert!(program.terminate().success());
+}
+
 #[test]
 fn a_list_in_the_environment_counts_before_the_file() {
     let dir = tempfile::tempdir().unwrap();

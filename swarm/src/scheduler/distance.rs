@@ -270,7 +270,9 @@ impl Swarm {
                 return;
             }
             Phase::Near => (Phase::Trial { before: rate }, preference.interval),
-            Phase::Trial { before } if rate > before * CLEAR_GAIN => (Phase::Open, TRIAL_INTERVAL * 4),
+            Phase::Trial { before } if rate > before * CLEAR_GAIN => {
+                (Phase::Open, TRIAL_INTERVAL * 4)
+            }
             Phase::Trial { before } if rate > before * GAIN => {
                 let trial = rate;
                 (Phase::Confirm { before, trial }, preference.interval)

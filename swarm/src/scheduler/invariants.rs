@@ -63,7 +63,8 @@ impl Swarm {
                 expected.1 += u32::from(peer.is_complete());
                 expected.2 += u32::from(!peer.is_complete());
                 let have = peer.have.ones().filter(|_| !peer.is_complete());
-                have.chain(peer.fetching.ones()).for_each(|unit| expected.0[unit as usize] += 1);
+                have.chain(peer.fetching.ones())
+                    .for_each(|unit| expected.0[unit as usize] += 1);
             }
             for unit in 0..self.have.len() {
                 let is_free = self.rarity.contains(unit) && expected.0[unit as usize] == 0;

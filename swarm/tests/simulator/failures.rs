@@ -1,7 +1,7 @@
 //! Providers that are slow, silent, dishonest, dying, flapping or busy, and random worlds with all
 //! of them.
 
-use potluck_core::model::{Label, Labels};
+use potluck_core::model::{Labels, MachineLabel};
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use crate::{
@@ -215,10 +215,10 @@ fn label(nodes: &mut [Spec], seed: u64) {
     for node in nodes.iter_mut().filter(|_| seed % 2 == 1) {
         let mut name = |key: &str| {
             let name = rng.random_range(0..3);
-            let label = format!("{key}={name}").parse::<Label>();
+            let label = format!("{key}={name}").parse::<MachineLabel>();
             label.ok().filter(|_| name > 0)
         };
-        let list: Vec<Label> = [name("zone"), name("rack")].into_iter().flatten().collect();
+        let list: Vec<MachineLabel> = [name("zone"), name("rack")].into_iter().flatten().collect();
         node.labels = Labels::of(&list).expect("each key once");
     }
 }

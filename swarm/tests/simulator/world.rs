@@ -359,7 +359,10 @@ impl World {
     /// How near `from` is to `to`, if the swarm uses labels.
     fn distance(&self, from: usize, to: usize) -> Distance {
         match self.setup.uses_labels {
-            true => self.nodes[to].spec.labels.distance_to(&self.nodes[from].spec.labels),
+            true => self.nodes[to]
+                .spec
+                .labels
+                .distance_to(&self.nodes[from].spec.labels),
             false => Distance::Rack,
         }
     }

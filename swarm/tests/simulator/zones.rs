@@ -1,6 +1,6 @@
 //! Crowds in several zones: bytes between zones cost money.
 
-use potluck_core::model::{Label, Labels};
+use potluck_core::model::{Labels, MachineLabel};
 
 use crate::{
     LINK,
@@ -8,7 +8,6 @@ use crate::{
     setup::Setup,
     world::{World, seconds},
 };
-
 
 /// The result of a crowd, in times or bytes of one copy over one link.
 struct Outcome {
@@ -21,7 +20,7 @@ struct Outcome {
 fn in_zone(zone: &str, rack: Option<&str>, spec: Spec) -> Spec {
     let rack = rack.map(|rack| format!("rack={rack}"));
     let words = [Some(format!("zone={zone}")), rack].into_iter().flatten();
-    let list: Vec<Label> = words.map(|word| word.parse().expect("it is a label")).collect();
+    let list: Vec<MachineLabel> = words.map(|word| word.parse().expect("it is a label")).collect();
     let labels = Labels::of(&list).expect("each key once");
     Spec { labels, ..spec }
 }

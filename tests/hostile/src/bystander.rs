@@ -107,7 +107,10 @@ impl Client {
                     offset: (target.data.len() - length) as u64,
                     length: length as u64,
                 };
-                let request = DownloadRequest { spans: vec![span] };
+                let request = DownloadRequest {
+                    spans: vec![span],
+                    ..Default::default()
+                };
                 let mut peer = self.peer.clone();
                 let answer = peer.download(request);
                 let mut stream = self.endpoint.call("peer", ATTEMPT, answer).await?;

@@ -132,18 +132,18 @@ impl PeerConnector {
             return Ok(());
         }
         let mut is_first = true;
-        while let Some(update) = updates.next().await {
-            let update = match update {
-                Ok(update) => update,
+        while let Some(report) = updates.next().await {
+            let report = match report {
+                Ok(report) => report,
                 Err(WatchError::UnitCountMismatch(problem)) => {
                     self.send_event(PeerEvent::UnitCountMismatch).await;
                     return Err(problem);
                 }
                 Err(WatchError::Failed(problem)) => return Err(problem),
             };
-            let is_repeated =
-                matches!(update, AvailabilityUpdate::Snapshot(_)) && !std::mem::take(&mut is_first);
-            if self.send_event(PeerEvent::Availability(update)).await.is_none() {
+            let is_repeated = matches!(report.update, AvailabilityUpdate::Snapshot(_))
+                && !std::mem::take(&mut is_first);
+            if self.send_event(PeerEvent::Availability(report)).await.is_none() {
                 return Ok(());
             }
             let pause = if is_repeated { SNAPSHOT_PAUSE } else { EVENT_PAUSE };

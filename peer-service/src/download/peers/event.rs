@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use potluck_core::{Problem, availability::AvailabilityUpdate};
+use potluck_core::Problem;
 
-use crate::download::peers::rpc::client::PeerClient;
+use crate::download::peers::rpc::{availability::PeerReport, client::PeerClient};
 
 /// An event of a peer.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub(crate) enum PeerEvent {
     /// The peer is connected; with the round-trip time of a call without data.
     Connected(Box<PeerClient>, Duration),
     /// The peer's availability, or a change to it.
-    Availability(AvailabilityUpdate),
+    Availability(PeerReport),
     /// The peer reports a different number of units: one of the two takes a collection for a file.
     UnitCountMismatch,
     /// The connection was lost or failed; it is retried later.

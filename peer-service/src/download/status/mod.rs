@@ -13,7 +13,7 @@ use std::{
 
 use potluck_core::{
     FileId, PeerId, Problem, Sha256,
-    model::{Address, FileKind},
+    model::{Address, FileKind, Labels},
 };
 
 pub use self::content_map::ContentMap;
@@ -208,6 +208,8 @@ pub struct PeerStatus {
     pub address: Address,
     /// The address of the file, without a query, if this is an origin and not a peer.
     pub origin: Option<String>,
+    /// Where the peer says that it is.
+    pub labels: Labels,
     /// The peer's state.
     pub state: PeerState,
     /// An explanation of the state; may be empty.
@@ -361,6 +363,7 @@ mod tests {
         PeerStatus {
             peer: None,
             origin: None,
+            labels: Labels::default(),
             address: Address {
                 host: "192.0.2.1".into(),
                 port: 9,

@@ -5,7 +5,11 @@
 use std::{collections::HashMap, path::Path, time::Duration};
 
 use parking_lot::Mutex;
-use potluck_core::{FileId, Problem, collection::plan::Plan, model::FileKind};
+use potluck_core::{
+    FileId, Problem,
+    collection::plan::Plan,
+    model::{FileKind, Labels},
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -130,6 +134,7 @@ impl StatusReporter {
                 peer: None,
                 address,
                 origin: None,
+                labels: Labels::default(),
                 state: PeerState::Banned,
                 reason: format!("piece {unit} differs from the origin"),
                 bytes: 0,

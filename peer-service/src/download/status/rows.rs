@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use potluck_core::model::Labels;
 use potluck_swarm::{MissingRun, PeerKey, PeerPhase, PeerView};
 use tokio::time::Instant;
 
@@ -76,6 +77,7 @@ fn origin_status(
         peer: None,
         address: origin.address.clone(),
         origin: Some(origin.shown.to_owned()),
+        labels: Labels::default(),
         state,
         reason: origin.last_error.unwrap_or_default().to_owned(),
         bytes: origin.bytes,
@@ -137,6 +139,7 @@ fn peer_status(
         peer: peer.candidate.peer,
         address: peer.candidate.address.clone(),
         origin: None,
+        labels: peer.labels.clone(),
         state,
         reason,
         bytes: peer.bytes,

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use potluck_core::{FileId, Problem, Reason, identity::merkle::LEAF_SIZE};
+use potluck_core::{FileId, Problem, Reason, identity::merkle::LEAF_SIZE, model::SameZone};
 use tokio::time::Instant;
 
 use crate::{
@@ -96,6 +96,8 @@ struct UploadStream {
     /// Counts the bytes of this content, if that is needed. A request is of one download, so its
     /// first file stands for all.
     tally: Option<Arc<AtomicU64>>,
+    /// Whether the receiver is in the same zone.
+    same_zone: SameZone,
 }
 
 /// Streams the messages that answer a request. Reads the first batch before returning, so that
@@ -105,7 +107,7 @@ struct UploadStream {
 /// `NOT_FOUND`, `OUT_OF_RANGE`, `BUSY`, and the errors of opening the first file.
 pub(crate) async fn stream(
     service: Arc<UploadShared>,
-    requested: Vec<FileRange>,
+    (requested, same_zone): (Vec<FileRange>, SameZone),
     slot: UploadSlot,
     connection: ConnectionHandle,
 ) -> Result<impl Stream<Item = Result<Bytes, Problem>> + Send + use<>, Problem> {
@@ -138,6 +140,7 @@ pub(crate) async fn stream(
         slot,
         deadline: Instant::now() + TOTAL_TIMEOUT,
         tally,
+        same_zone,
     };
     Ok(stream::unfold(Some(download), |download| async {
         let mut download = download?;
@@ -217,6 +220,7 @@ impl UploadStream {
             .counters
             .uploaded_bytes
             .fetch_add(batch.data, Ordering::Relaxed);
+        self.shared.locality.add_sent(self.same_zone, batch.data);
         if let Some(tally) = &self.tally {
             tally.fetch_add(batch.data, Ordering::Relaxed);
         }

@@ -7,6 +7,7 @@ use futures_util::{Stream, StreamExt as _, stream};
 use potluck_core::{
     PeerId, Problem, Reason, convert,
     grpc::limiter::{ClientAddress, LimitError},
+    model::LabelValue,
     proto::v1::{self, peer_service_server::PeerService},
 };
 use tonic::{Request, Response, Status};
@@ -15,6 +16,7 @@ use crate::{
     content::ContentSource,
     fs::blocking::blocking,
     limits::Limits,
+    locality::Locality,
     upload::{
         crowd::availability,
         data::upload_stream,
@@ -39,9 +41,10 @@ impl PeerApi {
         peer_id: PeerId,
         limits: Limits,
         counters: Arc<UploadCounters>,
+        locality: Locality,
     ) -> Self {
         Self {
-            shared: Arc::new(UploadShared::new(sources, peer_id, limits, counters)),
+            shared: Arc::new(UploadShared::new(sources, peer_id, limits, counters, locality)),
         }
     }
 
@@ -51,6 +54,8 @@ impl PeerApi {
         request: v1::DownloadRequest,
         connection: ConnectionHandle,
     ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
+        let zone = LabelValue::parse(&request.zone);
+        let same_zone = self.shared.locality.compare(zone.as_ref());
         let ranges = wire::parse_download(request)?;
         let slot = self.shared.limits.try_upload(connection.client_address());
         let slot = slot.map_err(|limit| {
@@ -60,7 +65,9 @@ impl PeerApi {
             }
             busy("downloads", limit)
         })?;
-        let messages = upload_stream::stream(self.shared.clone(), ranges, slot, connection).await?;
+        let messages =
+            upload_stream::stream(self.shared.clone(), (ranges, same_zone), slot, connection)
+                .await?;
         Ok(messages.map(|message| message.map_err(Status::from)))
     }
 
@@ -138,8 +145,10 @@ impl PeerService for PeerApi {
         let id = convert::file_id(&request.get_ref().file_id, "file_id")?;
         let permit = self.shared.watchers.try_acquire(client_address(&request));
         let permit = permit.map_err(|limit| busy("watchers", limit))?;
+        let labels = self.shared.locality.labels();
         let updates = availability::watch(self.shared.clone(), id, permit).await?;
-        let messages = updates.map(move |update| Ok(wire::availability_message(&id, update?)));
+        let messages =
+            updates.map(move |update| Ok(wire::availability_message(&id, update?, &labels)));
         Ok(Response::new(IdleTimeoutStream::new(messages)))
     }
 

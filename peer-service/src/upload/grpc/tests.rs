@@ -138,6 +138,7 @@ async fn a_hanging_read_keeps_its_slot_after_its_caller_left() {
             PeerId([1; 32]),
             limits.clone(),
             Arc::default(),
+            Default::default(),
         );
         let download = || {
             let connection = SendScheduler::new().add_connection(ClientAddress::LOCAL);
@@ -146,7 +147,13 @@ async fn a_hanging_read_keeps_its_slot_after_its_caller_left() {
                 offset: 0,
                 length: size,
             };
-            api.download(v1::DownloadRequest { spans: vec![span] }, connection)
+            api.download(
+                v1::DownloadRequest {
+                    spans: vec![span],
+                    ..Default::default()
+                },
+                connection,
+            )
         };
         let received = Mutex::new(0);
         let receive = async {

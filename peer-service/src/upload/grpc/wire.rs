@@ -12,6 +12,7 @@ use potluck_core::{
     bitfield::Bitfield,
     convert,
     identity::merkle::Hash,
+    model::Labels,
     proto::v1::{self, watch_availability_response::Event},
 };
 use prost::Message as _;
@@ -107,9 +108,12 @@ pub(crate) fn encode_piece_hashes(first: usize, hashes: &[Hash]) -> Bytes {
 pub(crate) fn availability_message(
     id: &FileId,
     update: AvailabilityUpdate,
+    labels: &Labels,
 ) -> v1::WatchAvailabilityResponse {
     let event = match update {
-        AvailabilityUpdate::Snapshot(units) => Event::Snapshot(availability_snapshot(id, &units)),
+        AvailabilityUpdate::Snapshot(units) => {
+            Event::Snapshot(availability_snapshot(id, &units, labels))
+        }
         AvailabilityUpdate::Change(AvailabilityChange {
             have,
             fetching,
@@ -123,7 +127,11 @@ pub(crate) fn availability_message(
     v1::WatchAvailabilityResponse { event: Some(event) }
 }
 
-fn availability_snapshot(id: &FileId, units: &Availability) -> v1::AvailabilitySnapshot {
+fn availability_snapshot(
+    id: &FileId,
+    units: &Availability,
+    labels: &Labels,
+) -> v1::AvailabilitySnapshot {
     let complete = units.have.is_full();
     let bytes = |bits: &Bitfield| match complete {
         true => Bytes::new(),
@@ -135,6 +143,7 @@ fn availability_snapshot(id: &FileId, units: &Availability) -> v1::AvailabilityS
         have: bytes(&units.have),
         fetching: bytes(&units.fetching),
         file_id: id.to_bytes(),
+        labels: convert::labels_message(labels),
     }
 }
 
@@ -152,6 +161,7 @@ mod tests {
         });
         v1::DownloadRequest {
             spans: spans.collect(),
+            ..Default::default()
         }
     }
 

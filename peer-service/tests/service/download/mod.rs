@@ -9,3 +9,4 @@ mod misbehaving_peers;
 mod origins;
 mod rate_sharing;
 mod slow_connections;
+mod zones;

@@ -47,6 +47,7 @@ async fn a_slow_reader_keeps_its_slot_while_others_ask_for_it() {
     let (file, near_end) = seed_behind_link(LEN, 30 * 1024, slots).await;
     let request = |len| v1::DownloadRequest {
         spans: vec![span(file.id, 0, len)],
+        ..Default::default()
     };
     let mut slow = peer_client(&near_end).await;
     let answer = slow.download(request(LEN as u64)).await;

@@ -52,6 +52,7 @@ async fn one_address_leaves_upload_slots_to_others() {
     let (mut far, mut other) = (from(&peer, &api, FAR).await, from(&peer, &api, OTHER).await);
     let request = || v1::DownloadRequest {
         spans: vec![span(id, 0, 1 << 20)],
+        ..Default::default()
     };
     let mut held = Vec::new();
     for _ in 0..4 {
@@ -92,7 +93,10 @@ async fn assert_few_requests_wait(
     let watched = v1::WatchAvailabilityRequest {
         file_id: id.to_bytes(),
     };
-    let request = || v1::DownloadRequest { spans: spans.clone() };
+    let request = || v1::DownloadRequest {
+        spans: spans.clone(),
+        ..Default::default()
+    };
     let mut watches = vec![far.watch_availability(watched.clone()).await.unwrap()];
     let mut held = Vec::new();
     // A single client may send as many requests as it likes.
@@ -188,6 +192,7 @@ async fn assert_watchers_learn_of_sent_units(
     let (_, mut client) = peer.serve().await;
     let request = || v1::DownloadRequest {
         spans: spans.to_vec(),
+        ..Default::default()
     };
     let mut first = watch(&client, id).await;
     // A single watcher has no other downloader to coordinate with.
@@ -244,8 +249,14 @@ async fn watchers_of_each_collection_with_the_content_learn_of_sent_units() {
     for id in [one, other, without] {
         watches.push([watch(&client, id).await, watch(&client, id).await]);
     }
-    let mut download =
-        async |span| client.download(v1::DownloadRequest { spans: vec![span] }).await;
+    let mut download = async |span| {
+        client
+            .download(v1::DownloadRequest {
+                spans: vec![span],
+                ..Default::default()
+            })
+            .await
+    };
     let mut held = vec![download(span(one, 0, 8)).await.unwrap()];
     for stream in watches.iter_mut().flatten() {
         assert_eq!(

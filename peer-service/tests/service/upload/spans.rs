@@ -355,6 +355,7 @@ async fn a_change_during_a_download_ends_it() {
     let mut served = Served::new(64 * MIB).await;
     let request = v1::DownloadRequest {
         spans: vec![span(served.id, 0, 64 * MIB as u64)],
+        ..Default::default()
     };
     let mut stream = served.client.download(request).await.unwrap().into_inner();
     let mut got = stream.message().await.unwrap().unwrap().data.to_vec();
@@ -377,6 +378,7 @@ async fn limits_the_slots_and_frees_them_when_the_caller_disconnects() {
     served.peer.limits.set(0, 0, 1);
     let request = v1::DownloadRequest {
         spans: vec![span(served.id, 0, 32 * MIB as u64)],
+        ..Default::default()
     };
     let mut stream = served.client.download(request).await.unwrap().into_inner();
     stream.message().await.unwrap();
@@ -413,6 +415,7 @@ async fn a_reader_of_one_byte_keeps_its_slot_until_it_disconnects() {
         // One batch: its last byte is queued together with its first.
         let request = v1::DownloadRequest {
             spans: vec![span(served.id, 0, 128 * 1024)],
+            ..Default::default()
         };
         match hostile.download(request).await {
             Ok(stream) => held.push(stream),
@@ -458,7 +461,10 @@ async fn a_limited_peer_sends_small_chunks() {
     let spans = vec![span(served.id, 0, MIB as u64)];
     let mut answer = served
         .client
-        .download(v1::DownloadRequest { spans })
+        .download(v1::DownloadRequest {
+            spans,
+            ..Default::default()
+        })
         .await
         .unwrap()
         .into_inner();

@@ -173,7 +173,10 @@ fn large_answer(lane: &Lane) -> (&'static str, Bytes) {
                 offset: 0,
                 length: lane.target.data.len() as u64,
             };
-            let request = v1::DownloadRequest { spans: vec![span; 4] };
+            let request = v1::DownloadRequest {
+                spans: vec![span; 4],
+                ..Default::default()
+            };
             (DOWNLOAD, framed(&request.encode_to_vec()).into())
         }
     }

@@ -157,6 +157,7 @@ impl LibraryPeer {
             self.home.peer_id(),
             self.limits.clone(),
             self.counters.clone(),
+            Default::default(),
         )
     }
 
@@ -222,7 +223,13 @@ pub async fn download(
 ) -> Result<Vec<Vec<u8>>, Problem> {
     let mut bytes = vec![Vec::new(); spans.len()];
     let starts: Vec<_> = spans.iter().map(|span| span.offset).collect();
-    let mut stream = client.download(v1::DownloadRequest { spans }).await?.into_inner();
+    let mut stream = client
+        .download(v1::DownloadRequest {
+            spans,
+            ..Default::default()
+        })
+        .await?
+        .into_inner();
     while let Some(chunk) = stream.message().await? {
         let span = chunk.span as usize;
         assert_eq!(

@@ -35,7 +35,7 @@ use std::{
 use potluck_core::{
     Problem, Reason,
     availability::{AvailabilityChange, AvailabilityUpdate},
-    model::Address,
+    model::{Address, Labels, SameZone},
 };
 use potluck_swarm::{Action, Failure, PeerKey, RequestId, Swarm, SwarmConfig};
 use rand::RngExt as _;
@@ -58,6 +58,7 @@ use crate::{
             connector::ConnectorContext,
             event::PeerEvent,
             peer_set::{KnownPeers, PeerSet},
+            rpc::availability::PeerReport,
         },
         status::content_map::UnitSenders,
     },
@@ -108,6 +109,8 @@ pub(crate) struct DownloadDriver<'a> {
     /// The swarm's time zero.
     start: Instant,
     peers: PeerSet,
+    /// Where this machine is.
+    labels: Labels,
     senders: UnitSenders,
     policy: ConnectionPolicy,
     /// The violation of a peer, until the swarm bans the peer.
@@ -168,6 +171,7 @@ impl<'a> DownloadDriver<'a> {
             swarm,
             start: now,
             peers: PeerSet::new(known_peers, connector, stop.clone(), context.tracker.clone()),
+            labels: context.local.outgoing.locality.labels(),
             senders: UnitSenders::new(plan.unit_count()),
             policy: ConnectionPolicy::new(now),
             violations: HashMap::new(),
@@ -514,7 +518,11 @@ impl<'a> DownloadDriver<'a> {
 
     /// Records that a unit was verified and written.
     fn record_unit(&mut self, peer: PeerKey, unit: u32) {
+        let len = self.download.part_file.plan().unit_len(unit);
         if let Some(entry) = self.peers.get(peer) {
+            let same_zone = SameZone::of(self.labels.zone.as_ref(), entry.labels.zone.as_ref());
+            let locality = &self.context.local.outgoing.locality;
+            locality.add_received(same_zone, len);
             let address = &entry.candidate.address;
             self.senders.record(unit, peer, address);
             tracing::trace!(
@@ -525,7 +533,6 @@ impl<'a> DownloadDriver<'a> {
         if let Some((pieces, address)) = self.download.pieces.as_ref().zip(address) {
             pieces.name(peer, &address);
         }
-        let len = self.download.part_file.plan().unit_len(unit);
         if let Some(origin) = self.origin.as_mut().filter(|_| peer == ORIGIN) {
             origin.credit_bytes(len);
         }
@@ -567,18 +574,7 @@ impl<'a> DownloadDriver<'a> {
                     self.swarm.round_trip(key, round_trip);
                 }
             }
-            PeerEvent::Availability(AvailabilityUpdate::Snapshot(units)) => {
-                self.swarm.availability(key, &units, now);
-            }
-            PeerEvent::Availability(AvailabilityUpdate::Change(change)) => {
-                let AvailabilityChange {
-                    have,
-                    fetching,
-                    abandoned,
-                } = &change;
-                self.swarm
-                    .availability_changed(key, have, fetching, abandoned, now);
-            }
+            PeerEvent::Availability(report) => self.on_report(key, report, now),
             // The connector reports the peer as lost.
             PeerEvent::UnitCountMismatch => {}
             PeerEvent::Lost(problem) => {
@@ -598,6 +594,26 @@ impl<'a> DownloadDriver<'a> {
                 self.swarm.peer_left(key, now);
                 self.requests.close_all_of(key);
                 self.peers.forget(key);
+            }
+        }
+    }
+
+    /// A peer reported its availability, and where it is.
+    fn on_report(&mut self, key: PeerKey, report: PeerReport, now: Duration) {
+        if let Some(labels) = report.labels {
+            self.swarm.set_distance(key, self.labels.distance_to(&labels));
+            self.peers.set_labels(key, labels);
+        }
+        match report.update {
+            AvailabilityUpdate::Snapshot(units) => self.swarm.availability(key, &units, now),
+            AvailabilityUpdate::Change(change) => {
+                let AvailabilityChange {
+                    have,
+                    fetching,
+                    abandoned,
+                } = &change;
+                self.swarm
+                    .availability_changed(key, have, fetching, abandoned, now);
             }
         }
     }

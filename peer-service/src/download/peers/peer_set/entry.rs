@@ -1,6 +1,9 @@
 //! One peer of a download, and the state of its connection.
 
-use potluck_core::{Problem, model::Address};
+use potluck_core::{
+    Problem,
+    model::{Address, Labels},
+};
 use rand::RngExt as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +31,8 @@ pub(crate) struct PeerEntry {
     pub(crate) candidate: PeerCandidate,
     pub(crate) connection: ConnectionState,
     pub(crate) client: Option<PeerClient>,
+    /// Where the peer says that it is.
+    pub(crate) labels: Labels,
     /// The last error.
     pub(crate) last_error: Option<String>,
     /// The violation of the last ban, kept after the peer is readmitted.
@@ -55,6 +60,7 @@ impl PeerEntry {
             candidate,
             connection: ConnectionState::Waiting,
             client: None,
+            labels: Labels::default(),
             last_error: None,
             last_violation: None,
             bytes: 0,

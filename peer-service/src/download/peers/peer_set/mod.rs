@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use potluck_core::{PeerId, Problem, Reason, model::Address};
+use potluck_core::{
+    PeerId, Problem, Reason,
+    model::{Address, Labels},
+};
 use potluck_swarm::{CROWD_PEERS, PeerKey};
 use rand::seq::IteratorRandom as _;
 use tokio::time::Instant;
@@ -318,6 +321,13 @@ impl PeerSet {
         peer.client = Some(client);
         self.silent_hosts.record_answer(&peer.host);
         true
+    }
+
+    /// Records where a peer says that it is.
+    pub(crate) fn set_labels(&mut self, key: PeerKey, labels: Labels) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.labels = labels;
+        }
     }
 
     /// Records that a peer was lost. A peer that keeps failing gives its slot to a waiting one.

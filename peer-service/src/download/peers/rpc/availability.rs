@@ -5,7 +5,8 @@ use potluck_core::{
     availability::{Availability, AvailabilityChange, AvailabilityUpdate},
     bitfield::Bitfield,
     grpc::transport::Endpoint,
-    proto::v1,
+    model::Labels,
+    proto::v1::{self, watch_availability_response::Event},
 };
 
 /// The reason why a peer's availability is unknown.
@@ -32,6 +33,35 @@ pub(crate) fn protocol_violation(endpoint: &Endpoint, did: &str) -> Problem {
     )
 }
 
+/// An event of a peer.
+#[derive(Debug)]
+pub(crate) struct PeerReport {
+    pub(crate) update: AvailabilityUpdate,
+    /// Where the peer says that it is; only in a snapshot.
+    pub(crate) labels: Option<Labels>,
+}
+
+impl PeerReport {
+    /// Validates an event, as [`parse_event`].
+    ///
+    /// # Errors
+    /// [`WatchError`].
+    pub(crate) fn parse(
+        endpoint: &Endpoint,
+        mut event: v1::WatchAvailabilityResponse,
+        (id, units): (FileId, u32),
+        is_first: bool,
+    ) -> Result<Self, WatchError> {
+        let labels = match &mut event.event {
+            Some(Event::Snapshot(snapshot)) => Some(snapshot.labels.take().unwrap_or_default()),
+            _ => None,
+        };
+        let update = parse_event(endpoint, event, (id, units), is_first)?;
+        let labels = labels.map(Into::into);
+        Ok(Self { update, labels })
+    }
+}
+
 /// Validates an event. The cost of an event grows with its lists, so no list may be longer than
 /// the number of units. A later snapshot replaces everything: the peer has hashed the file
 /// again or lost units.
@@ -44,7 +74,6 @@ pub(crate) fn parse_event(
     (id, units): (FileId, u32),
     is_first: bool,
 ) -> Result<AvailabilityUpdate, WatchError> {
-    use v1::watch_availability_response::Event;
     match event.event {
         Some(Event::Snapshot(answer)) => {
             let snapshot = parse_snapshot(endpoint, &answer, id, units)?;
@@ -115,8 +144,6 @@ fn parse_snapshot(
 
 #[cfg(test)]
 mod tests {
-    use potluck_core::proto::v1::watch_availability_response::Event;
-
     use super::*;
 
     fn endpoint() -> Endpoint {

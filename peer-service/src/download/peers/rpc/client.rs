@@ -12,7 +12,6 @@ use std::{
 use futures_util::{Stream, StreamExt as _};
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
-    availability::AvailabilityUpdate,
     grpc::transport::{Endpoint, MAX_MESSAGE},
     identity::merkle::Hash,
     model::{Address, FileRecord},
@@ -27,10 +26,11 @@ use crate::{
     download::{
         outgoing::Outgoing,
         peers::rpc::{
-            availability::{WatchError, parse_event, protocol_violation},
+            availability::{PeerReport, WatchError, protocol_violation},
             download_stream::{self, DownloadStream},
         },
     },
+    locality::Locality,
 };
 
 /// Time limit for a response, and for the next expected message of a stream.
@@ -51,6 +51,7 @@ pub(crate) struct PeerClient {
     endpoint: Endpoint,
     control: PeerServiceClient<TracedChannel>,
     local_address: Option<IpAddr>,
+    locality: Locality,
     /// Time that connecting took.
     connect_time: Duration,
     /// The connection for bulk data, created with the first response.
@@ -86,6 +87,7 @@ impl PeerClient {
             endpoint,
             control,
             local_address: outgoing.local_address,
+            locality: outgoing.locality.clone(),
             connect_time: started.elapsed(),
             data: Arc::default(),
         })
@@ -225,8 +227,7 @@ impl PeerClient {
         &self,
         id: FileId,
         units: u32,
-    ) -> Result<impl Stream<Item = Result<AvailabilityUpdate, WatchError>> + Send + use<>, Problem>
-    {
+    ) -> Result<impl Stream<Item = Result<PeerReport, WatchError>> + Send + use<>, Problem> {
         let request = v1::WatchAvailabilityRequest {
             file_id: id.to_bytes(),
         };
@@ -244,7 +245,7 @@ impl PeerClient {
         let client = self.clone();
         let events = futures_util::stream::iter([Ok(first)]).chain(rest).enumerate();
         Ok(events.map(move |(index, event)| {
-            parse_event(&client.endpoint, event?, (id, units), index == 0)
+            PeerReport::parse(&client.endpoint, event?, (id, units), index == 0)
         }))
     }
 
@@ -253,7 +254,10 @@ impl PeerClient {
     /// # Errors
     /// As `PeerService.Download`.
     pub(crate) async fn download(&self, ranges: &[FileRange]) -> Result<DownloadStream, Problem> {
-        let answer = download_stream::download(self.data(Duration::ZERO), &self.endpoint, ranges);
+        let zone = self.locality.labels().zone;
+        let zone = zone.map(|zone| zone.to_string()).unwrap_or_default();
+        let channel = self.data(Duration::ZERO);
+        let answer = download_stream::download(channel, &self.endpoint, ranges, zone);
         tokio::time::timeout(DATA_TIMEOUT, answer)
             .await
             .unwrap_or_else(|_| Err(self.timed_out(DATA_TIMEOUT)))
@@ -277,6 +281,7 @@ mod tests {
             Self {
                 control: grpc_client(endpoint.lazy_channel()),
                 local_address: None,
+                locality: Locality::default(),
                 connect_time: Duration::ZERO,
                 data: Arc::default(),
                 endpoint,

@@ -44,9 +44,11 @@ pub(crate) async fn download(
     channel: Channel,
     endpoint: &Endpoint,
     ranges: &[FileRange],
+    zone: String,
 ) -> Result<DownloadStream, Problem> {
     let message = v1::DownloadRequest {
         spans: ranges.iter().map(Into::into).collect(),
+        zone,
     };
     let mut request = Request::builder()
         .method(Method::POST)
