@@ -61,7 +61,8 @@ use crate::{
     reload::{LIMIT_KEYS, LimitChanger},
     search_queue::SearchQueue,
     store::{
-        FolderError, IndexStore, MemoryStore, RedisConfig, RedisOpenError, RedisStore, SledStore,
+        FolderError, IndexStore, MemoryStore, RedisConfig, RedisLog, RedisOpenError, RedisStore,
+        SledStore, shared_log::SharedLog,
     },
 };
 
@@ -263,9 +264,6 @@ impl RunningIndex {
         let runtime = Handle::current();
         let opened = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
-            let open = |path| PrivateNetwork::open(path, config.certificate_lifetime);
-            let network = config.network.as_deref().map(open);
-            let network = network.transpose()?.map(Arc::new);
             let (store, restored): (Box<dyn IndexStore>, RestoredPeers) = match &config.store {
                 StoreConfig::Memory => (Box::new(MemoryStore::default()), RestoredPeers::default()),
                 StoreConfig::Redis(redis) => open_redis(&runtime, redis)?,
@@ -278,6 +276,17 @@ impl RunningIndex {
                     (Box::new(store), restored)
                 }
             };
+            let network = config.network.as_deref().map(|path| {
+                let log: Option<Box<dyn SharedLog>> = match &config.store {
+                    StoreConfig::Redis(redis) => {
+                        Some(Box::new(RedisLog::open(runtime.clone(), redis)?))
+                    }
+                    StoreConfig::Memory | StoreConfig::Sled(_) => None,
+                };
+                let network = PrivateNetwork::open(path, config.certificate_lifetime, log)?;
+                Ok::<_, ServeError>(Arc::new(network))
+            });
+            let network = network.transpose()?;
             // After the store, which creates its folder.
             let audit = match config.audit_log_path() {
                 Some(path) => AuditLog::open(path.clone())

@@ -354,7 +354,7 @@ impl Index {
 }
 
 /// Whether the same call may succeed at another index of the list.
-const fn says_that_index_fails(reason: Reason) -> bool {
+pub(super) const fn says_that_index_fails(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::Unreachable
@@ -377,7 +377,7 @@ fn differ(why: &str) -> Problem {
 }
 
 /// The problem of a call that failed at all indexes.
-fn all_failed(mut problems: Vec<Problem>) -> Problem {
+pub(super) fn all_failed(mut problems: Vec<Problem>) -> Problem {
     let messages: Vec<&str> = problems.iter().map(|problem| &*problem.message).collect();
     let message = match messages[..] {
         [only] => only.to_owned(),

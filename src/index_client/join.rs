@@ -12,7 +12,11 @@ use crate::{
     Problem, Reason,
     files::read_own,
     grpc::transport::Endpoint,
-    index_client::client::IndexClient,
+    index_client::{
+        client::IndexClient,
+        index_list::IndexList,
+        indexes::{all_failed, says_that_index_fails},
+    },
     network::{
         authority::CaHash,
         credentials::Credentials,
@@ -33,11 +37,12 @@ use crate::{
 pub async fn join(folder: &Path, code: &JoinCode, name: &str) -> Result<Credentials, Problem> {
     let member = Credentials::prepare(folder)?;
     let tls = context(TlsMaterial::joining(code.ca))?;
-    let endpoint = Endpoint::parse_secured(&code.index, &tls, ServerIdentity::Index)?;
     let request = request_of(member.key())?;
-    let enrolled = IndexClient::new(endpoint)
-        .enroll(&code.secret, request, name)
-        .await?;
+    let enroll = |index: IndexClient| {
+        let request = request.clone();
+        async move { index.enroll(&code.secret, request, name).await }
+    };
+    let enrolled = ask_in_turn(&code.index, &tls, enroll).await?;
     // The handshake checked the CA; the answer must not name another.
     let authority = CertificateDer::from(enrolled.authority.to_vec());
     if CaHash::of_certificate(&authority).ok() != Some(code.ca) {
@@ -46,7 +51,7 @@ pub async fn join(folder: &Path, code: &JoinCode, name: &str) -> Result<Credenti
             "the index sent the certificate of another network: check the join code",
         ));
     }
-    let indexes = vec![code.index.clone()];
+    let indexes = code.index.split(',').map(|url| url.trim().to_owned()).collect();
     let now = SystemTime::now();
     Ok(Credentials::create(
         folder,
@@ -108,15 +113,14 @@ pub fn machine_name() -> String {
     }
 }
 
-/// Asks the index of the network for a new certificate for a key of this member or of one of its
+/// Asks an index of the network for a new certificate for a key of this member or of one of its
 /// peers. Works after the old certificate has expired.
 ///
 /// # Errors
 /// Those of `NetworkService.RenewCertificate` and of a connection.
-pub async fn renew_certificate(
+async fn renew_certificate(
     credentials: &Credentials,
     key: &Arc<IdentityKey>,
-    index: &str,
 ) -> Result<bytes::Bytes, Problem> {
     let revocations = credentials.revocations().map(|signed| signed.list().clone());
     let material = TlsMaterial {
@@ -128,9 +132,34 @@ pub async fn renew_certificate(
         },
         client_certificates: ClientCertificates::Required,
     };
-    let endpoint = Endpoint::parse_secured(index, &context(material)?, ServerIdentity::Index)?;
+    let (urls, tls) = (credentials.indexes().join(","), context(material)?);
     let request = request_of(key)?;
-    IndexClient::new(endpoint).renew_certificate(request).await
+    let renew = |index: IndexClient| {
+        let request = request.clone();
+        async move { index.renew_certificate(request).await }
+    };
+    ask_in_turn(&urls, &tls, renew).await
+}
+
+/// Makes a call without a certificate at each index in turn until one answers. A client of all of them
+/// would first compare whether they share a store, which needs a certificate.
+async fn ask_in_turn<T, F>(
+    urls: &str,
+    tls: &TlsContext,
+    call: impl Fn(IndexClient) -> F,
+) -> Result<T, Problem>
+where
+    F: Future<Output = Result<T, Problem>>,
+{
+    let indexes = secured(urls, tls)?;
+    let mut problems = Vec::new();
+    for index in indexes.iter() {
+        match call(IndexClient::new(index.clone())).await {
+            Err(problem) if says_that_index_fails(problem.reason) => problems.push(problem),
+            answer => return answer,
+        }
+    }
+    Err(all_failed(problems))
 }
 
 /// Renews the member's own certificate if it is due, in its second half. A failure is only a
@@ -143,11 +172,11 @@ pub async fn renew_member(credentials: &mut Credentials) -> Result<(), Problem> 
     if !credentials.member().needs_renewal(now) {
         return Ok(());
     }
-    let Some(index) = credentials.indexes().first().cloned() else {
+    if credentials.indexes().is_empty() {
         return Ok(());
-    };
+    }
     let key = Arc::clone(credentials.member().key());
-    match renew_certificate(credentials, &key, &index).await {
+    match renew_certificate(credentials, &key).await {
         Ok(certificate) => Ok(credentials.store_certificate(&certificate, now)?),
         Err(problem) => match credentials.member().check(credentials.ca(), now) {
             Err(expired @ CredentialsError::Expired { .. }) => Err(Problem {
@@ -160,6 +189,16 @@ pub async fn renew_member(credentials: &mut Credentials) -> Result<(), Problem> 
             }
         },
     }
+}
+
+/// The indexes of a network, by their URLs separated by commas.
+///
+/// # Errors
+/// [`Reason::InvalidAddress`].
+pub fn secured(urls: &str, tls: &TlsContext) -> Result<IndexList, Problem> {
+    IndexList::parse(urls, |url| {
+        Endpoint::parse_secured(url, tls, ServerIdentity::Index)
+    })
 }
 
 /// TLS settings for a member with its own certificate.

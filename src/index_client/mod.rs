@@ -12,9 +12,7 @@ mod responses;
 pub use self::{
     client::IndexClient,
     index_list::IndexList,
-    join::{
-        join, join_once, machine_name, member_context, read_code, renew_certificate, renew_member,
-    },
+    join::{join, join_once, machine_name, member_context, read_code, renew_member, secured},
     limits::{INSTANCE, MAX_BATCH},
     membership::{Enrolled, ListedMember},
 };

@@ -292,6 +292,17 @@ impl Authority {
         Ok(issued.map_err(AuthorityError::Signing)?.into())
     }
 
+    /// A secret that all who have the CA's key know, and nobody else. `purpose` tells apart what it is
+    /// used for.
+    pub fn shared_secret(&self, purpose: &str) -> [u8; 32] {
+        let mut hash = sha2::Sha256::new();
+        hash.update(b"potluck/shared-secret/v1\0");
+        hash.update((purpose.len() as u64).to_be_bytes());
+        hash.update(purpose);
+        hash.update(self.issuer.key().serialize_der());
+        hash.finalize().into()
+    }
+
     /// Signs a list of revocations.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //! ```text
 //! 32 bytes   SHA-256 of the public key of the network's CA
 //! 16 bytes   one-time secret
-//! rest       URL of the index
+//! rest       URL of the index; URLs separated by commas if there are several
 //!  4 bytes   start of the SHA-256 of all bytes before, against typing errors
 //! ```
 //!
@@ -105,7 +105,7 @@ pub enum JoinCodeError {
 /// A join code. Its text is secret; `Debug` does not show the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinCode {
-    /// The URL of the index.
+    /// The URL of the index; with several indexes their URLs, separated by commas.
     pub index: String,
     /// The hash of the public key of the network's CA.
     pub ca: CaHash,

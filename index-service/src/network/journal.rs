@@ -5,6 +5,7 @@
 //!   members.jsonl        mode 0600; the first line has the version of the format
 //!   members.generation   the number of the last acknowledged event
 //!   members.lock         locked by the process that appends
+//!   members.shared       with several indexes: the number of the last event that all of them know
 //! ```
 //!
 //! A change takes the lock, reads what other processes appended, decides, appends one line and
@@ -48,6 +49,9 @@ const LOCK: &str = "members.lock";
 
 /// Name of the file with the number of the last acknowledged event.
 const GENERATION: &str = "members.generation";
+
+/// Name of the file with the number of the last event that is in the log of all indexes.
+const SHARED: &str = "members.shared";
 
 /// The version of the format. A reader refuses later ones.
 const VERSION: u32 = 2;
@@ -112,6 +116,10 @@ pub(crate) struct Journal {
     /// Which file was read, by device and inode; `None` before the first time.
     file: Option<(u64, u64)>,
     position: Position,
+    /// With several indexes: the number of the last event that is in their log.
+    shared: Option<u64>,
+    /// Events after that one.
+    unshared: Vec<Event>,
 }
 
 /// What was read of the file: its complete lines.
@@ -149,7 +157,25 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub(crate) fn open(folder: &Path) -> Result<Self, JournalError> {
+        Self::open_with(folder, None)
+    }
+
+    /// Opens the members of a network with several indexes. Without a record of what is in their log,
+    /// such as in a folder that was restored, all is taken for shared.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub(crate) fn open_shared(folder: &Path) -> Result<Self, JournalError> {
+        let path = folder.join(SHARED);
+        let read = GenerationFile::read(&path);
+        let shared = read.map_err(|source| JournalError::System { path, source })?;
+        Self::open_with(folder, Some(shared.unwrap_or(u64::MAX)))
+    }
+
+    fn open_with(folder: &Path, shared: Option<u64>) -> Result<Self, JournalError> {
         let mut journal = Self {
+            shared,
+            unshared: Vec::new(),
             path: folder.join(MEMBERS),
             lock: folder.join(LOCK),
             members: Membership::default(),
@@ -185,8 +211,10 @@ impl Journal {
             return Ok(false);
         }
         let (mut members, mut position) = (self.members.clone(), self.position);
+        let mut unshared = self.unshared.clone();
         if identity != self.file || metadata.len() < self.position.bytes {
             (members, position) = (Membership::default(), Position::default());
+            unshared.clear();
         }
         let mut bytes = Vec::new();
         file.seek(SeekFrom::Start(position.bytes))
@@ -198,12 +226,16 @@ impl Journal {
             .map_or(0, |at| at + 1);
         let before = position.lines;
         for line in bytes[..complete].split_inclusive(|byte| *byte == b'\n') {
+            let is_single = position.unread_snapshot == 0;
             let event = position.read_line(line).map_err(|reason| JournalError::Damaged {
                 path: self.path.clone(),
                 line: position.lines,
                 reason,
             })?;
             if let Some(event) = event {
+                if is_single && self.shared.is_some_and(|shared| position.generation > shared) {
+                    unshared.push(event.clone());
+                }
                 members.apply(event);
             }
         }
@@ -214,6 +246,7 @@ impl Journal {
         };
         self.check_complete(found, acknowledged.max(position.generation))?;
         (self.members, self.position, self.file) = (members, position, identity);
+        self.unshared = unshared;
         Ok(position.lines > before)
     }
 
@@ -252,10 +285,44 @@ impl Journal {
         }
         let (answer, event) = decide(&self.members)?;
         if let Some(event) = event {
-            self.append(&event)?;
-            self.members.apply(event);
+            self.append(&[event])?;
         }
         Ok(answer)
+    }
+
+    /// Events that this or another process on this machine appended and that are not in the log of all
+    /// indexes.
+    pub(crate) fn unshared(&self) -> &[Event] {
+        &self.unshared
+    }
+
+    /// Records that all events are in the log of all indexes.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub(crate) fn mark_shared(&mut self) -> Result<(), JournalError> {
+        let path = self.path.with_file_name(SHARED);
+        let generation = self.position.generation;
+        GenerationFile::open(&path)
+            .and_then(|mut file| file.record(generation))
+            .map_err(|source| JournalError::System { path, source })?;
+        self.shared = Some(generation);
+        self.unshared.clear();
+        Ok(())
+    }
+
+    /// Replaces the members. The caller has the lock.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub(crate) fn replace(&mut self, members: &Membership) -> Result<(), JournalError> {
+        if self.members == *members {
+            return Ok(());
+        }
+        self.position.generation += 1;
+        self.rewrite(members)?;
+        self.record_generation();
+        Ok(())
     }
 
     /// Forgets what no longer matters, and rewrites the file if many of its lines are obsolete.
@@ -278,7 +345,7 @@ impl Journal {
     fn rewrite(&mut self, members: &Membership) -> Result<(), JournalError> {
         let (mut text, mut sum) = header(self.position.generation, members.snapshot().count());
         for event in members.snapshot() {
-            text.push_str(&line(event, &mut sum));
+            text.push_str(&line(&event, &mut sum));
         }
         durable::write(&self.path, text.as_bytes(), 0o600).map_err(|source| self.system(source))?;
         self.file = None;
@@ -286,7 +353,10 @@ impl Journal {
     }
 
     /// Locks the file against other processes until the handle is dropped.
-    fn take_lock(&self) -> Result<File, JournalError> {
+    ///
+    /// # Errors
+    /// [`JournalError::System`].
+    pub(crate) fn take_lock(&self) -> Result<File, JournalError> {
         let system = |source| JournalError::System {
             path: self.lock.clone(),
             source,
@@ -296,13 +366,19 @@ impl Journal {
         Ok(lock)
     }
 
-    fn append(&mut self, event: &Event) -> Result<(), JournalError> {
+    /// Appends events, durable before this returns. The caller has the lock and has read all lines.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub(crate) fn append(&mut self, events: &[Event]) -> Result<(), JournalError> {
         let is_new = self.position.bytes == 0;
         let (mut text, mut sum) = match is_new {
             true => header(0, 0),
             false => (String::new(), self.position.sum),
         };
-        text.push_str(&line(event.clone(), &mut sum));
+        for event in events {
+            text.push_str(&line(event, &mut sum));
+        }
         let position = self.position.bytes;
         let written = open_private(&self.path).and_then(|mut file| {
             // The rest of a line whose writer died.
@@ -323,10 +399,11 @@ impl Journal {
                 self.file = Some(identity);
                 self.position.version = VERSION;
                 self.position.bytes += text.len() as u64;
-                self.position.lines += 1 + usize::from(is_new);
-                self.position.generation += 1;
+                self.position.lines += events.len() + usize::from(is_new);
+                self.position.generation += events.len() as u64;
                 self.position.sum = sum;
                 self.record_generation();
+                events.iter().for_each(|event| self.members.apply(event.clone()));
                 Ok(())
             }
             Err(source) => {
@@ -334,6 +411,7 @@ impl Journal {
                 self.position = Position::default();
                 self.members = Membership::default();
                 self.file = None;
+                self.unshared.clear();
                 let _ = self.refresh();
                 Err(self.system(source))
             }
@@ -435,6 +513,21 @@ fn header(generation: u64, snapshot: usize) -> (String, LineSum) {
     (text, sum)
 }
 
+/// The text of an event.
+pub(crate) fn encode(event: &Event) -> String {
+    let line = EventLine::from(event.clone());
+    serde_json::to_string(&line).expect("an event has only text and numbers")
+}
+
+/// The event with this text.
+///
+/// # Errors
+/// The reason why it is not an event.
+pub(crate) fn decode(text: &str) -> Result<Event, String> {
+    let event: EventLine = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Ok(event.into())
+}
+
 fn open_private(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -446,9 +539,8 @@ fn open_private(path: &Path) -> io::Result<File> {
 }
 
 /// The line of an event. Updates `sum`, which is that of the line before.
-fn line(event: Event, sum: &mut LineSum) -> String {
-    let line = EventLine::from(event);
-    let mut text = serde_json::to_string(&line).expect("an event has only text and numbers");
+fn line(event: &Event, sum: &mut LineSum) -> String {
+    let mut text = encode(event);
     *sum = sum.of_next(text.as_bytes());
     // An object, which has fields.
     text.pop();

@@ -366,8 +366,12 @@ impl Membership {
     /// Makes a change.
     pub(crate) fn apply(&mut self, event: Event) {
         match event {
+            // With several indexes, a change that their store lost comes again after later ones.
             Event::Invited { secret_hash, invite } => {
-                self.invites.insert(secret_hash, invite);
+                let by = invite.invited_by.and_then(|by| self.members.get(&by));
+                if by.is_none_or(|by| by.state == MemberState::Active) {
+                    self.invites.insert(secret_hash, invite);
+                }
             }
             Event::Joined {
                 member,
@@ -413,7 +417,10 @@ impl Membership {
                 peer,
                 expires,
             } => {
-                if let Some(entry) = self.members.get_mut(&member) {
+                let owner = peer.and_then(|peer| self.owners.get(&peer));
+                if owner.is_none_or(|owner| *owner == member)
+                    && let Some(entry) = self.members.get_mut(&member)
+                {
                     entry.expires = entry.expires.max(expires);
                     match peer {
                         Some(peer) => {

@@ -4,8 +4,8 @@
 //! change takes the journal, which syncs its line before the change counts; run it on a thread that
 //! may block.
 //!
-//! Another process may change the journal (`potluck network invite` on this machine), so
-//! [`PrivateNetwork::maintain`] reads it again every second.
+//! Another process may change the journal (`potluck network invite` on this machine), and another index
+//! the common log, so [`PrivateNetwork::maintain`] reads them again every second.
 
 use std::{
     path::Path,
@@ -30,9 +30,12 @@ use potluck_core::{
 use tokio_util::sync::CancellationToken;
 
 use crate::network::{
-    journal::{Journal, JournalError},
+    journal::JournalError,
+    member_store::{MemberStore, NetworkLog},
     membership::{Enrollment, Event, MemberEntry, Membership, MembershipError},
+    shared_members::SharedMembersError,
 };
+use crate::store::shared_log::SharedLog;
 
 /// How often the journal is read again. A code that was made on this machine works after that time.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,6 +61,9 @@ pub enum NetworkError {
     /// The members cannot be read or changed.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The members that several indexes share cannot be read or changed.
+    #[error(transparent)]
+    Shared(SharedMembersError),
     /// The operation is refused.
     #[error(transparent)]
     #[allow(
@@ -65,6 +71,15 @@ pub enum NetworkError {
         reason = "callers outside this crate only print it"
     )]
     Refused(#[from] MembershipError),
+}
+
+impl From<SharedMembersError> for NetworkError {
+    fn from(error: SharedMembersError) -> Self {
+        match error {
+            SharedMembersError::Journal(error) => error.into(),
+            error => Self::Shared(error),
+        }
+    }
 }
 
 /// A certificate that was issued.
@@ -83,9 +98,10 @@ pub(crate) struct Issued {
 /// The network that this index serves.
 #[derive(Debug)]
 pub(crate) struct PrivateNetwork {
-    /// Locked before `journal`.
+    /// Locked while the disk, or the store of several indexes, makes a change.
+    store: Mutex<MemberStore>,
+    /// Locked after `store`, and for a moment only.
     folder: Mutex<NetworkFolder>,
-    journal: Mutex<Journal>,
     members: RwLock<Arc<Membership>>,
     revocations: RwLock<SignedRevocations>,
     tls: TlsContext,
@@ -95,20 +111,30 @@ pub(crate) struct PrivateNetwork {
 
 impl PrivateNetwork {
     /// Opens the network in a folder. Certificates of members and peers are valid for `lifetime`.
+    /// `log` is that of several indexes, which share the members.
     ///
     /// # Errors
     /// [`NetworkError`]; its message says what to do.
-    pub(crate) fn open(path: &Path, lifetime: Duration) -> Result<Self, NetworkError> {
+    pub(crate) fn open(
+        path: &Path,
+        lifetime: Duration,
+        log: Option<Box<dyn SharedLog>>,
+    ) -> Result<Self, NetworkError> {
         let now = SystemTime::now();
         let folder = NetworkFolder::open(path, now)?;
-        let mut journal = Journal::open(path)?;
-        journal.compact(unix(now))?;
-        let members = journal.members().clone();
+        let authority = folder.authority();
+        let log = log.map(|log| NetworkLog {
+            log,
+            network: authority.hash().to_string(),
+            secret: authority.shared_secret("members"),
+        });
+        let store = MemberStore::open(path, log, unix(now))?;
+        let members = store.members().clone();
         let revocations = folder.authority().sign_revocations(list_of(&members, now))?;
         let tls = TlsContext::new(TlsMaterial::index(&folder, revocations.list())?)?;
         Ok(Self {
             folder: Mutex::new(folder),
-            journal: Mutex::new(journal),
+            store: Mutex::new(store),
             members: RwLock::new(Arc::new(members)),
             revocations: RwLock::new(revocations),
             tls,
@@ -222,10 +248,7 @@ impl PrivateNetwork {
     fn certify(
         &self,
         request: &SigningRequest,
-        decide: impl FnOnce(
-            &Membership,
-            u64,
-        ) -> Result<(MemberId, Option<PeerId>, Role), MembershipError>,
+        decide: impl Fn(&Membership, u64) -> Result<(MemberId, Option<PeerId>, Role), MembershipError>,
     ) -> Result<Issued, NetworkError> {
         let now = SystemTime::now();
         self.change(|members, folder| {
@@ -339,7 +362,7 @@ impl PrivateNetwork {
     /// Makes a change, publishes the members, and closes the connections of those that it revokes.
     fn change<T>(
         &self,
-        decide: impl FnOnce(&Membership, &NetworkFolder) -> Result<(T, Option<Event>), NetworkError>,
+        decide: impl Fn(&Membership, &NetworkFolder) -> Result<(T, Option<Event>), NetworkError>,
     ) -> Result<T, NetworkError> {
         let answer = self.change_and_keep_connections(decide);
         self.close_revoked();
@@ -349,18 +372,16 @@ impl PrivateNetwork {
     /// Makes a change, then publishes the members.
     fn change_and_keep_connections<T>(
         &self,
-        decide: impl FnOnce(&Membership, &NetworkFolder) -> Result<(T, Option<Event>), NetworkError>,
+        decide: impl Fn(&Membership, &NetworkFolder) -> Result<(T, Option<Event>), NetworkError>,
     ) -> Result<T, NetworkError> {
-        let folder = self.folder.lock();
-        let mut journal = self.journal.lock();
-        let answer = journal.change(|members| decide(members, &folder));
+        let mut store = self.store.lock();
+        let answer = store.change(|members| decide(members, &self.folder.lock()));
         // Also after an error: the change first reads what other processes wrote.
-        self.publish(&folder, &journal)?;
+        self.publish(&self.folder.lock(), store.members())?;
         answer
     }
 
-    fn publish(&self, folder: &NetworkFolder, journal: &Journal) -> Result<(), NetworkError> {
-        let members = journal.members();
+    fn publish(&self, folder: &NetworkFolder, members: &Membership) -> Result<(), NetworkError> {
         if **self.members.read() == *members {
             return Ok(());
         }
@@ -380,6 +401,7 @@ impl PrivateNetwork {
     /// connections whose certificate has expired, until `stop`.
     pub(crate) async fn maintain(self: Arc<Self>, stop: CancellationToken) {
         let mut next_check = Instant::now() + CHECK_INTERVAL;
+        let mut shown: Option<String> = None;
         loop {
             // Both arms are cancel-safe.
             tokio::select! {
@@ -393,29 +415,39 @@ impl PrivateNetwork {
             let network = Arc::clone(&self);
             let done = tokio::task::spawn_blocking(move || network.follow(is_check_due)).await;
             match done {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "cannot follow the network's members"),
+                Ok(Ok(())) => shown = None,
+                Ok(Err(error)) => {
+                    let message = error.to_string();
+                    // Once a second is too often to repeat it.
+                    if shown.as_ref() != Some(&message) {
+                        tracing::warn!(error = message, "cannot follow the network's members");
+                    }
+                    shown = Some(message);
+                }
                 Err(error) => tracing::error!(%error, "following the network's members panicked"),
             }
         }
     }
 
     fn follow(&self, is_check_due: bool) -> Result<(), NetworkError> {
-        let mut folder = self.folder.lock();
-        let mut journal = self.journal.lock();
-        if journal.refresh()? {
-            self.publish(&folder, &journal)?;
-            self.close_revoked();
-        }
+        let mut store = self.store.lock();
+        let refreshed = store.refresh();
+        // Also after an error: a part may have been read.
+        self.publish(&self.folder.lock(), store.members())?;
+        self.close_revoked();
         if is_check_due {
             let now = SystemTime::now();
             self.tls.close_expired(now);
+            let mut folder = self.folder.lock();
             if folder.renew_index(now)? {
                 let list = self.revocations.read().list().clone();
                 self.tls.replace(TlsMaterial::index(&folder, &list)?)?;
                 tracing::info!("renewed the certificate of the index");
             }
+            drop(folder);
+            store.compact_log(unix(now))?;
         }
+        refreshed?;
         Ok(())
     }
 }

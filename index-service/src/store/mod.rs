@@ -22,6 +22,7 @@ mod memory;
 pub(crate) mod packed;
 mod redis;
 pub(crate) mod segment;
+pub(crate) mod shared_log;
 mod size;
 mod sled;
 
@@ -35,7 +36,10 @@ pub use self::{
     sled::SledStore,
 };
 pub(crate) use self::{
-    memory::MemoryStore, redis::RedisStore, size::size_of, sled::MIN_CACHE_BYTES,
+    memory::MemoryStore,
+    redis::{RedisLog, RedisStore},
+    size::size_of,
+    sled::MIN_CACHE_BYTES,
 };
 
 /// A peer without its files, or the bindings of one.

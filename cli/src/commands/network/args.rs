@@ -151,7 +151,8 @@ pub(super) struct RekeyArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct SetIndexArgs {
-    /// The address under which this machine, or with --dir others, reach the index
+    /// The address under which this machine, or with --dir others, reach the index; several with
+    /// commas
     #[arg(value_name = "URL")]
     pub(super) url: String,
     #[command(flatten)]
@@ -208,8 +209,14 @@ pub(super) struct RestoreArgs {
     pub(super) dir: PathBuf,
 }
 
-/// The address of an index as join codes and credentials hold it: `https://HOST:PORT`.
+/// The address of an index as join codes and credentials hold it: `https://HOST:PORT`, or several of
+/// them, separated by commas.
 pub(super) fn index_url(text: &str) -> Result<String, CommandError> {
+    let urls: Result<Vec<_>, _> = text.split(',').map(|url| one_index_url(url.trim())).collect();
+    Ok(urls?.join(","))
+}
+
+fn one_index_url(text: &str) -> Result<String, CommandError> {
     if text.starts_with("http://") {
         return Err(CommandError::usage(format!(
             "the index of a private network is encrypted: give https:// instead of `{text}`"

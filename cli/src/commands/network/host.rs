@@ -55,7 +55,9 @@ pub(super) fn create(context: &CommandContext, args: &CreateArgs) -> Result<(), 
     let mut admin = NetworkAdmin::create(&args.dir, &name, &index)?;
     let code = admin.invite(Role::Admin, None, None, None)?;
     let dir = args.dir.display().to_string();
-    let port = index.rsplit(':').next().unwrap_or("1313");
+    // With several indexes, this machine's is the first.
+    let first = index.split(',').next().unwrap_or_default();
+    let port = first.rsplit(':').next().unwrap_or("1313");
     let code_text = code.code.expose();
     if context.out.is_json() {
         return context.out.print_object(&json!({

@@ -8,7 +8,7 @@ use potluck_core::{
         credentials::Credentials,
         join_code::JoinCode,
         stored_identity::StoredIdentity,
-        tls::{ServerIdentity, TlsContext, TlsMaterial},
+        tls::{TlsContext, TlsMaterial},
     },
 };
 use potluck_peer::home::{Home, NETWORK_KEY};
@@ -69,7 +69,7 @@ pub(super) async fn invite(
     let given = context.given_index().map(index_url).transpose()?;
     let url = match given {
         Some(url) => url,
-        None => first_index(&credentials)?,
+        None => index_of(&credentials)?,
     };
     let code = JoinCode::generate(&url, credentials.ca_hash().map_err(Problem::from)?)
         .ok_or_else(|| CommandError::usage("the address of the index is too long: give --index"))?;
@@ -161,7 +161,7 @@ pub(super) async fn rekey(context: &CommandContext, args: RekeyArgs) -> Result<(
     let failed = |error| CommandError::from(Problem::from(error));
     let old = StoredIdentity::open(&state, NETWORK_KEY).map_err(failed)?;
     let old_id = old.key().peer_id();
-    let url = first_index(&credentials)?;
+    let url = index_of(&credentials)?;
     if old.certificate().is_some() {
         let material = TlsMaterial::member(&credentials, &old).map_err(failed)?;
         let tls = TlsContext::new(material)
@@ -215,7 +215,7 @@ pub(super) fn set_index(context: &CommandContext, args: &SetIndexArgs) -> Result
     let folder = context.credentials_folder()?;
     let mut credentials = Credentials::load(&folder).map_err(Problem::from)?;
     credentials
-        .set_indexes(vec![url.clone()])
+        .set_indexes(url.split(',').map(ToOwned::to_owned).collect())
         .map_err(Problem::from)?;
     print_index(context, &url)
 }
@@ -368,17 +368,17 @@ async fn credentials(context: &CommandContext) -> Result<Credentials, CommandErr
     Ok(Credentials::load(&folder).map_err(Problem::from)?)
 }
 
-fn first_index(credentials: &Credentials) -> Result<String, CommandError> {
-    credentials.indexes().first().cloned().ok_or_else(|| {
-        CommandError::new(
+/// The URL of the index, or those of several, separated by commas.
+fn index_of(credentials: &Credentials) -> Result<String, CommandError> {
+    match credentials.indexes() {
+        [] => Err(CommandError::new(
             Reason::InvalidArgument,
             "the credentials name no index: set it with `potluck network set-index URL`",
-        )
-    })
+        )),
+        urls => Ok(urls.join(",")),
+    }
 }
 
-fn secured(url: &str, tls: &TlsContext) -> Result<IndexClient, CommandError> {
-    let endpoint =
-        potluck_core::grpc::transport::Endpoint::parse_secured(url, tls, ServerIdentity::Index)?;
-    Ok(IndexClient::new(endpoint))
+fn secured(urls: &str, tls: &TlsContext) -> Result<IndexClient, CommandError> {
+    Ok(IndexClient::new(index_client::secured(urls, tls)?))
 }

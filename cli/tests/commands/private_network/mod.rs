@@ -7,6 +7,7 @@ mod renewal;
 mod revocation;
 mod roles;
 mod secrecy;
+mod several_indexes;
 mod wire;
 
 use std::{

@@ -17,6 +17,9 @@ const SLOTS: u16 = 16_384;
 /// The key of the layout's number and the cluster id.
 pub(super) const META: &str = "potluck:{000}:meta";
 
+/// The list with the members of a private network, and the hash tag of its slot.
+pub(super) const MEMBERS: &str = "potluck:{network}:members";
+
 /// A hash tag: the first ten bits of a peer's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Tag(u16);

@@ -9,6 +9,7 @@
 //! | `tags` | how far the changes of each hash tag were followed |
 //! | `follow` | what other processes changed, and what a failover lost |
 //! | `read` | reads peers |
+//! | `log` | the members of a private network |
 //!
 //! Invariants:
 //!
@@ -22,6 +23,7 @@
 mod connection;
 mod follow;
 mod keys;
+mod log;
 mod read;
 mod rows;
 mod scripts;
@@ -31,4 +33,4 @@ mod tags;
 mod tests;
 
 pub use self::connection::{RedisConfig, RedisOpenError};
-pub(crate) use self::store::RedisStore;
+pub(crate) use self::{log::RedisLog, store::RedisStore};

@@ -14,6 +14,7 @@ use super::*;
 use crate::store::{
     Change, Followed, IndexStore, PeerRecord, SharedStore as _, StoreError,
     contract::{Model, apply_to_model, collect, peer, registration},
+    shared_log::{LogEnd, LogPart, SharedLog as _},
 };
 
 /// A store and a catalog that follows it.
@@ -292,4 +293,29 @@ fn a_password_is_used() {
         let refused = open(wrong).unwrap_err();
         assert!(matches!(refused, RedisOpenError::Password { .. }), "{refused}");
     }
+}
+
+#[test]
+fn a_log_is_changed_only_where_it_ends_as_expected() {
+    let Some(cluster) = RedisCluster::start(1) else {
+        return;
+    };
+    let runtime = Runtime::new().unwrap();
+    let open = || RedisLog::open(runtime.handle().clone(), &config(&cluster)).unwrap();
+    let (mut one, mut other) = (open(), open());
+    let lines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let end = |len, last: &str| LogEnd {
+        len,
+        last: last.to_owned(),
+    };
+    assert_eq!(one.read(0).unwrap(), LogPart::default());
+    assert!(one.append(&LogEnd::default(), &lines("a b")).unwrap());
+    assert!(!other.append(&LogEnd::default(), &lines("c")).unwrap());
+    assert!(!other.append(&end(2, "a"), &lines("c")).unwrap());
+    assert!(other.append(&end(2, "b"), &lines("c d")).unwrap());
+    let part = one.read(2).unwrap();
+    assert_eq!((part.first.as_deref(), part.lines), (Some("a"), lines("c d")));
+    assert!(!one.replace(&end(2, "b"), &lines("x")).unwrap());
+    assert!(one.replace(&end(4, "d"), &lines("x")).unwrap());
+    assert_eq!(other.read(0).unwrap().lines, lines("x"));
 }
