@@ -34,6 +34,9 @@ const FEW_UNITS: usize = 4;
 /// The longest wait for the others' choice, in times that a unit takes to arrive.
 const HOLD_UNITS: f64 = 8.0;
 
+/// How long after such a wait it still counts: a little more than the driver is late.
+const HOLD_LASTS: Duration = Duration::from_millis(50);
+
 /// What is being found out; rates are in bytes per second. Each phase ends with a measurement.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 enum Phase {
@@ -177,11 +180,12 @@ impl Swarm {
     /// Whether to request a unit of which all near peers have learnt at the same time: each waits for a
     /// random time, and hears of the first that requests it.
     fn may_race(&mut self, key: PeerKey, now: Time) -> bool {
-        let rate = self.downlink.rate().unwrap_or(f64::INFINITY);
-        let units = HOLD_UNITS * self.longest_unit as f64 / rate.max(1.0);
-        let longest = DISTANT_HOLD.as_secs_f64().min(units);
-        let wait = Duration::from_secs_f64(longest * self.rng.random_range(0.0..1.0));
-        let until = *self.preference.hold.get_or_insert(now + wait);
+        let until = match self.preference.hold {
+            Some(until) if now < until + HOLD_LASTS => until,
+            // The unit that it was for went to another peer meanwhile.
+            _ => now + self.draw_hold(),
+        };
+        self.preference.hold = Some(until);
         if now >= until {
             self.preference.hold = None;
             return true;
@@ -191,6 +195,13 @@ impl Swarm {
             self.arm_timer(key, now);
         }
         false
+    }
+
+    fn draw_hold(&mut self) -> Duration {
+        let rate = self.downlink.rate().unwrap_or(f64::INFINITY);
+        let units = HOLD_UNITS * self.longest_unit as f64 / rate.max(1.0);
+        let longest = DISTANT_HOLD.as_secs_f64().min(units);
+        Duration::from_secs_f64(longest * self.rng.random_range(0.0..1.0))
     }
 
     /// The peer waits for the end of the phase.
