@@ -235,6 +235,7 @@ function swatch(colour) {
 class PeerRow {
   constructor(address) {
     this.swatch = swatch("--cell-missing");
+    this.labels = el("span", { className: "muted" });
     this.share = el("span", { className: "share" }, el("span"));
     this.texts = Object.fromEntries(["state", "part", "bytes", "rate", "has"].map((name) => [name, el("span")]));
     const { state, part, bytes, rate: speed, has } = this.texts;
@@ -242,7 +243,7 @@ class PeerRow {
     const contents = [state, [this.share, part], bytes, speed, has];
     this.element = row(
       peer,
-      [this.swatch, foreign(address, "mono")],
+      [this.swatch, foreign(address, "mono"), this.labels],
       ...contents.map((content, at) => cell(others[at], content, COLUMNS[at + 1].className)),
     );
     this.element.peerRow = this;
@@ -251,6 +252,8 @@ class PeerRow {
   update(peer, { sent, units, position }) {
     const colour = position > 0 ? senderColour(position) : "--cell-missing";
     this.swatch.style.setProperty("--colour", `var(${colour})`);
+    const { zone, rack } = peer.labels ?? {};
+    setText(this.labels, [zone, rack].filter(Boolean).map((name) => ` ${name}`).join(""));
     const part = percent(peer.bytes, sent);
     this.share.firstChild.style.width = `${part}%`;
     this.share.firstChild.style.background = `var(${colour})`;
