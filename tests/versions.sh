@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Versions that meet: index, seeder and receiver of an older and a newer build in every mixture.
+# Versions that meet: index, seeder and receiver of an older and a newer build in every mixture, and the
+# newer build with what the older one stored.
 #   tests/versions.sh OLDER NEWER    two folders with the programs, such as a copy of target/debug
 set -euo pipefail
 older=$(readlink -f "$1") newer=$(readlink -f "$2")
@@ -43,3 +44,22 @@ for mixture in "$older $newer $newer" "$newer $older $newer" "$newer $newer $old
   printf 'works: index %s, seeder %s, receiver %s\n' "$index" "$seeder" "$receiver"
   cleanup
 done
+
+# An upgrade: the newer programs open the folders of the older ones.
+folder=$(mktemp -d)
+export HOME=$folder POTLUCK_NO_NETWORK=1
+head -c 5000000 /dev/urandom >"$folder/content"
+for build in "$older" "$newer"; do
+  serve index "$build/potluck-index" --listen 127.0.0.1:0 --data-dir "$folder/index"
+  export POTLUCK_INDEX=$address
+  serve peer "$build/potluck-peer" --listen 127.0.0.1:0 --home "$folder/peer"
+  if [ "$build" = "$older" ]; then
+    "$build/potluck" -q --peer "unix:$folder/peer/control.sock" share "$folder/content" >/dev/null
+    "$build/potluck" query content | grep -q content
+    kill "${started[@]}" && wait "${started[@]}" || true
+    started=()
+  fi
+done
+"$newer/potluck" -q get content -o "$folder/copy" >/dev/null
+cmp "$folder/content" "$folder/copy"
+printf 'works: the folders of %s, opened by %s\n' "$older" "$newer"
