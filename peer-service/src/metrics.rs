@@ -94,6 +94,10 @@ impl Gather for PeerMetrics {
         let help = "Shared items that are not offered because bytes on the disk have changed";
         values.gauge("peer_damaged_items", help, totals.damaged as f64)?;
 
+        let help = "Bytes found and not hashed yet, to share files or to check them";
+        let backlog = self.library.hash_backlog().bytes();
+        values.gauges("peer_hash_backlog_bytes", help, "work", backlog)?;
+
         let cached = self.cache.totals();
         let help = "Files and folders in the cache";
         values.gauge("peer_cache_entries", help, cached.entries as f64)?;

@@ -5,7 +5,7 @@ use std::{
     net::TcpStream,
 };
 
-use potluck_testkit::system::program::Server;
+use potluck_testkit::{system::program::Server, wait::wait_until_blocking};
 
 use crate::{health::free_port, sandbox::Sandbox};
 
@@ -128,4 +128,34 @@ fn labels_are_shown_and_bytes_are_counted_by_zone() {
         "{}",
         wrong.stderr
     );
+}
+
+#[test]
+fn what_waits_to_be_hashed_is_counted() {
+    let sandbox = Sandbox::without_index();
+    let port = free_port();
+    let peer = sandbox.peer("peer", &["--index", "none", "--metrics", &port.to_string()]);
+    sandbox.file("content.bin", 8_000_000, 3);
+    let control = peer.control();
+    sandbox
+        .run(&["--peer", &control, "share", "content.bin"])
+        .expect(0);
+    let nothing = "potluck_peer_hash_backlog_bytes{work=\"check\"} 0.0";
+    assert_has(&metrics(port), nothing);
+    assert_has(
+        &metrics(port),
+        "potluck_peer_hash_backlog_bytes{work=\"share\"} 0.0",
+    );
+    let mut command = sandbox.command();
+    command.args(["--peer", &control, "check", "--all", "--rate", "100KiB/s"]);
+    let mut check = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    wait_until_blocking("the file waits", || {
+        let text = metrics(port);
+        text.contains("peer_hash_backlog_bytes") && !text.lines().any(|line| line == nothing)
+    });
+    check.kill().unwrap();
+    check.wait().unwrap();
+    wait_until_blocking("it no longer waits", || {
+        metrics(port).lines().any(|line| line == nothing)
+    });
 }

@@ -84,7 +84,12 @@ use crate::{
         catalog_store::{CatalogStore, PutCause},
         check::{Checker, reports::ReportQueue},
         files_folder::FilesFolder,
-        hash::{hasher::HashedFile, open::open_regular, priority::ForegroundHashers},
+        hash::{
+            backlog::{HashBacklog, HashWork},
+            hasher::HashedFile,
+            open::open_regular,
+            priority::ForegroundHashers,
+        },
         problems::file_changed,
         reconcile::{Reconciler, files_folder_scan::FilesFolderScan, load::load},
         scan::resolve::resolve,
@@ -171,14 +176,16 @@ impl Library {
             shutdown.clone(),
         ));
         let copies = Arc::new(CopyOpener::new(catalog.clone(), reconciler.clone()));
+        let hashers = Arc::<ForegroundHashers>::default();
         let checker = Arc::new(Checker {
             catalog: catalog.clone(),
             builder: builder.clone(),
             reconciler: reconciler.clone(),
             copies: copies.clone(),
+            backlog: hashers.backlog.clone(),
             shutdown: shutdown.clone(),
         });
-        let (hashers, activity) = (Arc::<ForegroundHashers>::default(), Activity::default());
+        let activity = Activity::default();
         let sha256s = Arc::new(Sha256Worker::new(
             catalog.clone(),
             copies.clone(),
@@ -227,6 +234,11 @@ impl Library {
         tracker.spawn(scan.run());
     }
 
+    /// What waits to be hashed.
+    pub(crate) fn hash_backlog(&self) -> &HashBacklog {
+        &self.hashers.backlog
+    }
+
     /// The counters of bytes that the peer uploads and downloads. Uploads and downloads update
     /// them; background work waits while they grow.
     pub fn activity(&self) -> &Activity {
@@ -250,7 +262,8 @@ impl Library {
             let _hashing = library.hashers.begin();
             let is_stopping = || library.shutdown.is_cancelled();
             let (catalog, builder) = (&library.catalog, &library.builder);
-            share_all(catalog, builder, paths, &options, &events, &is_stopping);
+            let backlog = library.hashers.backlog.begin(HashWork::Share);
+            share_all(catalog, builder, paths, &options, &events, &is_stopping, &backlog);
         };
         // A panic is logged in `blocking`; the events then end without a result.
         let _ = blocking(share).await;

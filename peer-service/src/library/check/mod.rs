@@ -48,7 +48,12 @@ use crate::{
             events::{CheckEvent, CheckTarget},
             progress::CheckProgress,
         },
-        hash::{hasher::is_other_length, observer::HashObserver, open::open_regular},
+        hash::{
+            backlog::{HashBacklog, HashWork},
+            hasher::is_other_length,
+            observer::HashObserver,
+            open::open_regular,
+        },
         problems::Refused,
         reconcile::Reconciler,
         scan::resolve::resolve,
@@ -67,6 +72,7 @@ pub(crate) struct Checker {
     pub(crate) builder: Arc<ItemBuilder>,
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) copies: Arc<CopyOpener>,
+    pub(crate) backlog: HashBacklog,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -118,7 +124,9 @@ impl Checker {
         items.dedup_by_key(|item| (item.number, item.files.len()));
         let files = items.iter().flat_map(|item| &item.files);
         let total = files.map(|file| file.record.size).sum();
-        let progress = CheckProgress::new(rate, total, events, &self.shutdown);
+        let backlog = self.backlog.begin(HashWork::Check);
+        backlog.add(total);
+        let progress = CheckProgress::new(rate, total, events, &self.shutdown, backlog);
         let (mut files, mut bad) = (0, 0);
         for item in items {
             let mut intact = Vec::new();
@@ -130,6 +138,7 @@ impl Checker {
                     CheckOutcome::Failed(problem) => Some(problem),
                 };
                 files += 1;
+                progress.end_file(file.record.size);
                 let Some(problem) = problem else {
                     intact.push(file.location.entry);
                     continue;

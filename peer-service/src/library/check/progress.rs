@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::library::check::events::CheckEvent;
+use crate::library::{check::events::CheckEvent, hash::backlog::BacklogJob};
 
 /// Minimum time between two progress events: a person cannot follow more.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
@@ -25,14 +25,16 @@ pub(crate) struct CheckProgress<'a> {
     total: u64,
     events: &'a mpsc::Sender<CheckEvent>,
     shutdown: &'a CancellationToken,
+    backlog: BacklogJob,
     started: Instant,
     state: Mutex<ProgressState>,
 }
 
 #[derive(Default)]
 struct ProgressState {
-    /// Bytes hashed so far.
+    /// Bytes hashed so far, and those of the current file.
     done: u64,
+    in_file: u64,
     /// The time of the last event.
     reported: Option<Instant>,
 }
@@ -44,12 +46,14 @@ impl<'a> CheckProgress<'a> {
         total: u64,
         events: &'a mpsc::Sender<CheckEvent>,
         shutdown: &'a CancellationToken,
+        backlog: BacklogJob,
     ) -> Self {
         Self {
             rate,
             total,
             events,
             shutdown,
+            backlog,
             started: Instant::now(),
             state: Mutex::default(),
         }
@@ -60,12 +64,20 @@ impl<'a> CheckProgress<'a> {
         self.state.lock().done
     }
 
+    /// The current file of this size is done: what was not read of it never will be.
+    pub(crate) fn end_file(&self, size: u64) {
+        let read = std::mem::take(&mut self.state.lock().in_file);
+        self.backlog.finish(size.saturating_sub(read));
+    }
+
     /// Counts `bytes` more as hashed and waits as the rate limit requires. Breaks when the check is
     /// cancelled.
     pub(crate) fn on_bytes(&self, path: &Path, bytes: u64) -> ControlFlow<()> {
         let done = {
             let mut state = self.state.lock();
             state.done += bytes;
+            state.in_file += bytes;
+            self.backlog.finish(bytes);
             let is_recent = |reported: Instant| reported.elapsed() < PROGRESS_INTERVAL;
             if !state.reported.is_some_and(is_recent) {
                 state.reported = Some(Instant::now());

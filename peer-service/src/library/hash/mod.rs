@@ -1,5 +1,6 @@
 //! From files to hashes: opening, hashing, the hashes of folders, and the priority of hashing.
 
+pub(crate) mod backlog;
 pub(crate) mod entry_hashes;
 pub(crate) mod folder;
 pub(crate) mod hasher;

@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-use crate::activity::{Activity, ActivityWatch};
+use crate::{
+    activity::{Activity, ActivityWatch},
+    library::hash::backlog::HashBacklog,
+};
 
 /// Maximum time that the background pass yields before a turn. Also the delay until it notices a
 /// shutdown.
@@ -33,6 +36,8 @@ const FILE_COST: u64 = 64 * 1024;
 /// The number of foreground hashers: threads that hash while a caller waits.
 #[derive(Debug, Default)]
 pub(crate) struct ForegroundHashers {
+    /// What waits to be hashed.
+    pub(crate) backlog: HashBacklog,
     count: Mutex<usize>,
     idle: Condvar,
 }

@@ -35,6 +35,7 @@ use crate::{
         catalog_store::{CatalogStore, PutCause},
         files_folder::FilesFolder,
         hash::{
+            backlog::HashWork,
             hasher::{HashResult, hash_many},
             observer::HashObserver,
             open::BaseFolder,
@@ -407,7 +408,12 @@ impl FolderScanner {
             }
         }
         let is_cancelled = || scan.shutdown.is_cancelled();
-        let observer = HashObserver::silent(&is_cancelled);
+        let backlog = scan.hashers.backlog.begin(HashWork::Share);
+        backlog.add(ready.iter().map(|(_, stamp)| stamp.size).sum());
+        let observer = HashObserver {
+            on_progress: &|_, bytes| backlog.finish(bytes),
+            ..HashObserver::silent(&is_cancelled)
+        };
         let results = Mutex::new(Vec::with_capacity(ready.len()));
         let file = |index: usize| {
             let (path, stamp): &(&PathBuf, Stamp) = &ready[index];
@@ -568,7 +574,12 @@ fn share_folder(
     snapshot: Snapshot,
 ) -> Result<(), Vec<Refused>> {
     let is_cancelled = || scan.shutdown.is_cancelled();
-    let observer = HashObserver::silent(&is_cancelled);
+    let backlog = scan.hashers.backlog.begin(HashWork::Share);
+    let observer = HashObserver {
+        on_size: &|bytes| backlog.add(bytes),
+        on_progress: &|_, bytes| backlog.finish(bytes),
+        is_cancelled: &is_cancelled,
+    };
     scan.builder
         .check_location(path)
         .map_err(|problem| single_refusal(path, problem))?;

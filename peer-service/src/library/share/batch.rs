@@ -19,7 +19,7 @@ use crate::{
     catalog::{item::Item, share_options::ShareOptions},
     library::{
         catalog_store::{CatalogStore, PutCause},
-        hash::observer::HashObserver,
+        hash::{backlog::BacklogJob, observer::HashObserver},
         problems::{Refused, single_refusal},
         scan::{omissions::Omissions, resolve::resolve},
         share::builder::{BuiltItem, ItemBuilder},
@@ -78,11 +78,13 @@ pub(crate) fn share_all(
     options: &ShareOptions,
     events: &mpsc::Sender<ShareEvent>,
     is_stopping: &(dyn Fn() -> bool + Sync),
+    backlog: &BacklogJob,
 ) {
     let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let last_progress = Mutex::new(None::<Instant>);
     let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
         let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        backlog.finish(bytes);
         // If the lock is taken, another thread is reporting newer progress.
         let Some(mut last_progress) = last_progress.try_lock() else {
             return;
@@ -101,6 +103,7 @@ pub(crate) fn share_all(
     };
     let on_size = |bytes: u64| {
         total.fetch_add(bytes, Ordering::Relaxed);
+        backlog.add(bytes);
     };
     let is_cancelled = || events.is_closed() || is_stopping();
     let observer = HashObserver {
