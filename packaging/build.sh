@@ -23,5 +23,6 @@ for shell in bash zsh fish; do "$potluck" completions "$shell" >"$made/potluck.$
 "$potluck" man "$made/man" >&2
 gzip -9n "$made"/man/*
 gzip -9nc Cargo.lock >"$made/Cargo.lock.gz"
+packaging/sbom.py >"$made/sbom.cdx.json"
 
 cargo deb --package potluck-cli --profile "$profile" --no-build --no-strip ${compression[@]+"${compression[@]}"} ${POTLUCK_DEB_ARGS:-}

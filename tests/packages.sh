@@ -12,6 +12,18 @@ fail() { printf 'FAILED: %s\n' "$1" >&2; exit 1; }
 cleanup() { docker rm -f "$name" >/dev/null 2>&1 || true; }
 trap cleanup EXIT
 
+# What the programs are made of.
+files=$(mktemp -d)
+dpkg-deb -x "$package" "$files"
+python3 - "$files/usr/share/potluck/sbom.cdx.json" <<'PYTHON' || fail "the list of components is wrong"
+import json, sys, tomllib
+listed = {(it["name"], it["version"]) for it in json.load(open(sys.argv[1]))["components"]}
+locked = [it for it in tomllib.load(open("Cargo.lock", "rb"))["package"] if it["name"] == "tonic"]
+assert locked and all((it["name"], it["version"]) in listed for it in locked), "tonic is missing"
+assert "potluck-testkit" not in {name for name, _ in listed}, "tests are listed"
+PYTHON
+rm -rf "$files"
+
 # The units, where systemd is installed. 2.0 of 10 is the most exposure that they may have.
 if command -v systemd-analyze >/dev/null; then
   units=$(mktemp -d)
@@ -36,14 +48,17 @@ inside 'test -s /usr/share/bash-completion/completions/potluck'
 inside 'zcat /usr/share/man/man1/potluck-get.1.gz | grep -q "potluck.get"' || fail "no manual page"
 
 # The services, as the units run them, but without systemd.
-inside 'install -d -o potluck -g potluck /var/lib/potluck/index /var/lib/potluck/peer
+inside 'install -d -o potluck -g potluck /var/lib/potluck/index /var/lib/potluck/peer /var/lib/potluck/gateway
   as() { setpriv --reuid potluck --regid potluck --clear-groups "$@"; }
   setpriv --reuid potluck --regid potluck --clear-groups \
     potluck-index --config /etc/potluck/index.toml >/tmp/index.out 2>/tmp/index.log &
   echo $! >/tmp/index.pid
   as potluck-peer --config /etc/potluck/peer.toml >/tmp/peer.out 2>/tmp/peer.log &
+  as potluck gateway --config /etc/potluck/gateway.toml >/tmp/gateway.out 2>/tmp/gateway.log &
   for try in $(seq 100); do potluck health http://127.0.0.1:9349/readyz >/dev/null 2>&1 && break; sleep 0.1; done
   potluck health http://127.0.0.1:9313/readyz
+  for try in $(seq 100); do grep -q "listening on 127.0.0.1:8080" /tmp/gateway.out && break; sleep 0.1; done
+  grep "listening on" /tmp/gateway.out || { cat /tmp/gateway.log; exit 1; }
   seq 1 300000 >/tmp/numbers.txt
   chmod 644 /tmp/numbers.txt
   as potluck --peer unix:/var/lib/potluck/peer/control.sock share /tmp/numbers.txt

@@ -29,7 +29,7 @@ const SIMILAR: f64 = 0.7;
 /// The command of a service, whose options are settings.
 #[derive(Debug, Clone)]
 pub struct ServiceCommand {
-    /// The name of the service and of its default file: `index` or `peer`.
+    /// The name of the service and of its default file: `index`, `peer` or `gateway`.
     name: &'static str,
     /// The subcommand that runs the service; `None` if the program does nothing else.
     subcommand: Option<&'static str>,
@@ -53,6 +53,18 @@ impl ServiceCommand {
             subcommand: Some(service),
             ..Self::alone::<O>(service)
         }
+    }
+
+    /// Adds those options of `O` that `names` lists: the whole program accepts them, and they are
+    /// settings of the service.
+    #[must_use]
+    pub fn with_options_of<O: clap::Args>(mut self, names: &[&str]) -> Self {
+        let program = O::augment_args(Command::new(self.name));
+        let is_setting = |arg: &&Arg| arg.get_long().is_some_and(|name| names.contains(&name));
+        for arg in program.get_arguments().filter(is_setting) {
+            self.options = self.options.arg(arg.clone());
+        }
+        self
     }
 
     /// The name of the service.

@@ -6,14 +6,20 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, builder::FalseyValueParser};
 use potluck_core::{
     Problem, Reason,
+    configuration::{Configured, Setting, reload_on_hangup},
     grpc::transport::parse_listen,
     index_client,
     model::MachineLabel,
+    process::Hangups,
     units::{parse_duration, parse_size},
 };
 use potluck_gateway::{GatewayConfig, RegistryConfig, TlsFiles};
 use potluck_origins::hub::DEFAULT_ENDPOINT;
-use potluck_peer::{cache::CacheSettings, locality::Locality, options::labels};
+use potluck_peer::{
+    cache::{Cache, CacheSettings},
+    locality::Locality,
+    options::labels,
+};
 use tokio::net::TcpListener;
 use url::Url;
 
@@ -45,9 +51,23 @@ hub or the registry. Prints `listening on ADDRESS` when it
 is ready.";
 
 /// Serve the Hugging Face Hub and container registries, with bytes from peers
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GatewayArgs {
+    /// Read settings from this TOML file, whose keys are the names of these options; `none` for no
+    /// file [default: /etc/potluck/gateway.toml, if it exists]
+    #[arg(
+        long,
+        env = "POTLUCK_GATEWAY_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    config: Option<PathBuf>,
+
+    /// Print all settings with where each comes from, as a file for --config, and exit
+    #[arg(long)]
+    pub(crate) print_config: bool,
+
     /// Where to listen
     #[arg(
         long,
@@ -203,8 +223,25 @@ pub(crate) struct GatewayArgs {
     plaintext: bool,
 }
 
-/// Runs a gateway until it is stopped.
-pub(crate) async fn run(context: &CommandContext, args: GatewayArgs) -> Result<(), CommandError> {
+impl GatewayArgs {
+    const fn cache(&self) -> CacheSettings {
+        CacheSettings {
+            max_bytes: match self.cache_size {
+                Some(size) => size,
+                None => 0,
+            },
+            max_idle: self.cache_ttl,
+        }
+    }
+}
+
+/// Runs a gateway until it is stopped. Reads its settings again at each of the `hangups`.
+pub(crate) async fn run(
+    context: &CommandContext,
+    configured: Configured<GatewayArgs>,
+    hangups: Hangups,
+) -> Result<(), CommandError> {
+    let args = configured.options.clone();
     if context.names_a_peer() {
         return Err(CommandError::usage(
             "a gateway runs a peer of its own: leave out --peer and POTLUCK_PEER",
@@ -218,8 +255,8 @@ pub(crate) async fn run(context: &CommandContext, args: GatewayArgs) -> Result<(
     let address = listener
         .local_addr()
         .map_err(|error| CommandError::new(Reason::Internal, error.to_string()))?;
-    let home = match args.home {
-        Some(home) => home,
+    let home = match &args.home {
+        Some(home) => home.clone(),
         None => potluck_peer::options::default_home(address.port())?
             .with_file_name(format!("gateway-{}", address.port())),
     };
@@ -228,13 +265,16 @@ pub(crate) async fn run(context: &CommandContext, args: GatewayArgs) -> Result<(
     let mut peer = context.service_peer_config(home)?;
     peer.locality = Locality::new(labels(&args.label)?);
     peer.plaintext = args.plaintext;
-    peer.cache = CacheSettings {
-        max_bytes: args.cache_size.unwrap_or(0),
-        max_idle: args.cache_ttl,
-    };
+    peer.cache = args.cache();
+    peer.hangups = hangups.clone();
+    let locality = peer.locality.clone();
     let peer_listener = bind(args.peer_listen, "--peer-listen").await?;
     let stop_peer = context.stop.child_token();
     let running = potluck_peer::start(peer_listener, peer, stop_peer.clone()).await?;
+    let cache = running.cache.clone();
+    let apply =
+        move |args: &GatewayArgs, changes: &[_]| apply_changes(&cache, &locality, args, changes);
+    tokio::spawn(reload_on_hangup(configured, hangups, stop_peer.clone(), apply));
     let config = GatewayConfig {
         hub: args.hf,
         registries: args.oci,
@@ -252,6 +292,27 @@ pub(crate) async fn run(context: &CommandContext, args: GatewayArgs) -> Result<(
     stop_peer.cancel();
     running.join().await;
     Ok(served?)
+}
+
+/// Applies the changed settings that a running gateway can change, and returns their keys.
+fn apply_changes(
+    cache: &Cache,
+    locality: &Locality,
+    args: &GatewayArgs,
+    changes: &[(Setting, Setting)],
+) -> Vec<&'static str> {
+    let is_changed = |key: &&str| changes.iter().any(|(_, new)| new.key == *key);
+    let labels = labels(&args.label);
+    let is_valid = |key: &&str| *key != "label" || labels.is_ok();
+    let keys = ["cache-size", "cache-ttl", "label"].into_iter();
+    let changed: Vec<_> = keys.filter(is_changed).filter(is_valid).collect();
+    for key in &changed {
+        match (*key, &labels) {
+            ("label", Ok(labels)) => locality.set_labels(labels.clone()),
+            _ => cache.set_settings(args.cache()),
+        }
+    }
+    changed
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Problem> {

@@ -62,7 +62,10 @@ pub(crate) async fn run(
             let configured = configured(serve::peer_service())?;
             serve::peer(context, configured, hangups).await
         }
-        Command::Gateway(args) => gateway::run(context, args).await,
+        Command::Gateway(_) => {
+            let configured = configured(serve::gateway_service())?;
+            serve::gateway(context, configured, hangups).await
+        }
         Command::Network(args) => network::run(context, args).await,
         Command::Completions(args) => completions::run(&context.out, &args, &mut Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command()),

@@ -1,4 +1,4 @@
-//! `potluck index` and `potluck peer`: run the services, with their own flags.
+//! `potluck index`, `potluck peer` and `potluck gateway`: run the services, with their own flags.
 
 use clap::Args;
 use potluck_core::{
@@ -9,7 +9,13 @@ use potluck_core::{
 use potluck_index::{RunError, ServeError};
 
 use crate::{
-    commands::index_store::IndexMaintenance, context::CommandContext, error::CommandError,
+    commands::{
+        gateway::{self, GatewayArgs},
+        index_store::IndexMaintenance,
+    },
+    context::CommandContext,
+    error::CommandError,
+    options::GlobalOptions,
 };
 
 /// Run an index, which knows which peers have which files, or look after its stored registrations
@@ -35,8 +41,8 @@ pub(crate) struct PeerArgs {
 }
 
 /// The services, whose options may be in a file.
-pub(crate) fn services() -> [ServiceCommand; 2] {
-    [index_service(), peer_service()]
+pub(crate) fn services() -> [ServiceCommand; 3] {
+    [index_service(), peer_service(), gateway_service()]
 }
 
 /// The index, whose options may be in a file.
@@ -47,6 +53,21 @@ pub(crate) fn index_service() -> ServiceCommand {
 /// The peer, whose options may be in a file.
 pub(crate) fn peer_service() -> ServiceCommand {
     ServiceCommand::subcommand::<potluck_peer::Options>("peer")
+}
+
+/// The gateway, whose options may be in a file, with those options of every command that it uses.
+pub(crate) fn gateway_service() -> ServiceCommand {
+    ServiceCommand::subcommand::<GatewayArgs>("gateway").with_options_of::<GlobalOptions>(&[
+        "index",
+        "credentials",
+        "no-network",
+        "tls-cert",
+        "tls-key",
+        "tls-ca",
+        "log",
+        "log-format",
+        "otlp",
+    ])
 }
 
 /// Runs an index until it is stopped.
@@ -82,6 +103,18 @@ pub(crate) async fn peer(
         return print(context, &configured.settings);
     }
     Ok(potluck_peer::run(configured, hangups, context.stop.clone()).await?)
+}
+
+/// Runs a gateway until it is stopped.
+pub(crate) async fn gateway(
+    context: &CommandContext,
+    configured: Configured<GatewayArgs>,
+    hangups: Hangups,
+) -> Result<(), CommandError> {
+    if configured.options.print_config {
+        return print(context, &configured.settings);
+    }
+    gateway::run(context, configured, hangups).await
 }
 
 fn print(context: &CommandContext, settings: &Settings) -> Result<(), CommandError> {
