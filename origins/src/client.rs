@@ -48,6 +48,10 @@ const POOL_TIMEOUT: Duration = Duration::from_secs(60);
 /// each connection is then used well, and a hub does not take the peer for an attack.
 pub const DEFAULT_MAX_REQUESTS: usize = 6;
 
+/// Maximum tokens that one request asks for: several requests at once share a token, and a registry may
+/// accept each only a few times.
+const MAX_TOKENS: u32 = 4;
+
 /// Bytes before a requested range that are read and dropped if an origin ignores ranges. Small
 /// files can so be had from any server.
 const MAX_SKIPPED: u64 = 16 << 20;
@@ -376,28 +380,32 @@ impl OriginClient {
     }
 
     /// Sends one request. If the named host asks for a token of its token server, it is sent again
-    /// with one.
+    /// with one, and with another if that has expired meanwhile.
     async fn send_once(&self, chain: &Chain<'_>, url: &Url) -> Result<Response, OriginError> {
         let origin = chain.request.url;
         let is_named_host = (url.scheme(), url.host(), url.port_or_known_default())
             == (origin.scheme(), origin.host(), origin.port_or_known_default());
         let credentials = chain.request.authorization.filter(|_| is_named_host);
         let key = TokenKey::new(url, credentials);
-        let token = self.shared.tokens.get(&key).filter(|_| is_named_host);
+        let mut token = self.shared.tokens.get(&key).filter(|_| is_named_host);
         let host = host_of(url);
-        let first = self.request(chain, url, token.as_ref().or(credentials))?;
-        let response = answered(&host, first).await?;
         let may_ask = is_named_host && credentials.is_none_or(|secret| !secret.is_bearer());
-        if response.status() != StatusCode::UNAUTHORIZED || !may_ask {
-            return Ok(response);
-        }
-        let Some(challenge) = BearerChallenge::find(response.headers()) else {
-            return Ok(response);
-        };
-        let granted = self.token(origin, key, &challenge, credentials, token);
-        match granted.await? {
-            Some(token) => answered(&host, self.request(chain, url, Some(&token))?).await,
-            None => Ok(response),
+        let mut left = MAX_TOKENS;
+        loop {
+            let request = self.request(chain, url, token.as_ref().or(credentials))?;
+            let response = answered(&host, request).await?;
+            if response.status() != StatusCode::UNAUTHORIZED || !may_ask || left == 0 {
+                return Ok(response);
+            }
+            let Some(challenge) = BearerChallenge::find(response.headers()) else {
+                return Ok(response);
+            };
+            let granted = self.token(origin, key, &challenge, credentials, token);
+            match granted.await? {
+                Some(granted) => token = Some(granted),
+                None => return Ok(response),
+            }
+            left -= 1;
         }
     }
 
