@@ -25,8 +25,7 @@ use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use crate::{
     config::SwarmConfig,
-    scheduler::distance::Preference,
-    state::{Estimate, Nearby, Peer, RarityOrder, Request},
+    state::{Estimate, Nearby, Peer, Preference, RarityOrder, Request},
     types::{Action, Counters, Failure, PeerKey, RequestId, Time},
 };
 use potluck_core::bitfield::Bitfield;

@@ -3,6 +3,7 @@
 mod estimate;
 mod nearby;
 mod peer;
+mod preference;
 mod rarity;
 mod refusals;
 mod request;
@@ -11,6 +12,7 @@ pub(crate) use self::{
     estimate::Estimate,
     nearby::Nearby,
     peer::{Eligibility, Peer, Pipeline},
+    preference::{Phase, Preference},
     rarity::RarityOrder,
     refusals::Refusals,
     request::Request,
