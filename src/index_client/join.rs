@@ -166,7 +166,7 @@ where
 /// problem once the certificate has expired.
 ///
 /// # Errors
-/// Those of [`renew_certificate`], if the certificate has expired.
+/// Those of `NetworkService.RenewCertificate` and of a connection, if the certificate has expired.
 pub async fn renew_member(credentials: &mut Credentials) -> Result<(), Problem> {
     let now = SystemTime::now();
     if !credentials.member().needs_renewal(now) {
