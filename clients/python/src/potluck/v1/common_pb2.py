@@ -14,21 +14,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17potluck/v1/common.proto\x12\npotluck.v1\"s\n\nFileRecord\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\"\n\x04kind\x18\x05 \x01(\x0e\x32\x14.potluck.v1.FileKindJ\x04\x08\x06\x10\x10\"%\n\x07\x41\x64\x64ress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"S\n\x08Provider\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12$\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x13.potluck.v1.Address\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08*S\n\x08\x46ileKind\x12\x19\n\x15\x46ILE_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46ILE_KIND_FILE\x10\x01\x12\x18\n\x14\x46ILE_KIND_COLLECTION\x10\x02*\xda\x01\n\x0cReachability\x12\x1c\n\x18REACHABILITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16REACHABILITY_REACHABLE\x10\x01\x12\x18\n\x14REACHABILITY_REFUSED\x10\x02\x12\x1a\n\x16REACHABILITY_TIMED_OUT\x10\x03\x12\x1e\n\x1aREACHABILITY_NOT_THIS_PEER\x10\x04\x12\x1c\n\x18REACHABILITY_UNREACHABLE\x10\x05\x12\x1c\n\x18REACHABILITY_NOT_CHECKED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17potluck/v1/common.proto\x12\npotluck.v1\"s\n\nFileRecord\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\"\n\x04kind\x18\x05 \x01(\x0e\x32\x14.potluck.v1.FileKindJ\x04\x08\x06\x10\x10\"%\n\x07\x41\x64\x64ress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"$\n\x06Labels\x12\x0c\n\x04zone\x18\x01 \x01(\t\x12\x0c\n\x04rack\x18\x02 \x01(\t\"S\n\x08Provider\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12$\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x13.potluck.v1.Address\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08*S\n\x08\x46ileKind\x12\x19\n\x15\x46ILE_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46ILE_KIND_FILE\x10\x01\x12\x18\n\x14\x46ILE_KIND_COLLECTION\x10\x02*\xda\x01\n\x0cReachability\x12\x1c\n\x18REACHABILITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16REACHABILITY_REACHABLE\x10\x01\x12\x18\n\x14REACHABILITY_REFUSED\x10\x02\x12\x1a\n\x16REACHABILITY_TIMED_OUT\x10\x03\x12\x1e\n\x1aREACHABILITY_NOT_THIS_PEER\x10\x04\x12\x1c\n\x18REACHABILITY_UNREACHABLE\x10\x05\x12\x1c\n\x18REACHABILITY_NOT_CHECKED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'potluck.v1.common_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_FILEKIND']._serialized_start=280
-  _globals['_FILEKIND']._serialized_end=363
-  _globals['_REACHABILITY']._serialized_start=366
-  _globals['_REACHABILITY']._serialized_end=584
+  _globals['_FILEKIND']._serialized_start=318
+  _globals['_FILEKIND']._serialized_end=401
+  _globals['_REACHABILITY']._serialized_start=404
+  _globals['_REACHABILITY']._serialized_end=622
   _globals['_FILERECORD']._serialized_start=39
   _globals['_FILERECORD']._serialized_end=154
   _globals['_ADDRESS']._serialized_start=156
   _globals['_ADDRESS']._serialized_end=193
-  _globals['_PROVIDER']._serialized_start=195
-  _globals['_PROVIDER']._serialized_end=278
+  _globals['_LABELS']._serialized_start=195
+  _globals['_LABELS']._serialized_end=231
+  _globals['_PROVIDER']._serialized_start=233
+  _globals['_PROVIDER']._serialized_end=316
 # @@protoc_insertion_point(module_scope)

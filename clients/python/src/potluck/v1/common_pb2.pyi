@@ -162,6 +162,30 @@ class Address(google.protobuf.message.Message):
 global___Address = Address
 
 @typing.final
+class Labels(google.protobuf.message.Message):
+    """Where a machine is, as its owner says. Not checked: it may only decide whom another peer prefers.
+    Each name has at most 32 letters, digits, `-`, `_` and `.`; others are ignored.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ZONE_FIELD_NUMBER: builtins.int
+    RACK_FIELD_NUMBER: builtins.int
+    zone: builtins.str
+    """The zone, or empty. Bytes between zones cost money or take long."""
+    rack: builtins.str
+    """The rack within the zone, or empty."""
+    def __init__(
+        self,
+        *,
+        zone: builtins.str = ...,
+        rack: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["rack", b"rack", "zone", b"zone"]) -> None: ...
+
+global___Labels = Labels
+
+@typing.final
 class Provider(google.protobuf.message.Message):
     """A peer that has a file, or part of it."""
 

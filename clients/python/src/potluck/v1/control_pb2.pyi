@@ -1168,6 +1168,7 @@ class TransferPeer(google.protobuf.message.Message):
     REQUESTS_FIELD_NUMBER: builtins.int
     UNITS_FIELD_NUMBER: builtins.int
     ORIGIN_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
     peer_id: builtins.bytes
     """Its public id; empty if only its address was given."""
     state: global___PeerState.ValueType
@@ -1188,6 +1189,10 @@ class TransferPeer(google.protobuf.message.Message):
     def address(self) -> potluck.v1.common_pb2.Address:
         """Its location."""
 
+    @property
+    def labels(self) -> potluck.v1.common_pb2.Labels:
+        """Where the peer says that it is; absent if it does not say."""
+
     def __init__(
         self,
         *,
@@ -1200,9 +1205,10 @@ class TransferPeer(google.protobuf.message.Message):
         requests: builtins.int = ...,
         units: builtins.int = ...,
         origin: builtins.str = ...,
+        labels: potluck.v1.common_pb2.Labels | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["address", b"address"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "bytes", b"bytes", "bytes_per_second", b"bytes_per_second", "origin", b"origin", "peer_id", b"peer_id", "reason", b"reason", "requests", b"requests", "state", b"state", "units", b"units"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["address", b"address", "labels", b"labels"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "bytes", b"bytes", "bytes_per_second", b"bytes_per_second", "labels", b"labels", "origin", b"origin", "peer_id", b"peer_id", "reason", b"reason", "requests", b"requests", "state", b"state", "units", b"units"]) -> None: ...
 
 global___TransferPeer = TransferPeer
 
@@ -1908,6 +1914,7 @@ class GetStatusResponse(google.protobuf.message.Message):
     WARNINGS_FIELD_NUMBER: builtins.int
     REACHABILITY_FIELD_NUMBER: builtins.int
     DOWNLOAD_ONLY_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
     peer_id: builtins.bytes
     """The peer's public id."""
     index: builtins.str
@@ -1966,6 +1973,10 @@ class GetStatusResponse(google.protobuf.message.Message):
         remedies.
         """
 
+    @property
+    def labels(self) -> potluck.v1.common_pb2.Labels:
+        """Where this peer is, as its owner says; absent without labels."""
+
     def __init__(
         self,
         *,
@@ -1991,8 +2002,9 @@ class GetStatusResponse(google.protobuf.message.Message):
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
         reachability: potluck.v1.common_pb2.Reachability.ValueType = ...,
         download_only: builtins.bool = ...,
+        labels: potluck.v1.common_pb2.Labels | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["advertised", b"advertised", "index_error", b"index_error", "listening", b"listening"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["advertised", b"advertised", "bytes", b"bytes", "damaged_items", b"damaged_items", "download_only", b"download_only", "downloaded_bytes", b"downloaded_bytes", "files", b"files", "files_folder", b"files_folder", "home", b"home", "index", b"index", "index_error", b"index_error", "items", b"items", "listening", b"listening", "paused_transfers", b"paused_transfers", "peer_id", b"peer_id", "previous_peer_id", b"previous_peer_id", "reachability", b"reachability", "registered", b"registered", "transfers", b"transfers", "uploaded_bytes", b"uploaded_bytes", "uptime_ms", b"uptime_ms", "version", b"version", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["advertised", b"advertised", "index_error", b"index_error", "labels", b"labels", "listening", b"listening"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advertised", b"advertised", "bytes", b"bytes", "damaged_items", b"damaged_items", "download_only", b"download_only", "downloaded_bytes", b"downloaded_bytes", "files", b"files", "files_folder", b"files_folder", "home", b"home", "index", b"index", "index_error", b"index_error", "items", b"items", "labels", b"labels", "listening", b"listening", "paused_transfers", b"paused_transfers", "peer_id", b"peer_id", "previous_peer_id", b"previous_peer_id", "reachability", b"reachability", "registered", b"registered", "transfers", b"transfers", "uploaded_bytes", b"uploaded_bytes", "uptime_ms", b"uptime_ms", "version", b"version", "warnings", b"warnings"]) -> None: ...
 
 global___GetStatusResponse = GetStatusResponse

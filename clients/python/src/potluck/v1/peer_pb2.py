@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from potluck.v1 import common_pb2 as potluck_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15potluck/v1/peer.proto\x12\npotluck.v1\x1a\x17potluck/v1/common.proto\"\x11\n\x0fIdentifyRequest\"#\n\x10IdentifyResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\"\"\n\x0f\x44\x65scribeRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\"i\n\x10\x44\x65scribeResponse\x12$\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x16.potluck.v1.FileRecord\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\x12\x0f\n\x07peer_id\x18\x04 \x01(\x0c\"a\n\x15GetPieceHashesRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66irst_piece\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x13\n\x0blarge_files\x18\x04 \x01(\x08\"=\n\x16GetPieceHashesResponse\x12\x13\n\x0b\x66irst_piece\x18\x01 \x01(\r\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\"+\n\x18WatchAvailabilityRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\"\x8c\x01\n\x19WatchAvailabilityResponse\x12\x34\n\x08snapshot\x18\x01 \x01(\x0b\x32 .potluck.v1.AvailabilitySnapshotH\x00\x12\x30\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x1e.potluck.v1.AvailabilityChangeH\x00\x42\x07\n\x05\x65vent\"h\n\x14\x41vailabilitySnapshot\x12\r\n\x05units\x18\x01 \x01(\r\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x0c\n\x04have\x18\x03 \x01(\x0c\x12\x10\n\x08\x66\x65tching\x18\x04 \x01(\x0c\x12\x0f\n\x07\x66ile_id\x18\x05 \x01(\x0c\"G\n\x12\x41vailabilityChange\x12\x0c\n\x04have\x18\x01 \x03(\r\x12\x10\n\x08\x66\x65tching\x18\x02 \x03(\r\x12\x11\n\tabandoned\x18\x03 \x03(\r\"7\n\x04Span\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"2\n\x0f\x44ownloadRequest\x12\x1f\n\x05spans\x18\x01 \x03(\x0b\x32\x10.potluck.v1.Span\">\n\x10\x44ownloadResponse\x12\x0c\n\x04span\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"M\n\x16ReportBadPiecesRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66irst_piece\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\x19\n\x17ReportBadPiecesResponse2\xff\x03\n\x0bPeerService\x12\x45\n\x08Identify\x12\x1b.potluck.v1.IdentifyRequest\x1a\x1c.potluck.v1.IdentifyResponse\x12\x45\n\x08\x44\x65scribe\x12\x1b.potluck.v1.DescribeRequest\x1a\x1c.potluck.v1.DescribeResponse\x12Y\n\x0eGetPieceHashes\x12!.potluck.v1.GetPieceHashesRequest\x1a\".potluck.v1.GetPieceHashesResponse0\x01\x12\x62\n\x11WatchAvailability\x12$.potluck.v1.WatchAvailabilityRequest\x1a%.potluck.v1.WatchAvailabilityResponse0\x01\x12G\n\x08\x44ownload\x12\x1b.potluck.v1.DownloadRequest\x1a\x1c.potluck.v1.DownloadResponse0\x01\x12Z\n\x0fReportBadPieces\x12\".potluck.v1.ReportBadPiecesRequest\x1a#.potluck.v1.ReportBadPiecesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15potluck/v1/peer.proto\x12\npotluck.v1\x1a\x17potluck/v1/common.proto\"\x11\n\x0fIdentifyRequest\"#\n\x10IdentifyResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\"\"\n\x0f\x44\x65scribeRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\"i\n\x10\x44\x65scribeResponse\x12$\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x16.potluck.v1.FileRecord\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\x12\x0f\n\x07peer_id\x18\x04 \x01(\x0c\"a\n\x15GetPieceHashesRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66irst_piece\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x13\n\x0blarge_files\x18\x04 \x01(\x08\"=\n\x16GetPieceHashesResponse\x12\x13\n\x0b\x66irst_piece\x18\x01 \x01(\r\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\"+\n\x18WatchAvailabilityRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\"\x8c\x01\n\x19WatchAvailabilityResponse\x12\x34\n\x08snapshot\x18\x01 \x01(\x0b\x32 .potluck.v1.AvailabilitySnapshotH\x00\x12\x30\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x1e.potluck.v1.AvailabilityChangeH\x00\x42\x07\n\x05\x65vent\"\x8c\x01\n\x14\x41vailabilitySnapshot\x12\r\n\x05units\x18\x01 \x01(\r\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x0c\n\x04have\x18\x03 \x01(\x0c\x12\x10\n\x08\x66\x65tching\x18\x04 \x01(\x0c\x12\x0f\n\x07\x66ile_id\x18\x05 \x01(\x0c\x12\"\n\x06labels\x18\x06 \x01(\x0b\x32\x12.potluck.v1.Labels\"G\n\x12\x41vailabilityChange\x12\x0c\n\x04have\x18\x01 \x03(\r\x12\x10\n\x08\x66\x65tching\x18\x02 \x03(\r\x12\x11\n\tabandoned\x18\x03 \x03(\r\"7\n\x04Span\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"@\n\x0f\x44ownloadRequest\x12\x1f\n\x05spans\x18\x01 \x03(\x0b\x32\x10.potluck.v1.Span\x12\x0c\n\x04zone\x18\x02 \x01(\t\">\n\x10\x44ownloadResponse\x12\x0c\n\x04span\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"M\n\x16ReportBadPiecesRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66irst_piece\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\x19\n\x17ReportBadPiecesResponse2\xff\x03\n\x0bPeerService\x12\x45\n\x08Identify\x12\x1b.potluck.v1.IdentifyRequest\x1a\x1c.potluck.v1.IdentifyResponse\x12\x45\n\x08\x44\x65scribe\x12\x1b.potluck.v1.DescribeRequest\x1a\x1c.potluck.v1.DescribeResponse\x12Y\n\x0eGetPieceHashes\x12!.potluck.v1.GetPieceHashesRequest\x1a\".potluck.v1.GetPieceHashesResponse0\x01\x12\x62\n\x11WatchAvailability\x12$.potluck.v1.WatchAvailabilityRequest\x1a%.potluck.v1.WatchAvailabilityResponse0\x01\x12G\n\x08\x44ownload\x12\x1b.potluck.v1.DownloadRequest\x1a\x1c.potluck.v1.DownloadResponse0\x01\x12Z\n\x0fReportBadPieces\x12\".potluck.v1.ReportBadPiecesRequest\x1a#.potluck.v1.ReportBadPiecesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,20 +38,20 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_WATCHAVAILABILITYREQUEST']._serialized_end=466
   _globals['_WATCHAVAILABILITYRESPONSE']._serialized_start=469
   _globals['_WATCHAVAILABILITYRESPONSE']._serialized_end=609
-  _globals['_AVAILABILITYSNAPSHOT']._serialized_start=611
-  _globals['_AVAILABILITYSNAPSHOT']._serialized_end=715
-  _globals['_AVAILABILITYCHANGE']._serialized_start=717
-  _globals['_AVAILABILITYCHANGE']._serialized_end=788
-  _globals['_SPAN']._serialized_start=790
-  _globals['_SPAN']._serialized_end=845
-  _globals['_DOWNLOADREQUEST']._serialized_start=847
-  _globals['_DOWNLOADREQUEST']._serialized_end=897
-  _globals['_DOWNLOADRESPONSE']._serialized_start=899
-  _globals['_DOWNLOADRESPONSE']._serialized_end=961
-  _globals['_REPORTBADPIECESREQUEST']._serialized_start=963
-  _globals['_REPORTBADPIECESREQUEST']._serialized_end=1040
-  _globals['_REPORTBADPIECESRESPONSE']._serialized_start=1042
-  _globals['_REPORTBADPIECESRESPONSE']._serialized_end=1067
-  _globals['_PEERSERVICE']._serialized_start=1070
-  _globals['_PEERSERVICE']._serialized_end=1581
+  _globals['_AVAILABILITYSNAPSHOT']._serialized_start=612
+  _globals['_AVAILABILITYSNAPSHOT']._serialized_end=752
+  _globals['_AVAILABILITYCHANGE']._serialized_start=754
+  _globals['_AVAILABILITYCHANGE']._serialized_end=825
+  _globals['_SPAN']._serialized_start=827
+  _globals['_SPAN']._serialized_end=882
+  _globals['_DOWNLOADREQUEST']._serialized_start=884
+  _globals['_DOWNLOADREQUEST']._serialized_end=948
+  _globals['_DOWNLOADRESPONSE']._serialized_start=950
+  _globals['_DOWNLOADRESPONSE']._serialized_end=1012
+  _globals['_REPORTBADPIECESREQUEST']._serialized_start=1014
+  _globals['_REPORTBADPIECESREQUEST']._serialized_end=1091
+  _globals['_REPORTBADPIECESRESPONSE']._serialized_start=1093
+  _globals['_REPORTBADPIECESRESPONSE']._serialized_end=1118
+  _globals['_PEERSERVICE']._serialized_start=1121
+  _globals['_PEERSERVICE']._serialized_end=1632
 # @@protoc_insertion_point(module_scope)

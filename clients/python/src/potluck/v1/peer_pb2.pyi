@@ -208,6 +208,7 @@ class AvailabilitySnapshot(google.protobuf.message.Message):
     HAVE_FIELD_NUMBER: builtins.int
     FETCHING_FIELD_NUMBER: builtins.int
     FILE_ID_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
     units: builtins.int
     """Number of units of the file or collection."""
     complete: builtins.bool
@@ -220,6 +221,10 @@ class AvailabilitySnapshot(google.protobuf.message.Message):
     """The file or collection of the request, so that the caller can detect an answer to another
     request.
     """
+    @property
+    def labels(self) -> potluck.v1.common_pb2.Labels:
+        """Where the peer is; absent if it does not say."""
+
     def __init__(
         self,
         *,
@@ -228,8 +233,10 @@ class AvailabilitySnapshot(google.protobuf.message.Message):
         have: builtins.bytes = ...,
         fetching: builtins.bytes = ...,
         file_id: builtins.bytes = ...,
+        labels: potluck.v1.common_pb2.Labels | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["complete", b"complete", "fetching", b"fetching", "file_id", b"file_id", "have", b"have", "units", b"units"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["labels", b"labels"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["complete", b"complete", "fetching", b"fetching", "file_id", b"file_id", "have", b"have", "labels", b"labels", "units", b"units"]) -> None: ...
 
 global___AvailabilitySnapshot = AvailabilitySnapshot
 
@@ -303,6 +310,9 @@ class DownloadRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SPANS_FIELD_NUMBER: builtins.int
+    ZONE_FIELD_NUMBER: builtins.int
+    zone: builtins.str
+    """The zone of the peer that asks, or empty. The peer that answers counts the bytes by it."""
     @property
     def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Span]:
         """The requested spans; at most 4,096 spans and 64 MiB in total."""
@@ -311,8 +321,9 @@ class DownloadRequest(google.protobuf.message.Message):
         self,
         *,
         spans: collections.abc.Iterable[global___Span] | None = ...,
+        zone: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["spans", b"spans"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["spans", b"spans", "zone", b"zone"]) -> None: ...
 
 global___DownloadRequest = DownloadRequest
 
