@@ -1,6 +1,7 @@
 //! Connections of clients over TLS.
 //!
-//! Invariant: a slow or failed handshake delays no other connection, and only so many run at a time.
+//! Invariant: a slow or failed handshake delays no other connection. The number of handshakes at a time is
+//! limited.
 
 use std::{fmt, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 

@@ -55,7 +55,7 @@ impl Random {
 struct Plan {
     random: Random,
     size: u64,
-    /// Of 100 answers so many are wrong.
+    /// The percentage of answers that are wrong.
     percent: u64,
     /// Whether bytes are wrong, and not only answers.
     damages: bool,

@@ -160,8 +160,8 @@ impl Journal {
         Self::open_with(folder, None)
     }
 
-    /// Opens the members of a network with several indexes. Without a record of what is in their log,
-    /// such as in a folder that was restored, all is taken for shared.
+    /// Opens the members of a network with several indexes. A folder that was restored has no record of
+    /// what is in their log: then every event counts as shared.
     ///
     /// # Errors
     /// [`JournalError`].

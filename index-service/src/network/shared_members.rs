@@ -8,9 +8,9 @@
 //! ```
 //!
 //! A change is appended to the log if nobody appended another meanwhile, and then to the journal. So
-//! all indexes decide in the same order. The seal of a line is an HMAC-SHA256 over it and the seal
-//! before it, with a key that follows from the CA's key: whoever can write to the store cannot make
-//! members.
+//! all indexes decide in the same order. The seal of a line is an HMAC-SHA256 over the line and the seal
+//! before it. Its key is derived from the CA's key, so a program that can only write to the store cannot
+//! add members.
 //!
 //! Redis can lose its last lines in a failover. Each index therefore compares the last line that it
 //! knows, and appends again what was lost: a revoked member does not come back.
