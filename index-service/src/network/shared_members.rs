@@ -380,8 +380,8 @@ impl SharedMembers {
         Ok(events)
     }
 
-    /// The epoch of a log of this network, and whether it was rewritten. Another network has another key, so this comes before its
-    /// seal is checked.
+    /// The epoch of a log of this network, and whether it was rewritten. This comes before the seal is
+    /// checked, because another network has another key.
     fn check_header(&self, line: &str) -> Result<(u64, bool), SharedMembersError> {
         let text = line.split('\t').next().unwrap_or_default();
         let header: Header =
